@@ -1,0 +1,331 @@
+//! What is true: one immutable configuration, swapped whole, pinned by each call from start to end.
+
+use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use crate::{
+    config::secret::SecretString,
+    ledger::period::Per,
+    policy::{
+        experiment::Experiment,
+        keys::{Caller, KeyRing},
+        limits::Limit,
+        pricing::{Catalog, Price},
+        prompt::Template,
+        scope::Scope,
+    },
+    units::{NanoUsd, Tokens},
+};
+
+/// One configuration, valid as a whole.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// First 12 hex digits of the SHA-256 of what was read (values from the environment included).
+    pub hash: String,
+    /// Listeners, their limits, and what needs a restart.
+    pub server: Server,
+    /// Where ledger state lives.
+    pub store: Store,
+    /// Where files of our own live.
+    pub data_dir: PathBuf,
+    /// How clients prove who they are.
+    pub auth: Auth,
+    /// The virtual keys.
+    pub keys: KeyRing,
+    /// Providers by name.
+    pub providers: HashMap<Box<str>, Arc<Provider>>,
+    /// Where bare, unknown model names and calls that name no model go.
+    pub default_provider: Option<Arc<Provider>>,
+    /// The registry: what clients may name, by alias.
+    pub models: HashMap<Box<str>, Arc<Model>>,
+    /// Prompts by name: for `x-tollgate-prompt`.
+    pub prompts: HashMap<Box<str>, Arc<Prompt>>,
+    /// Budgets, in the fixed order in which their purses are taken.
+    pub budgets: Vec<Arc<Budget>>,
+    /// Rate limits.
+    pub limits: Vec<Arc<Limit>>,
+    /// Prices: the built-in catalog with own rows over it.
+    pub prices: Arc<Catalog>,
+    /// What happens with a model that has no price.
+    pub unpriced: Unpriced,
+    /// Attempts, time-outs, ejection.
+    pub routing: Routing,
+    /// What happens upstream when the client leaves.
+    pub on_disconnect: OnDisconnect,
+    /// Whether usage is asked for on the client's behalf.
+    pub stream_usage: StreamUsage,
+    /// Ledger timings.
+    pub ledger: LedgerSettings,
+    /// What was asked for that this build does not have yet: named at start and on reload, never silently ignored.
+    pub not_yet: Vec<String>,
+}
+
+/// Listeners and limits. `listen`, `admin` and `tls` need a restart to change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// The client listener.
+    pub listen: SocketAddr,
+    /// The admin listener: metrics and administration, never on the client listener.
+    pub admin: SocketAddr,
+    /// Required unless `admin` is on loopback.
+    pub admin_token: Option<SecretString>,
+    /// Certificates of the client listener.
+    pub tls: Option<Tls>,
+    /// Largest request body that is taken, in bytes.
+    pub body_bytes_max: usize,
+    /// Calls at the same time; further ones get 503.
+    pub in_flight_max: usize,
+    /// Time for a request's header block to arrive.
+    pub header_timeout: Duration,
+    /// How long calls in flight may go on after SIGTERM.
+    pub drain: Duration,
+}
+
+/// Certificate files of a listener, read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM chain.
+    pub cert: PathBuf,
+    /// PEM key.
+    pub key: PathBuf,
+    /// PEM roots: given, clients must present a certificate signed by one of them.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Where the ledger's truth lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Store {
+    /// A local SQLite file in `data_dir`.
+    Embedded,
+}
+
+/// How clients prove who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auth {
+    /// A virtual key.
+    Required,
+    /// Nobody is asked; loopback only.
+    None,
+    /// The client's own provider key goes through.
+    Passthrough,
+}
+
+/// An upstream that calls can be sent to.
+#[derive(Debug)]
+pub struct Provider {
+    /// Its name in the configuration.
+    pub name: Arc<str>,
+    /// Which dialect and which behaviour.
+    pub kind: ProviderKind,
+    /// Absolute base URL without a trailing slash, such as `https://api.openai.com/v1`.
+    pub base_url: http::Uri,
+    /// Keys, used in turn; none for servers that ask for none.
+    pub api_keys: Vec<SecretString>,
+    /// Row group of the price catalog (`openai`, `anthropic`, …), when the base URL belongs to a known provider.
+    pub catalog: Option<Box<str>>,
+    /// Whether `/v1/organization/*` is forwarded.
+    pub organization_api: bool,
+    /// The field in which this server wants an output cap that the client did not set.
+    pub cap_field: &'static str,
+    /// PEM file with additional roots to trust for this provider.
+    pub ca: Option<PathBuf>,
+}
+
+/// What kind of provider.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ProviderKind {
+    /// Speaks OpenAI's API.
+    OpenAi,
+    /// Speaks Anthropic's Messages API, and OpenAI's chat completions beside it.
+    Anthropic,
+    /// Answers by itself: for tests and demonstrations.
+    Simulated(Simulated),
+}
+
+/// How the simulated provider behaves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Simulated {
+    /// Output speed.
+    pub tokens_per_second: f64,
+    /// Delay before the first token.
+    pub time_to_first_token: Duration,
+    /// Share of calls that fail with 500, 0 to 1.
+    pub error_rate: f64,
+}
+
+/// An alias that clients name.
+#[derive(Debug)]
+pub struct Model {
+    /// The alias.
+    pub name: Arc<str>,
+    /// The live version's name.
+    pub live: Arc<str>,
+    /// Versions by name; the live one is among them.
+    pub versions: HashMap<Arc<str>, Arc<ModelVersion>>,
+    /// Experiments in which calls of this model take part.
+    pub experiments: Vec<Arc<Experiment>>,
+}
+
+/// One immutable version of a model.
+#[derive(Debug)]
+pub struct ModelVersion {
+    /// The version's name.
+    pub name: Arc<str>,
+    /// Weighted targets; at least one with a weight above 0.
+    pub targets: Vec<(Target, u32)>,
+    /// Tried in order when the target failed before its first byte.
+    pub fallbacks: Vec<Target>,
+    /// Parameters set where the client did not: name and JSON text.
+    pub defaults: Vec<(Box<str>, Box<str>)>,
+    /// Parameters set whatever the client said: name and JSON text.
+    pub forced: Vec<(Box<str>, Box<str>)>,
+    /// The prompt injected into every call.
+    pub prompt: Option<PromptRef>,
+}
+
+/// A model at a provider.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Where.
+    pub provider: Arc<Provider>,
+    /// The provider's own name of the model.
+    pub model: Arc<str>,
+    /// Its price; `None` when none is known.
+    pub price: Option<Arc<Price>>,
+}
+
+/// A prompt and, where pinned, its version; otherwise the live one.
+#[derive(Debug, Clone)]
+pub struct PromptRef {
+    /// The prompt.
+    pub prompt: Arc<Prompt>,
+    /// `@v2`, or the live version.
+    pub version: Arc<str>,
+}
+
+/// A prompt with its versions.
+#[derive(Debug)]
+pub struct Prompt {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The live version's name.
+    pub live: Arc<str>,
+    /// Versions by name; the live one is among them.
+    pub versions: HashMap<Arc<str>, Arc<Template>>,
+}
+
+/// A budget.
+#[derive(Debug)]
+pub struct Budget {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whom it is for.
+    pub scope: Scope,
+    /// How much may be spent in a period.
+    pub limit: NanoUsd,
+    /// The period, in its time zone.
+    pub per: Per,
+    /// Shares of the limit (0 to 1) at which an alert is due.
+    pub alerts: Vec<f64>,
+    /// Model alias to use once exhausted, instead of refusing.
+    pub downgrade: Option<Arc<str>>,
+    /// Whether the output cap may be lowered to what is left.
+    pub clamp: bool,
+    /// Least output cap that clamping may leave.
+    pub min_output_tokens: Tokens,
+    /// Cap that is set for calls without one, where the model's own maximum is unknown.
+    pub default_max_tokens: Tokens,
+    /// What happens when the store is away and the purse is empty.
+    pub on_store_loss: OnStoreLoss,
+    /// Whether the budget refuses, or only warns.
+    pub mode: BudgetMode,
+}
+
+/// What an empty purse means while the store is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStoreLoss {
+    /// 503.
+    Closed,
+    /// Calls go on, booked as debt.
+    Open,
+}
+
+/// Whether a budget refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BudgetMode {
+    /// It refuses.
+    Enforce,
+    /// It counts and warns.
+    Warn,
+}
+
+/// What happens with a model that has no price.
+#[derive(Debug, Clone)]
+pub enum Unpriced {
+    /// Calls that a budget covers are refused; others are logged without a cost.
+    Refuse,
+    /// This price is charged.
+    Charge(Arc<Price>),
+}
+
+/// Attempts, time-outs, ejection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Routing {
+    /// Most attempts per call over all targets.
+    pub attempts: u32,
+    /// Share of recent calls that may be retries, 0 to 1.
+    pub retry_budget: f64,
+    /// Ejection of failing providers; `None` when `off`.
+    pub eject: Option<Eject>,
+    /// To a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// From the request's last byte to the reply's head.
+    pub first_byte_timeout: Duration,
+    /// Between two chunks of a reply.
+    pub idle_timeout: Duration,
+    /// The whole call, retries included.
+    pub total_timeout: Duration,
+}
+
+/// When a provider is taken out of rotation, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Eject {
+    /// Consecutive failures.
+    pub after: u32,
+    /// First ejection's length.
+    pub duration: Duration,
+}
+
+/// What happens upstream when the client leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDisconnect {
+    /// The upstream call is cancelled.
+    Cancel,
+    /// The reply is read to its end, to know the exact usage.
+    Drain,
+}
+
+/// Whether usage is asked for on the client's behalf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamUsage {
+    /// `stream_options.include_usage` is added upstream and its traces removed on the way back.
+    Ask,
+    /// Nothing is added; counted locally where the provider says nothing.
+    Leave,
+}
+
+/// Ledger timings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerSettings {
+    /// Background sync interval.
+    pub sync: Duration,
+    /// Longest wait of a call for money.
+    pub budget_wait: Duration,
+}
+
+impl Snapshot {
+    /// The caller to use where nobody is asked ([`Auth::None`], [`Auth::Passthrough`]).
+    #[must_use]
+    pub fn anonymous(&self) -> Arc<Caller> {
+        self.keys.anonymous()
+    }
+}

@@ -1,0 +1,3 @@
+//! Strict limits: the pure state machine. No I/O, no clock.
+
+pub mod period;

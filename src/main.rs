@@ -1,0 +1,3 @@
+//! Parses arguments, runs a command, turns its error into an exit code.
+
+fn main() {}

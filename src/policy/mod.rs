@@ -1,0 +1,9 @@
+//! Decisions as pure functions of facts and time: no I/O, no clock, no tokio.
+
+pub mod experiment;
+pub mod keys;
+pub mod limits;
+pub mod pricing;
+pub mod prompt;
+pub mod scope;
+pub mod tokens;

@@ -1,0 +1,1 @@
+//! Ports named by their consumer, and their implementations.

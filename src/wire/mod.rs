@@ -1,0 +1,8 @@
+//! What the bytes mean. Synchronous, no I/O, borrowed where it can be.
+
+pub mod anthropic;
+pub mod headers;
+pub mod json;
+pub mod openai;
+pub mod sse;
+pub mod usage;
