@@ -48,3 +48,7 @@ pub mod policy;
 pub mod config;
 pub mod store;
 pub mod telemetry;
+
+pub mod upstream;
+
+pub mod gateway;
