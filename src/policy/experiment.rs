@@ -1,4 +1,12 @@
 //! Which variant of an experiment a unit belongs to: weighted rendezvous hashing, no state.
+//!
+//! Every variant draws a number for the unit, and the highest wins. The draw depends only on salt, variant and unit, so it is
+//! the same on every replica and after every restart. A variant's weight scales only its own draws: raising it moves units
+//! only into it, lowering it only out of it. Cumulative ranges and rings of hashed points do neither.
+
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// What is hashed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,5 +22,195 @@ pub enum Unit {
 }
 
 /// An experiment on a model.
-#[derive(Debug)]
-pub struct Experiment {}
+#[derive(Debug, Clone)]
+pub struct Experiment {
+    /// Its name, also its label in metrics and headers.
+    pub name: Arc<str>,
+    /// What is hashed.
+    pub unit: Unit,
+    variants: Vec<Variant>,
+    /// The seed of each variant's draws, beside `variants`.
+    seeds: Vec<u64>,
+}
+
+/// One arm of an experiment: what it changes about a call. What it does not set stays as the model says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Variant {
+    /// Its name; part of what is hashed, so renaming it deals its units anew.
+    pub name: Arc<str>,
+    /// Its share, relative to the others'. 0 or less gets nobody.
+    pub weight: f64,
+    /// Version of the model to use instead of the live one.
+    pub version: Option<Arc<str>>,
+    /// `provider/model` to use instead of the version's targets.
+    pub target: Option<String>,
+    /// Prompt name and version to inject instead of the model's.
+    pub prompt: Option<(Arc<str>, Arc<str>)>,
+    /// Parameters to set: name and JSON text.
+    pub parameters: Vec<(Box<str>, Box<str>)>,
+}
+
+impl Experiment {
+    /// An experiment over `variants`. The salt is the name unless one is given; experiments with different salts deal the
+    /// same units independently.
+    #[must_use]
+    pub fn new(name: Arc<str>, salt: Option<&str>, unit: Unit, variants: Vec<Variant>) -> Experiment {
+        let salt = salt.unwrap_or(&name);
+        let seeds = variants.iter().map(|variant| seed(salt, &variant.name)).collect();
+        Experiment { name, unit, variants, seeds }
+    }
+
+    /// The variants, as configured.
+    #[must_use]
+    pub fn variants(&self) -> &[Variant] {
+        &self.variants
+    }
+
+    /// The variant that `unit` belongs to; `None` when every weight is 0.
+    ///
+    /// The logarithm may differ between platforms in its last bit. That matters only where two scores are equal to that bit:
+    /// about one unit in 10^15.
+    #[must_use]
+    pub fn assign(&self, unit: &str) -> Option<&Variant> {
+        self.variants
+            .iter()
+            .zip(&self.seeds)
+            .filter(|(variant, _)| variant.weight > 0.0)
+            .map(|(variant, &seed)| (variant, score(variant.weight, seed, unit)))
+            .max_by(|(_, one), (_, other)| one.total_cmp(other))
+            .map(|(variant, _)| variant)
+    }
+}
+
+/// The seed of a variant's draws. The length keeps `("ab", "c")` and `("a", "bc")` apart.
+fn seed(salt: &str, variant: &str) -> u64 {
+    xxh3_64(format!("{}:{salt}:{variant}", salt.len()).as_bytes())
+}
+
+/// What the variant draws for this unit: exponentially distributed draws, so that each wins in proportion to its weight.
+fn score(weight: f64, seed: u64, unit: &str) -> f64 {
+    -weight / uniform(xxh3_64_with_seed(unit.as_bytes(), seed)).ln()
+}
+
+/// The upper 53 bits as a number strictly between 0 and 1. The lowest is set to stay off 0, and off 1 by the other end.
+fn uniform(hash: u64) -> f64 {
+    const TWO_TO_53: f64 = 9_007_199_254_740_992.0;
+    ((hash >> 11) | 1) as f64 / TWO_TO_53
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USERS: usize = 100_000;
+
+    fn variant(name: &str, weight: f64) -> Variant {
+        Variant { name: name.into(), weight, version: None, target: None, prompt: None, parameters: Vec::new() }
+    }
+
+    fn experiment(name: &str, weights: &[(&str, f64)]) -> Experiment {
+        let variants = weights.iter().map(|&(name, weight)| variant(name, weight)).collect();
+        Experiment::new(name.into(), None, Unit::User, variants)
+    }
+
+    fn assignments(experiment: &Experiment) -> Vec<&str> {
+        (0..USERS).map(|n| &*experiment.assign(&format!("user-{n}")).expect("a weight above 0").name).collect()
+    }
+
+    fn share(assignments: &[&str], name: &str) -> f64 {
+        assignments.iter().filter(|assigned| **assigned == name).count() as f64 / assignments.len() as f64
+    }
+
+    fn assert_near(actual: f64, expected: f64, tolerance: f64) {
+        assert!((actual - expected).abs() <= tolerance, "{actual} is not {expected} ± {tolerance}");
+    }
+
+    #[test]
+    fn a_90_10_split_is_within_half_a_point() {
+        assert_near(share(&assignments(&experiment("tone", &[("a", 90.0), ("b", 10.0)])), "b"), 0.10, 0.005);
+    }
+
+    #[test]
+    fn going_to_80_20_moves_a_tenth_from_a_to_b_and_none_back() {
+        let (before, after) =
+            (experiment("tone", &[("a", 90.0), ("b", 10.0)]), experiment("tone", &[("a", 80.0), ("b", 20.0)]));
+        let moves: Vec<_> = assignments(&before).into_iter().zip(assignments(&after)).collect();
+        assert_eq!(moves.iter().filter(|(from, to)| *from == "b" && *to == "a").count(), 0);
+        let moved = moves.iter().filter(|(from, to)| *from == "a" && *to == "b").count();
+        assert_near(moved as f64 / USERS as f64, 0.10, 0.005);
+    }
+
+    #[test]
+    fn weights_are_shares_of_any_sum_and_order_does_not_matter() {
+        let forward = experiment("tone", &[("a", 1.0), ("b", 2.0), ("c", 5.0)]);
+        let backward = experiment("tone", &[("c", 50.0), ("b", 20.0), ("a", 10.0)]);
+        let assigned = assignments(&forward);
+        assert_near(share(&assigned, "a"), 0.125, 0.005);
+        assert_near(share(&assigned, "b"), 0.250, 0.005);
+        assert_eq!(assigned, assignments(&backward));
+    }
+
+    #[test]
+    fn a_new_variant_takes_from_the_others_and_moves_nobody_between_them() {
+        let (two, three) = (
+            experiment("tone", &[("a", 50.0), ("b", 50.0)]),
+            experiment("tone", &[("a", 50.0), ("b", 50.0), ("c", 50.0)]),
+        );
+        let stayed_or_new = |(from, to): (&str, &str)| from == to || to == "c";
+        assert!(assignments(&two).into_iter().zip(assignments(&three)).all(stayed_or_new));
+    }
+
+    #[test]
+    fn two_experiments_deal_independently() {
+        let (tone, length) =
+            (experiment("tone", &[("a", 1.0), ("b", 1.0)]), experiment("length", &[("a", 1.0), ("b", 1.0)]));
+        let both = assignments(&tone).into_iter().zip(assignments(&length)).filter(|pair| *pair == ("a", "a")).count();
+        assert_near(both as f64 / USERS as f64, 0.25, 0.005);
+    }
+
+    #[test]
+    fn one_salt_deals_two_experiments_alike() {
+        let variants = || vec![variant("a", 1.0), variant("b", 1.0)];
+        let first = Experiment::new("first".into(), Some("shared"), Unit::User, variants());
+        let second = Experiment::new("second".into(), Some("shared"), Unit::User, variants());
+        assert_eq!(assignments(&first), assignments(&second));
+    }
+
+    #[test]
+    fn weight_0_gets_nobody() {
+        let one_off = experiment("tone", &[("a", 0.0), ("b", 1e-9)]);
+        assert_near(share(&assignments(&one_off), "b"), 1.0, 0.0);
+        assert_eq!(experiment("tone", &[("a", 0.0), ("b", -1.0), ("c", f64::NAN)]).assign("user-1"), None);
+        assert_eq!(experiment("tone", &[]).assign("user-1"), None);
+    }
+
+    #[test]
+    fn draws_stay_strictly_between_0_and_1() {
+        for hash in [0, 1, 1 << 11, u64::MAX, u64::MAX - 1] {
+            let drawn = uniform(hash);
+            assert!(0.0 < drawn && drawn < 1.0, "{hash}: {drawn}");
+        }
+    }
+
+    /// If this fails, an upgrade would move users between variants of running experiments.
+    #[test]
+    fn assignments_stay_the_same_from_release_to_release() {
+        let experiment = experiment("tone", &[("control", 50.0), ("warm", 30.0), ("brief", 20.0)]);
+        let golden = [
+            ("user-1", "brief"),
+            ("user-2", "control"),
+            ("user-3", "control"),
+            ("user-4", "brief"),
+            ("user-11", "warm"),
+            ("user-19", "warm"),
+            ("user-23", "warm"),
+            ("", "control"),
+            ("größe", "control"),
+            ("a@example.com", "brief"),
+            ("550e8400-e29b-41d4-a716-446655440000", "brief"),
+        ];
+        let assigned = golden.map(|(unit, _)| (unit, &*experiment.assign(unit).expect("weights").name));
+        assert_eq!(assigned, golden);
+        assert_eq!(seed("tone", "control"), 16_664_642_772_371_062_645);
+    }
+}
