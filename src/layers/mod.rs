@@ -1,1 +1,104 @@
-//! See the architecture.
+//! The stack, one layer a file. Each takes one stage of a call and hands on the next; none names another.
+//!
+//! A layer is a [`Step`]: facts in its fields, work in [`Step::handle`], what it takes and hands on in its types. [`layer`] makes
+//! a `tower::Layer` of it, so that `gateway/stack.rs` reads as a list and the compiler refuses a wrong order.
+//!
+//! A layer's service is a `&'static` reference: the stack is built once per process and lives as long as it does, so handing
+//! it to a call's future copies a pointer, where cloning ten nested services would bounce as many reference counts between
+//! cores for each call.
+
+pub mod auth;
+pub mod budget;
+pub mod in_flight;
+pub mod limits;
+pub mod local;
+pub mod prompt;
+pub mod quote;
+pub mod read;
+pub mod record;
+pub mod respond;
+pub mod route;
+pub mod variant;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tower::{Layer, Service};
+
+use crate::call::{Answer, Failure, Reply};
+
+/// What every layer's service returns: one boxed future (about 40 ns).
+pub type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// What stands further in: anything that answers a `Stage`.
+pub trait Inner<Stage>:
+    Service<Stage, Response = Reply, Error = Failure, Future = Answering> + Copy + Send + Sync + 'static
+{
+}
+
+impl<Stage, S> Inner<Stage> for S where
+    S: Service<Stage, Response = Reply, Error = Failure, Future = Answering> + Copy + Send + Sync + 'static
+{
+}
+
+/// One layer's work.
+pub trait Step: Send + Sync + 'static {
+    /// The stage that it takes.
+    type In: Send + 'static;
+    /// The stage that it hands on.
+    type Next: Send + 'static;
+
+    /// Answers `input`, as a rule by handing on to `inner`.
+    fn handle<S: Inner<Self::Next>>(&'static self, input: Self::In, inner: S) -> impl Future<Output = Answer> + Send;
+}
+
+/// A [`Step`] as a `tower::Layer`.
+#[derive(Debug)]
+pub struct StepLayer<L>(&'static L);
+
+/// A [`Step`] before what stands further in.
+#[derive(Debug)]
+pub struct Stepped<L: 'static, S> {
+    step: &'static L,
+    inner: S,
+}
+
+/// Makes a `tower::Layer` of a step. The step is kept for the life of the process.
+pub fn layer<L: Step>(step: L) -> StepLayer<L> {
+    StepLayer(Box::leak(Box::new(step)))
+}
+
+// The bound on `S` stands here too, so that rustc names the layer that stands in the wrong place.
+impl<L: Step, S: Inner<L::Next>> Layer<S> for StepLayer<L> {
+    type Service = Stepped<L, S>;
+
+    fn layer(&self, inner: S) -> Stepped<L, S> {
+        Stepped { step: self.0, inner }
+    }
+}
+
+impl<L, S: Copy> Clone for Stepped<L, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L, S: Copy> Copy for Stepped<L, S> {}
+
+impl<L: Step, S: Inner<L::Next>> Service<L::In> for Stepped<L, S> {
+    type Response = Reply;
+    type Error = Failure;
+    type Future = Answering;
+
+    /// Always ready: load is shed by `in_flight.rs`, for all calls in one place.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, input: L::In) -> Answering {
+        Box::pin(self.step.handle(input, self.inner))
+    }
+}

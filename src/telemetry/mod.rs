@@ -1,1 +1,4 @@
 //! Metrics and logs out.
+
+pub mod logging;
+pub mod metrics;

@@ -1,0 +1,487 @@
+//! The reply's body, wrapped once: bytes pass, usage and errors are read beside them, and the end is reported exactly once.
+//!
+//! Nothing is held back but, where the gateway itself asked for usage on the client's behalf, an event that has not come
+//! whole yet. Back-pressure is hyper's: the next chunk is asked for when the last one is gone.
+
+use std::{
+    collections::VecDeque,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, Sleep, sleep_until},
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    record::Outcome,
+    recorder::{Charge, OpenRecord},
+    telemetry::metrics,
+    wire::{
+        coding::Decoder,
+        endpoint::Dialect,
+        headers,
+        openai::{
+            reply::ReplyWatch,
+            stream::{StreamWatch, UsageFilter},
+        },
+    },
+};
+
+/// The body of every reply to a client.
+#[derive(Debug)]
+pub struct ReplyBody {
+    kind: Kind,
+    in_flight: Option<InFlight>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// Written here.
+    Own(Full<Bytes>),
+    /// An upstream's.
+    Watched(Box<Watched>),
+}
+
+/// Why a reply's body broke off; hyper then closes the connection without a proper end, so the client sees the cut.
+#[derive(Debug, thiserror::Error)]
+#[error("the upstream's reply broke off: {0}")]
+pub struct ReplyError(&'static str);
+
+/// An upstream's body, whatever made it.
+#[derive(Debug)]
+pub enum Source {
+    /// From the network.
+    Http(Incoming),
+    /// Made in this process.
+    Local(UnsyncBoxBody<Bytes, io::Error>),
+}
+
+/// What is read beside the bytes.
+#[derive(Debug)]
+pub enum Watch {
+    /// An event stream.
+    Events(Box<StreamWatch>),
+    /// One JSON document.
+    Document(Box<ReplyWatch>),
+    /// Nothing: an endpoint that is not metered, or an error reply.
+    Nothing,
+}
+
+/// Time limits of a reply's body.
+#[derive(Debug, Clone, Copy)]
+pub struct BodyTimes {
+    /// Longest silence between two chunks.
+    pub idle: Duration,
+    /// When the whole call must have ended.
+    pub deadline: Instant,
+}
+
+/// What a watched body needs to know.
+#[derive(Debug)]
+pub struct Watching {
+    /// What is read.
+    pub watch: Watch,
+    /// Removes the usage that the client did not ask for.
+    pub filter: Option<UsageFilter>,
+    /// Decodes a copy where the body is compressed.
+    pub decoder: Option<Decoder>,
+    /// The dialect of an error event.
+    pub dialect: Dialect,
+    /// How the call ends if the body comes to its end.
+    pub outcome: Outcome,
+    /// Time limits.
+    pub times: BodyTimes,
+    /// Reads on when the client has left; `None` cancels.
+    pub drain: Option<Drain>,
+}
+
+/// Reads replies to their end after the client has left (`on_disconnect: drain`); a bounded number of them.
+#[derive(Debug, Clone)]
+pub struct Drain {
+    slots: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+/// An upstream's body on its way to the client.
+#[derive(Debug)]
+pub struct Watched {
+    source: Source,
+    watching: Watching,
+    record: Option<OpenRecord>,
+    /// Chunks that are ready to go.
+    ready: VecDeque<Bytes>,
+    /// Whether the source has ended, well or not.
+    ended: bool,
+    last_chunk: Instant,
+    alarm: Pin<Box<Sleep>>,
+}
+
+// === impl ReplyBody ===
+
+impl ReplyBody {
+    /// A body of our own.
+    #[must_use]
+    pub fn own(bytes: impl Into<Bytes>) -> ReplyBody {
+        ReplyBody { kind: Kind::Own(Full::new(bytes.into())), in_flight: None }
+    }
+
+    /// An upstream's body; `record` ends with it.
+    #[must_use]
+    pub fn watched(source: Source, watching: Watching, record: OpenRecord) -> ReplyBody {
+        let mut watched = Box::new(Watched {
+            alarm: Box::pin(sleep_until(watching.times.next(Instant::now()))),
+            source,
+            watching,
+            record: Some(record),
+            ready: VecDeque::new(),
+            ended: false,
+            last_chunk: Instant::now(),
+        });
+        if watched.source.is_end_stream() {
+            watched.complete();
+        }
+        ReplyBody { kind: Kind::Watched(watched), in_flight: None }
+    }
+
+    /// Counts the call as in flight until the body is gone.
+    #[must_use]
+    pub fn in_flight(mut self, guard: InFlight) -> ReplyBody {
+        self.in_flight = Some(guard);
+        self
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = ReplyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
+        match &mut self.get_mut().kind {
+            Kind::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Kind::Watched(body) => body.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Own(body) => body.is_end_stream(),
+            Kind::Watched(body) => body.ended && body.ready.is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Own(body) => body.size_hint(),
+            Kind::Watched(body) if body.watching.filter.is_none() => body.source.size_hint(),
+            Kind::Watched(_) => SizeHint::default(),
+        }
+    }
+}
+
+// === impl Watched ===
+
+impl Watched {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
+        loop {
+            if let Some(chunk) = self.ready.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            match self.source.poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Some(frame) = self.pass(frame) {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                }
+                Poll::Ready(None) => self.source_ended(),
+                Poll::Ready(Some(Err(reason))) => self.broke(reason)?,
+                Poll::Pending => match self.poll_alarm(cx) {
+                    Poll::Ready(reason) => self.broke(reason)?,
+                    Poll::Pending => return Poll::Pending,
+                },
+            }
+        }
+    }
+
+    /// Looks at a frame and gives back what may go on now; `None` when it went to `ready`, or nowhere.
+    fn pass(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+        let chunk = match frame.into_data() {
+            Ok(chunk) => chunk,
+            Err(other) => return other.into_trailers().ok().and_then(headers::forwarded_trailers).map(Frame::trailers),
+        };
+        self.last_chunk = Instant::now();
+        self.look_at(&chunk);
+        let Some(filter) = &mut self.watching.filter else {
+            if self.source.is_end_stream() {
+                self.complete();
+            }
+            return Some(Frame::data(chunk));
+        };
+        self.ready.extend(filter.push(chunk));
+        None
+    }
+
+    fn look_at(&mut self, chunk: &Bytes) {
+        let Watching { watch, decoder, .. } = &mut self.watching;
+        match decoder {
+            Some(decoder) => decoder.push(chunk, &mut |plain| watch.push(plain)),
+            None => watch.push(chunk),
+        }
+        if let (Watch::Events(events), Some(record)) = (&self.watching.watch, &mut self.record)
+            && record.facts().first_token.is_none()
+            && events.first_token_seen()
+        {
+            record.facts().first_token = Some(self.last_chunk - record.received());
+        }
+    }
+
+    /// The source said that nothing more comes: believed, unless an event was left half.
+    fn source_ended(&mut self) {
+        if let Watch::Events(events) = &self.watching.watch
+            && events.mid_event()
+            && !events.done()
+        {
+            // An end in the middle of an event is a cut, however politely the connection was closed.
+            let _ = self.broke("the stream ended in the middle of an event");
+            return;
+        }
+        if let Some(filter) = &mut self.watching.filter {
+            self.ready.extend(filter.finish());
+        }
+        self.complete();
+    }
+
+    fn complete(&mut self) {
+        self.ended = true;
+        let outcome = match &self.watching.watch {
+            Watch::Events(events) if events.error_seen() && !events.done() => Outcome::Cut,
+            _ => self.watching.outcome,
+        };
+        self.close(outcome, true);
+    }
+
+    /// The reply broke off. An event stream says so in band, since its status has long gone; anything else is cut off.
+    fn broke(&mut self, reason: &'static str) -> Result<(), ReplyError> {
+        self.ended = true;
+        let mid_event = match &self.watching.watch {
+            Watch::Events(events) => Some(events.mid_event() && self.watching.filter.is_none()),
+            _ => None,
+        };
+        self.close(Outcome::Cut, false);
+        let Some(mid_event) = mid_event else { return Err(ReplyError(reason)) };
+        self.ready.push_back(error_event(self.watching.dialect, mid_event, reason));
+        Ok(())
+    }
+
+    fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
+        while self.alarm.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if now >= self.watching.times.deadline {
+                return Poll::Ready("the call's total time is over");
+            }
+            let next = self.watching.times.next(self.last_chunk);
+            if now >= next {
+                return Poll::Ready("the upstream sent nothing for too long");
+            }
+            self.alarm.as_mut().reset(next);
+        }
+        Poll::Pending
+    }
+
+    /// Ends the record. Happens once: the record is taken.
+    fn close(&mut self, outcome: Outcome, complete: bool) {
+        let Some(mut record) = self.record.take() else { return };
+        let watch = std::mem::replace(&mut self.watching.watch, Watch::Nothing);
+        if let Some(charge) = watch.charge(complete) {
+            record.attempt().charge = charge;
+        }
+        metrics::attempt(&record.facts().provider, attempt_result(outcome));
+        record.close(outcome);
+    }
+}
+
+/// The client left before the end: the reply is dropped, which closes the upstream's connection, or read on.
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if self.record.is_none() {
+            return;
+        }
+        let Some(drain) = self.watching.drain.take() else { return self.close(Outcome::Abandoned, false) };
+        let Ok(slot) = drain.slots.clone().try_acquire_owned() else { return self.close(Outcome::Abandoned, false) };
+        let rest = Watched {
+            source: std::mem::replace(&mut self.source, Source::nothing()),
+            watching: Watching {
+                watch: std::mem::replace(&mut self.watching.watch, Watch::Nothing),
+                filter: None,
+                decoder: self.watching.decoder.take(),
+                outcome: Outcome::Abandoned,
+                drain: None,
+                ..self.watching
+            },
+            record: self.record.take(),
+            ready: VecDeque::new(),
+            ended: false,
+            last_chunk: self.last_chunk,
+            alarm: Box::pin(sleep_until(self.watching.times.next(Instant::now()))),
+        };
+        drain.tasks.spawn(async move {
+            let mut rest = rest;
+            while let Some(Ok(_)) = std::future::poll_fn(|cx| rest.poll_frame(cx)).await {}
+            drop(slot);
+        });
+    }
+}
+
+/// The result of an attempt whose reply's head came, as a metric label.
+fn attempt_result(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Ok => "ok",
+        Outcome::Abandoned => "abandoned",
+        _ => "error",
+    }
+}
+
+/// The one event that tells a client that its stream broke; no `[DONE]` follows.
+///
+/// Where the break came inside an event, that event is closed first: what the client has of it can't be taken back.
+fn error_event(dialect: Dialect, mid_event: bool, reason: &str) -> Bytes {
+    let message = format!("the upstream's reply broke off: {reason}");
+    let event = match dialect {
+        Dialect::OpenAi => {
+            let error = serde_json::json!({"error": {
+                "message": message, "type": "upstream_error", "param": null, "code": "upstream_unreachable"}});
+            format!("data: {error}\n\n")
+        }
+        Dialect::Anthropic => {
+            let error = serde_json::json!({"type": "error", "error": {"type": "api_error", "message": message}});
+            format!("event: error\ndata: {error}\n\n")
+        }
+    };
+    Bytes::from(if mid_event { format!("\n\n{event}") } else { event })
+}
+
+// === impl Watch ===
+
+impl Watch {
+    fn push(&mut self, bytes: &[u8]) {
+        match self {
+            Watch::Events(events) => events.push(bytes),
+            Watch::Document(document) => document.push(bytes),
+            Watch::Nothing => {}
+        }
+    }
+
+    /// What is to be charged; `None` leaves the charge that was set when the reply's head came.
+    fn charge(self, complete: bool) -> Option<Charge> {
+        let (usage, output) = match self {
+            Watch::Events(events) => (events.usage(), events.into_output()),
+            Watch::Document(document) => (document.usage(), document.into_output()),
+            Watch::Nothing => return None,
+        };
+        Some(match usage {
+            Some(Ok(usage)) => Charge::Reported(usage),
+            Some(Err(absurd)) => {
+                tracing::error!(reason = %absurd, "a provider reported a usage that cannot be: charged at the bound");
+                Charge::Bound
+            }
+            None => Charge::Seen { output, complete },
+        })
+    }
+}
+
+// === impl BodyTimes ===
+
+impl BodyTimes {
+    fn next(&self, last_chunk: Instant) -> Instant {
+        self.deadline.min(last_chunk + self.idle)
+    }
+}
+
+// === impl Drain ===
+
+impl Drain {
+    /// At most `slots` replies are read on at the same time; further ones are cancelled.
+    #[must_use]
+    pub fn new(slots: usize, tasks: TaskTracker) -> Drain {
+        Drain { slots: Arc::new(Semaphore::new(slots)), tasks }
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    fn nothing() -> Source {
+        Source::Local(Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync())
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
+        match self {
+            Source::Http(body) => Pin::new(body).poll_frame(cx).map_err(|_| "the connection broke"),
+            Source::Local(body) => Pin::new(body).poll_frame(cx).map_err(|_| "the simulation cut it"),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Source::Http(body) => body.is_end_stream(),
+            Source::Local(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Source::Http(body) => body.size_hint(),
+            Source::Local(body) => body.size_hint(),
+        }
+    }
+}
+
+// === in flight ===
+
+/// Calls in flight: from the request's head to the reply's last byte.
+#[derive(Debug, Clone, Default)]
+pub struct InFlightCount(Arc<AtomicUsize>);
+
+/// One call in flight.
+#[derive(Debug)]
+pub struct InFlight(InFlightCount);
+
+impl InFlightCount {
+    /// Counts a call, unless `max` are in flight already.
+    #[must_use]
+    pub fn enter(&self, max: usize) -> Option<InFlight> {
+        let before = self.0.fetch_add(1, Ordering::Relaxed);
+        if before >= max {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(InFlight(self.clone()))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn now(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

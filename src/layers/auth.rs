@@ -1,0 +1,90 @@
+//! Finds the caller by its key and pins the configuration for the rest of the call.
+//!
+//! Unknown, wrong and revoked keys are one case: same path, same answer. The body is not polled here, so a client that waits
+//! for `100 Continue` is refused before it sends anything.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, header};
+use tower::Service;
+
+use crate::{
+    call::{Answer, Arrival, Authenticated},
+    config::{Live, snapshot::Auth},
+    error::GatewayError,
+    layers::{Inner, Step},
+};
+
+/// Where a client may put its key, in the order in which they are looked at.
+const KEY_HEADERS: [&str; 2] = ["x-api-key", "api-key"];
+
+/// See the module.
+#[derive(Debug)]
+pub struct Authenticate {
+    /// The configuration that serves.
+    pub live: Arc<Live>,
+}
+
+impl Step for Authenticate {
+    type In = Arrival;
+    type Next = Authenticated;
+
+    async fn handle<S: Inner<Authenticated>>(&'static self, arrival: Arrival, mut inner: S) -> Answer {
+        let snapshot = self.live.load_full();
+        let presented = presented_key(&arrival.head.headers);
+        let caller = match snapshot.auth {
+            Auth::Required => presented.and_then(|key| snapshot.keys.find(key)).ok_or(GatewayError::InvalidApiKey)?,
+            Auth::None | Auth::Passthrough => snapshot.anonymous(),
+        };
+        let own_credential = match snapshot.auth {
+            Auth::Passthrough => Some(presented.and_then(sensitive).ok_or(GatewayError::InvalidApiKey)?),
+            Auth::Required | Auth::None => None,
+        };
+        inner.call(Authenticated { arrival, caller, snapshot, own_credential }).await
+    }
+}
+
+/// The key of a request, wherever its dialect puts it.
+fn presented_key(headers: &HeaderMap) -> Option<&str> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_token);
+    bearer.or_else(|| KEY_HEADERS.iter().find_map(|name| headers.get(*name)?.to_str().ok()))
+}
+
+/// RFC 9110 §11.1: the scheme's name is case-insensitive.
+fn bearer_token(authorization: &str) -> Option<&str> {
+    let (scheme, token) = authorization.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn sensitive(key: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(key).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn a_key_is_found_in_each_header_that_clients_use() {
+        for (name, value) in [
+            ("authorization", "Bearer k1"),
+            ("authorization", "bearer k1"),
+            ("x-api-key", "k1"),
+            ("api-key", "k1"),
+        ] {
+            assert_eq!(presented_key(&headers(&[(name, value)])), Some("k1"), "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn other_schemes_are_no_keys() {
+        assert_eq!(presented_key(&headers(&[("authorization", "Basic k1")])), None);
+        assert_eq!(presented_key(&headers(&[])), None);
+    }
+}

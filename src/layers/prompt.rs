@@ -1,0 +1,104 @@
+//! Renders the call's prompt template and splices it in. Values are data: they can't become template or JSON.
+//!
+//! Stage: [`Planned`] in, [`Planned`] out. The prompt's text never reaches an error or a log.
+
+use http::HeaderMap;
+use serde_json::{Map, Value};
+use std::sync::Arc;
+use tower::Service;
+
+use crate::{
+    call::{Answer, Document, Payload, Planned},
+    config::{Snapshot, snapshot::PromptRef},
+    error::GatewayError,
+    layers::{Inner, Step},
+    policy::prompt::{PromptError, Rendered, Template},
+    wire::{
+        endpoint::Endpoint,
+        json::{self, Edits},
+        openai::request::{self, Role},
+    },
+};
+
+/// See the module.
+#[derive(Debug)]
+pub struct InjectPrompt;
+
+impl Step for InjectPrompt {
+    type In = Planned;
+    type Next = Planned;
+
+    async fn handle<S: Inner<Planned>>(&'static self, mut planned: Planned, mut inner: S) -> Answer {
+        let call = &planned.call;
+        if let Some(named) = call.head.headers.get("x-tollgate-prompt") {
+            let named = named.to_str().unwrap_or_default();
+            planned.plan.prompt = Some(named_prompt(&call.snapshot, named)?);
+        }
+        if let (Some(wanted), Payload::Json(document)) = (&planned.plan.prompt, &call.payload) {
+            let template = wanted
+                .prompt
+                .versions
+                .get(&wanted.version)
+                .ok_or_else(|| GatewayError::invalid(format!("prompt `{}` has no version `{}`", wanted.prompt.name, wanted.version), None))?;
+            let rendered = render(template, &call.head.headers, document)?;
+            splice(&call.head.endpoint, document, &rendered, &mut planned.edits)?;
+        }
+        inner.call(planned).await
+    }
+}
+
+/// `name` or `name@version` of `x-tollgate-prompt`.
+fn named_prompt(snapshot: &Snapshot, named: &str) -> Result<PromptRef, GatewayError> {
+    let (name, version) = named.split_once('@').map_or((named, None), |(name, version)| (name, Some(version)));
+    let unknown = || GatewayError::invalid(format!("no prompt `{named}` here: see x-tollgate-prompt"), Some("x-tollgate-prompt"));
+    let prompt = snapshot.prompts.get(name).ok_or_else(unknown)?;
+    let version = version.unwrap_or(&prompt.live);
+    let (version, _) = prompt.versions.get_key_value(version).ok_or_else(unknown)?;
+    Ok(PromptRef { prompt: prompt.clone(), version: version.clone() })
+}
+
+fn render(template: &Template, headers: &HeaderMap, document: &Document) -> Result<Arc<Rendered>, GatewayError> {
+    let variables = match template.is_constant() {
+        true => Map::new(),
+        false => variables(headers, document)?,
+    };
+    template.render(&variables).map_err(|error| match &error {
+        PromptError::MissingVariable { name, .. } | PromptError::WrongType { name, .. } => GatewayError::PromptVariable {
+            message: format!("{error}; give it in the x-tollgate-vars header or in the body's metadata"),
+            param: name.to_string(),
+        },
+        _ => GatewayError::invalid(error.to_string(), None),
+    })
+}
+
+/// The body's `metadata`, and over it `x-tollgate-vars`.
+fn variables(headers: &HeaderMap, document: &Document) -> Result<Map<String, Value>, GatewayError> {
+    let mut variables = match document.scan.get("metadata") {
+        Some(span) => serde_json::from_slice(span.of(&document.bytes)).unwrap_or_default(),
+        None => Map::new(),
+    };
+    if let Some(header) = headers.get("x-tollgate-vars") {
+        let given: Map<String, Value> = serde_json::from_slice(header.as_bytes()).map_err(|_| {
+            GatewayError::invalid("header `x-tollgate-vars` must be a JSON object, as in {\"name\": \"value\"}", Some("x-tollgate-vars"))
+        })?;
+        variables.extend(given);
+    }
+    Ok(variables)
+}
+
+fn splice(endpoint: &Endpoint, document: &Document, rendered: &Rendered, edits: &mut Edits) -> Result<(), GatewayError> {
+    let cannot = |e: request::RequestError| GatewayError::invalid(format!("the prompt cannot be injected: {}", e.message), e.param.as_deref());
+    let (body, scan) = (&document.bytes, &document.scan);
+    // Each goes to the front, so the developer's message, said last, comes after the system's.
+    let leading = [(Role::Developer, &rendered.developer), (Role::System, &rendered.system)];
+    for (role, text) in leading {
+        if let Some(text) = text {
+            request::inject_prompt(edits, endpoint, body, scan, role, text).map_err(cannot)?;
+        }
+    }
+    if rendered.before_user.is_some() || rendered.after_user.is_some() {
+        let (before, after) = (rendered.before_user.as_deref(), rendered.after_user.as_deref());
+        request::around_last_user(edits, endpoint, body, scan, before, after).map_err(cannot)?;
+    }
+    Ok(())
+}

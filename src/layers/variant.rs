@@ -1,0 +1,187 @@
+//! Decides where a call may go: alias → version → variant → targets, and whether the key may name them.
+//!
+//! Stage: [`Call`] in, [`Planned`] out. The same user gets the same variant from every replica, without any state.
+
+use std::sync::Arc;
+
+use tower::Service;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::{
+    call::{Answer, Call, Payload, Plan, Planned},
+    config::{
+        Snapshot,
+        snapshot::{Model, ModelVersion, PromptRef, Target},
+    },
+    error::GatewayError,
+    layers::{Inner, Step},
+    policy::experiment::{Unit, Variant},
+    wire::json::Edits,
+};
+
+/// The label of models that the configuration and the price catalog don't know: clients invent names.
+const OTHER: &str = "other";
+
+/// See the module.
+#[derive(Debug)]
+pub struct ChooseVariant;
+
+impl Step for ChooseVariant {
+    type In = Call;
+    type Next = Planned;
+
+    async fn handle<S: Inner<Planned>>(&'static self, call: Call, mut inner: S) -> Answer {
+        let plan = plan(&call)?;
+        let edits = parameters(&call, &plan);
+        inner.call(Planned { call, plan, edits }).await
+    }
+}
+
+/// Where the call may go, and as what.
+fn plan(call: &Call) -> Result<Plan, GatewayError> {
+    let snapshot = &*call.snapshot;
+    let named = match &call.payload {
+        Payload::Json(document) => document.facts.model.as_deref().unwrap_or(""),
+        Payload::Stream(_) | Payload::Upgrade(_) => return unread(call),
+    };
+    let (alias, pinned) = named.split_once('@').map_or((named, None), |(alias, version)| (alias, Some(version)));
+    match snapshot.models.get(alias) {
+        Some(model) => alias_plan(call, model, named, pinned),
+        None => direct_plan(call, named),
+    }
+}
+
+/// A call whose body is not read names no model that could be checked, so the key must be allowed all of the provider.
+fn unread(call: &Call) -> Result<Plan, GatewayError> {
+    let provider = call.snapshot.default_provider.clone().ok_or_else(|| {
+        GatewayError::ModelNotFound("(none named, and the configuration has no default_provider)".to_owned())
+    })?;
+    if !call.caller.models.allows_all_of(&provider.name) {
+        return Err(GatewayError::ModelNotAllowed(format!("{}/*", provider.name)));
+    }
+    let nothing: Arc<str> = Arc::from("");
+    let target = Target { provider, model: nothing.clone(), price: None };
+    Ok(Plan::direct(nothing.clone(), nothing, target))
+}
+
+/// `provider/model`, or a bare name for the default provider.
+fn direct_plan(call: &Call, named: &str) -> Result<Plan, GatewayError> {
+    let snapshot = &*call.snapshot;
+    let not_found = || GatewayError::ModelNotFound(named.to_owned());
+    let target = snapshot.target(named).ok_or_else(not_found)?;
+    let resolved = format!("{}/{}", target.provider.name, target.model);
+    if !call.caller.models.allows(named, Some(&resolved)) {
+        return Err(GatewayError::ModelNotAllowed(named.to_owned()));
+    }
+    let label = if target.listed { Arc::from(resolved) } else { Arc::from(OTHER) };
+    Ok(Plan::direct(Arc::from(named), label, target.target))
+}
+
+fn alias_plan(call: &Call, model: &Model, named: &str, pinned: Option<&str>) -> Result<Plan, GatewayError> {
+    if !call.caller.models.allows(&model.name, None) {
+        return Err(GatewayError::ModelNotAllowed(named.to_owned()));
+    }
+    let mut plan = Plan::direct(model.name.clone(), model.name.clone(), Target::nowhere());
+    let mut wanted = pinned.unwrap_or(&model.live);
+    let mut instead = None;
+    let mut prompt = None;
+    // A call that pins a version has chosen for itself.
+    let experiments = if pinned.is_some() { &[][..] } else { &model.experiments };
+    for experiment in experiments {
+        let Some(variant) = experiment.assign(unit(call, &experiment.unit)) else { continue };
+        plan.variants.push((experiment.name.clone(), variant.name.clone()));
+        plan.variant_parameters.extend(variant.parameters.iter().cloned());
+        wanted = variant.version.as_deref().unwrap_or(wanted);
+        instead = variant.target.as_deref().or(instead);
+        prompt = variant_prompt(&call.snapshot, variant).or(prompt);
+    }
+    let version = model.versions.get(wanted).ok_or_else(|| GatewayError::ModelNotFound(named.to_owned()))?;
+    plan.prompt = prompt.or_else(|| version.prompt.clone());
+    plan.targets = targets(version, xxh3_64(call.head.id.as_bytes()));
+    if let Some(target) = instead.and_then(|name| call.snapshot.target(name)) {
+        plan.targets.insert(0, target.target);
+    }
+    plan.version = Some(version.clone());
+    Ok(plan)
+}
+
+fn unit<'c>(call: &'c Call, unit: &Unit) -> &'c str {
+    let user = &*call.identity.user;
+    match unit {
+        Unit::User => user,
+        Unit::Key => &call.caller.name,
+        Unit::Session => call.identity.session.as_deref().unwrap_or(user),
+        Unit::Header(name) => call.head.headers.get(&**name).and_then(|value| value.to_str().ok()).unwrap_or(user),
+    }
+}
+
+fn variant_prompt(snapshot: &Snapshot, variant: &Variant) -> Option<PromptRef> {
+    let (prompt, version) = variant.prompt.as_ref()?;
+    Some(PromptRef { prompt: snapshot.prompts.get(&**prompt)?.clone(), version: version.clone() })
+}
+
+/// One weighted target drawn by `draw`, then the other ones, then the fallbacks.
+fn targets(version: &ModelVersion, draw: u64) -> Vec<Target> {
+    let total: u64 = version.targets.iter().map(|(_, weight)| u64::from(*weight)).sum();
+    let mut left = draw % total.max(1);
+    let drawn = version.targets.iter().position(|(_, weight)| {
+        let hit = left < u64::from(*weight);
+        left = left.saturating_sub(u64::from(*weight));
+        hit
+    });
+    let first = drawn.unwrap_or(0);
+    let others = version.targets.iter().enumerate().filter(|(i, (_, weight))| *i != first && *weight > 0);
+    let weighted = version.targets.get(first).into_iter().chain(others.map(|(_, target)| target));
+    weighted.map(|(target, _)| target).chain(&version.fallbacks).cloned().collect()
+}
+
+/// Parameters of version and variant: defaults where the client was silent, the variant's, and what is forced.
+fn parameters(call: &Call, plan: &Plan) -> Edits {
+    let mut edits = Edits::new();
+    let (Payload::Json(document), Some(version)) = (&call.payload, &plan.version) else { return edits };
+    let taken = |name: &str| document.scan.get(name).is_some() || plan.variant_parameters.iter().any(|(n, _)| **n == *name);
+    let defaults = version.defaults.iter().filter(|(name, _)| !taken(name));
+    let unforced = |name: &str| !version.forced.iter().any(|(forced, _)| **forced == *name);
+    let overriding = plan.variant_parameters.iter().filter(|(name, _)| unforced(name)).chain(&version.forced);
+    for (name, json) in defaults.filter(|(name, _)| unforced(name)).chain(overriding) {
+        edits.set_field(&document.scan, name, json.to_string());
+    }
+    edits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(weights: &[u32]) -> ModelVersion {
+        let target = |i: usize| Target { model: Arc::from(format!("m{i}")), ..Target::nowhere() };
+        ModelVersion {
+            name: "v1".into(),
+            targets: weights.iter().enumerate().map(|(i, weight)| (target(i), *weight)).collect(),
+            fallbacks: vec![target(9)],
+            defaults: Vec::new(),
+            forced: Vec::new(),
+            prompt: None,
+        }
+    }
+
+    fn names(version: &ModelVersion, draw: u64) -> Vec<String> {
+        targets(version, draw).iter().map(|target| target.model.to_string()).collect()
+    }
+
+    #[test]
+    fn targets_are_drawn_by_weight_and_the_others_stand_in_before_the_fallbacks() {
+        let version = version(&[80, 20]);
+        assert_eq!(names(&version, 79), ["m0", "m1", "m9"]);
+        assert_eq!(names(&version, 80), ["m1", "m0", "m9"]);
+        assert_eq!(names(&version, 100), ["m0", "m1", "m9"]);
+    }
+
+    #[test]
+    fn a_target_of_weight_zero_is_never_called() {
+        let version = version(&[0, 5]);
+        for draw in 0..20 {
+            assert_eq!(names(&version, draw), ["m1", "m9"]);
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Closes each call exactly once: settles its reservation, counts it, logs it. Accounting can't be lost and can't block.
+//!
+//! A call's [`OpenRecord`] is one linear value that moves inward with the call and ends in the body that is watched. It holds a
+//! slot of the bounded channel from its start, so ending it never waits, `Drop` included. One thread does the rest: it may count
+//! tokens, which is no work for a reactor thread.
+
+use std::{
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{sync::mpsc, time::Instant};
+
+use crate::{
+    policy::{limits::Admission, pricing::Price, tokens},
+    purses::Reservation,
+    record::{Outcome, Record, UsageSource},
+    telemetry::{logging::CallLog, metrics},
+    units::{NanoUsd, Tokens},
+    wire::{openai::stream::Output, usage::Usage},
+};
+
+/// Calls that may be open at the same time before new ones wait for a slot.
+const OPEN_RECORDS_MAX: usize = 65_536;
+/// Records closed per wake-up of the recorder.
+const BATCH: usize = 256;
+/// Safety factor on our own counts, in percent: providers' hidden formatting tokens are not ours to see.
+const COUNTED_PERCENT: u64 = 105;
+
+/// What is charged for an attempt, known at the latest when it ends.
+#[derive(Debug, Default)]
+pub enum Charge {
+    /// Surely nothing was processed.
+    #[default]
+    Nothing,
+    /// What happened upstream cannot be known.
+    Bound,
+    /// The provider said.
+    Reported(Usage),
+    /// The provider said nothing, so what was sent and seen is counted.
+    Seen {
+        /// What came back.
+        output: Output,
+        /// Whether the reply came to its end.
+        complete: bool,
+    },
+}
+
+/// What settling an attempt needs.
+#[derive(Debug, Default)]
+pub struct Attempt {
+    /// The money set aside; `None` when no budget covers the call.
+    pub reservation: Option<Reservation>,
+    /// The target's price.
+    pub price: Option<Arc<Price>>,
+    /// The service tier asked for, or reported.
+    pub tier: Option<Box<str>>,
+    /// What is charged if the attempt ended now.
+    pub charge: Charge,
+    /// What was sent, for counting where the provider does not report.
+    pub sent: Option<Sent>,
+    /// Whether output may be produced that the client never sees (reasoning): then a cut reply is charged at its bound.
+    pub hidden_output: bool,
+}
+
+/// A request as it was sent upstream.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// The body.
+    pub body: bytes::Bytes,
+    /// The provider's name of the model.
+    pub model: Arc<str>,
+}
+
+/// A call's record while the call goes on.
+#[derive(Debug)]
+pub struct OpenRecord(Option<Box<Open>>);
+
+#[derive(Debug)]
+struct Open {
+    slot: mpsc::OwnedPermit<Box<Finished>>,
+    finished: Box<Finished>,
+    received: Instant,
+}
+
+/// A call that ended, on its way to the recorder.
+#[derive(Debug)]
+struct Finished {
+    record: Record,
+    attempt: Attempt,
+    admission: Option<Admission>,
+}
+
+/// Opens records.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    slots: mpsc::Sender<Box<Finished>>,
+}
+
+// === impl Recorder ===
+
+impl Recorder {
+    /// Starts the recorder's thread. It ends, with everything closed, when the last [`Recorder`] and [`OpenRecord`] are gone.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start() -> std::io::Result<(Recorder, JoinHandle<()>)> {
+        let (slots, finished) = mpsc::channel(OPEN_RECORDS_MAX);
+        let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(move || close_all(finished))?;
+        Ok((Recorder { slots }, thread))
+    }
+
+    /// Opens a call's record; waits while too many calls are open. `None` when the recorder is gone: the process is ending.
+    pub async fn open(&self, record: Record, received: Instant) -> Option<OpenRecord> {
+        let slot = match self.slots.clone().try_reserve_owned() {
+            Ok(slot) => slot,
+            Err(_) => self.slots.clone().reserve_owned().await.ok()?,
+        };
+        let finished = Box::new(Finished { record, attempt: Attempt::default(), admission: None });
+        Some(OpenRecord(Some(Box::new(Open { slot, finished, received }))))
+    }
+}
+
+// === impl OpenRecord ===
+
+impl OpenRecord {
+    fn open(&mut self) -> &mut Open {
+        self.0.as_mut().expect("taken only by `close` and `drop`, which own the record")
+    }
+
+    /// The facts so far.
+    pub fn facts(&mut self) -> &mut Record {
+        &mut self.open().finished.record
+    }
+
+    /// The attempt under way.
+    pub fn attempt(&mut self) -> &mut Attempt {
+        &mut self.open().finished.attempt
+    }
+
+    /// Keeps what the rate limits gave, to be corrected at the end.
+    pub fn admitted(&mut self, admission: Admission) {
+        self.open().finished.admission = Some(admission);
+    }
+
+    /// When the request's head had arrived.
+    #[must_use]
+    pub fn received(&self) -> Instant {
+        self.0.as_ref().expect("taken only by `close` and `drop`, which own the record").received
+    }
+
+    /// Settles the attempt under way; another one follows.
+    pub fn end_attempt(&mut self, charge: Charge) {
+        let finished = &mut self.open().finished;
+        let mut attempt = std::mem::take(&mut finished.attempt);
+        attempt.charge = charge;
+        attempt.settle(&mut finished.record);
+    }
+
+    /// Ends the call.
+    pub fn close(mut self, outcome: Outcome) {
+        self.facts().outcome = outcome;
+        self.send();
+    }
+
+    fn send(&mut self) {
+        let Some(open) = self.0.take() else { return };
+        let Open { slot, mut finished, received } = *open;
+        finished.record.duration = received.elapsed();
+        slot.send(finished);
+    }
+}
+
+/// A record that nobody closed: the client left, or the call panicked.
+impl Drop for OpenRecord {
+    fn drop(&mut self) {
+        let Some(open) = self.0.as_mut() else { return };
+        open.finished.record.outcome = if std::thread::panicking() { Outcome::Internal } else { Outcome::Abandoned };
+        self.send();
+    }
+}
+
+// === impl Attempt ===
+
+impl Attempt {
+    /// Charges the attempt and adds it to its record. Counting may take a millisecond per 10 KB of text.
+    fn settle(self, record: &mut Record) {
+        let (usage, source) = self.usage();
+        let bound = self.reservation.as_ref().map(Reservation::bound);
+        let priced = self.price.as_ref().map(|price| price.cost(&usage, self.tier.as_deref(), now()));
+        let cost = match (source, bound) {
+            (UsageSource::Bound, Some(bound)) => bound,
+            (UsageSource::Counted | UsageSource::Estimated, Some(bound)) => priced.unwrap_or(bound).min(bound),
+            _ => priced.unwrap_or_default(),
+        };
+        if let Some(reservation) = self.reservation {
+            reservation.settle(cost);
+        }
+        record.cost = record.cost.saturating_add(cost);
+        record.usage = usage;
+        record.usage_source = source;
+    }
+
+    /// The usage to charge and where it comes from.
+    fn usage(&self) -> (Usage, UsageSource) {
+        match &self.charge {
+            Charge::Nothing => (Usage::default(), UsageSource::None),
+            Charge::Reported(usage) => (*usage, UsageSource::Provider),
+            Charge::Bound if self.reservation.is_some() => (Usage::default(), UsageSource::Bound),
+            Charge::Bound => (self.counted(Tokens::ZERO), UsageSource::Estimated),
+            Charge::Seen { complete: false, .. } if self.hidden_output && self.reservation.is_some() => {
+                (Usage::default(), UsageSource::Bound)
+            }
+            Charge::Seen { output, complete } => {
+                let seen = with_margin(self.output_tokens(output));
+                let source = if *complete { UsageSource::Counted } else { UsageSource::Estimated };
+                (self.counted(seen), source)
+            }
+        }
+    }
+
+    fn counted(&self, output: Tokens) -> Usage {
+        let input = self.sent.as_ref().map_or(Tokens::ZERO, |sent| tokens::chat::count_body(&sent.body, &sent.model));
+        Usage { input, output, ..Usage::default() }
+    }
+
+    fn output_tokens(&self, output: &Output) -> Tokens {
+        let model = self.sent.as_ref().map_or("", |sent| &sent.model);
+        let (encoding, _) = tokens::Encoding::for_model(model);
+        tokens::count(encoding, &output.text).saturating_add(Tokens(output.extra_bytes as u64))
+    }
+}
+
+fn with_margin(counted: Tokens) -> Tokens {
+    Tokens(counted.0.saturating_mul(COUNTED_PERCENT).div_ceil(100))
+}
+
+fn now() -> jiff::Timestamp {
+    jiff::Timestamp::try_from(SystemTime::now()).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+}
+
+// === the thread ===
+
+fn close_all(mut finished: mpsc::Receiver<Box<Finished>>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut log = CallLog::start();
+    while finished.blocking_recv_many(&mut batch, BATCH) > 0 {
+        for finished in batch.drain(..) {
+            let record = close(*finished);
+            metrics::call_ended(&record);
+            log.add(&record);
+        }
+        log.flush();
+    }
+    log.finish();
+}
+
+fn close(finished: Finished) -> Record {
+    let Finished { mut record, attempt, admission } = finished;
+    attempt.settle(&mut record);
+    if let Some(admission) = admission {
+        admission.correct(record.usage.input.saturating_add(record.usage.output));
+    }
+    record
+}
+
+/// A record that says nothing yet, for a call that has just begun.
+#[must_use]
+pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
+    let nobody: Arc<str> = Arc::from("");
+    Record {
+        id,
+        endpoint,
+        key: nobody.clone(),
+        team: None,
+        model_label: nobody.clone(),
+        version: None,
+        variants: Vec::new(),
+        prompt: None,
+        provider: nobody,
+        target: None,
+        status: http::StatusCode::OK,
+        outcome: Outcome::Ok,
+        refusal: None,
+        streamed: false,
+        usage: Usage::default(),
+        usage_source: UsageSource::None,
+        cost: NanoUsd::ZERO,
+        priced: true,
+        attempts: 0,
+        duration: Duration::ZERO,
+        first_token: None,
+        overhead: None,
+    }
+}

@@ -1,0 +1,248 @@
+//! Every metric's name, labels and buckets. Nothing else in the tree names a metric macro.
+//!
+//! Labels come from closed sets: names in the configuration, rows of the price catalog, statuses, outcomes. What a client
+//! can invent (models, users, paths, ids) is `other` or not a label at all.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use http::StatusCode;
+use metrics::{SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::{record::Record, units::NanoUsd};
+
+const REQUESTS: &str = "tollgate_requests_total";
+const DURATION: &str = "tollgate_request_duration_seconds";
+const FIRST_TOKEN: &str = "tollgate_time_to_first_token_seconds";
+const PER_OUTPUT_TOKEN: &str = "tollgate_time_per_output_token_seconds";
+const OVERHEAD: &str = "tollgate_overhead_seconds";
+const TOKENS: &str = "tollgate_tokens_total";
+const COST: &str = "tollgate_cost_usd_total";
+const SPENT_RATIO: &str = "tollgate_budget_spent_ratio";
+const REFUSALS: &str = "tollgate_refusals_total";
+const EXPERIMENT_CALLS: &str = "tollgate_experiment_calls_total";
+const ATTEMPTS: &str = "tollgate_upstream_attempts_total";
+const CIRCUIT: &str = "tollgate_circuit_state";
+const STORE_UP: &str = "tollgate_store_up";
+const RECORDS_DROPPED: &str = "tollgate_records_dropped_total";
+const RELOADS: &str = "tollgate_config_reloads_total";
+const CONFIG_INFO: &str = "tollgate_config_info";
+const IN_FLIGHT: &str = "tollgate_in_flight";
+const PANICS: &str = "tollgate_panics_total";
+const DROPPED_RESERVATIONS: &str = "tollgate_reservations_dropped_total";
+
+/// Seconds; from a fast cache answer to a long reasoning call.
+const DURATION_BUCKETS: [f64; 15] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+/// Seconds per token.
+const PER_TOKEN_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64];
+/// Seconds of our own work.
+const OVERHEAD_BUCKETS: [f64; 12] =
+    [0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25];
+
+static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Installs the recorder once per process and describes every metric.
+///
+/// # Panics
+/// Never: bucket lists are constant and not empty, and a second call is a no-op.
+pub fn init() {
+    HANDLE.get_or_init(|| {
+        let buckets = |builder: PrometheusBuilder, name: &str, values: &[f64]| {
+            builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), values).expect("constant, not empty")
+        };
+        let mut builder = PrometheusBuilder::new();
+        builder = buckets(builder, DURATION, &DURATION_BUCKETS);
+        builder = buckets(builder, FIRST_TOKEN, &DURATION_BUCKETS);
+        builder = buckets(builder, PER_OUTPUT_TOKEN, &PER_TOKEN_BUCKETS);
+        builder = buckets(builder, OVERHEAD, &OVERHEAD_BUCKETS);
+        let handle = builder.install_recorder().expect("the first recorder of this process");
+        describe();
+        handle
+    });
+}
+
+/// The exposition in Prometheus' text format.
+#[must_use]
+pub fn render() -> String {
+    let mut text = HANDLE.get().map(PrometheusHandle::render).unwrap_or_default();
+    COSTS.render(&mut text);
+    text
+}
+
+/// Folds histogram samples into buckets: without it they pile up until the next scrape. Call it every few seconds.
+pub fn upkeep() {
+    if let Some(handle) = HANDLE.get() {
+        handle.run_upkeep();
+    }
+}
+
+fn describe() {
+    describe_counter!(REQUESTS, "Calls that ended, by endpoint, model, provider, status and outcome");
+    describe_histogram!(DURATION, Unit::Seconds, "From the request's head to the reply's last byte");
+    describe_histogram!(FIRST_TOKEN, Unit::Seconds, "From the request's head to the first token that the client was sent");
+    describe_histogram!(PER_OUTPUT_TOKEN, Unit::Seconds, "Time per output token after the first, streams only");
+    describe_histogram!(OVERHEAD, Unit::Seconds, "Time that the gateway added before the upstream was called");
+    describe_counter!(TOKENS, "Tokens by direction: input, cached, cache_write, output, reasoning");
+    describe_gauge!(SPENT_RATIO, "Spent share of a budget in its current period; the fullest account of the budget");
+    describe_counter!(REFUSALS, "Calls that the gateway refused, by error code");
+    describe_counter!(EXPERIMENT_CALLS, "Calls by experiment and assigned variant");
+    describe_counter!(ATTEMPTS, "Attempts at a provider, by result");
+    describe_gauge!(CIRCUIT, "0 closed (healthy), 1 half open (probing), 2 open (ejected)");
+    describe_gauge!(STORE_UP, "Whether the ledger's store answers");
+    describe_counter!(RECORDS_DROPPED, "Records that could not be kept");
+    describe_counter!(RELOADS, "Configuration reloads, by result");
+    describe_gauge!(CONFIG_INFO, "1 for the hash of the configuration that is serving");
+    describe_gauge!(IN_FLIGHT, "Calls in flight");
+    describe_counter!(PANICS, "Requests that ended by a panic: each is a bug");
+    describe_counter!(DROPPED_RESERVATIONS, "Reservations that were never settled and so charged at their bound: each is a bug");
+    counter!(RECORDS_DROPPED).absolute(0);
+    counter!(PANICS).absolute(0);
+    gauge!(IN_FLIGHT).set(0.0);
+}
+
+/// Counts one finished call.
+pub fn call_ended(record: &Record) {
+    counter!(
+        REQUESTS,
+        "endpoint" => record.endpoint,
+        "model" => record.model_label.clone(),
+        "provider" => record.provider.clone(),
+        "status" => status_label(record.status),
+        "outcome" => record.outcome.label(),
+    )
+    .increment(1);
+    histogram!(DURATION, "endpoint" => record.endpoint).record(record.duration.as_secs_f64());
+    if let Some(overhead) = record.overhead {
+        histogram!(OVERHEAD).record(overhead.as_secs_f64());
+    }
+    if let Some(first) = record.first_token {
+        histogram!(FIRST_TOKEN, "endpoint" => record.endpoint).record(first.as_secs_f64());
+        per_output_token(record, first);
+    }
+    tokens(record);
+    if record.cost > NanoUsd::ZERO {
+        COSTS.add(record);
+    }
+    if let Some(code) = record.refusal {
+        counter!(REFUSALS, "reason" => code).increment(1);
+    }
+    for (experiment, variant) in &record.variants {
+        counter!(EXPERIMENT_CALLS, "experiment" => experiment.clone(), "variant" => variant.clone()).increment(1);
+    }
+}
+
+fn per_output_token(record: &Record, first: Duration) {
+    let after_first = record.usage.output.0.saturating_sub(1);
+    if record.streamed && after_first > 0 {
+        histogram!(PER_OUTPUT_TOKEN)
+            .record(record.duration.saturating_sub(first).as_secs_f64() / after_first as f64);
+    }
+}
+
+fn tokens(record: &Record) {
+    let usage = &record.usage;
+    for (direction, count) in [
+        ("input", usage.input.0),
+        ("cached", usage.cached.0),
+        ("cache_write", usage.cache_write.0.saturating_add(usage.cache_write_1h.0)),
+        ("output", usage.output.0),
+        ("reasoning", usage.reasoning.0),
+    ] {
+        if count > 0 {
+            counter!(TOKENS, "direction" => direction).increment(count);
+        }
+    }
+}
+
+/// The status as a label. Upstreams may invent statuses, so what is not a known code is shown by its class.
+fn status_label(status: StatusCode) -> SharedString {
+    match status.canonical_reason() {
+        Some(_) => status.as_str().to_owned().into(),
+        None => format!("{}xx", status.as_u16() / 100).into(),
+    }
+}
+
+/// Cost by model and provider. The metrics library counts in integers; a counter in dollars needs its own few lines.
+struct Costs(Mutex<BTreeMap<(Arc<str>, Arc<str>), NanoUsd>>);
+
+static COSTS: Costs = Costs(Mutex::new(BTreeMap::new()));
+
+impl Costs {
+    fn add(&self, record: &Record) {
+        let mut costs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let cost = costs.entry((record.model_label.clone(), record.provider.clone())).or_default();
+        *cost = cost.saturating_add(record.cost);
+    }
+
+    fn render(&self, text: &mut String) {
+        let costs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        text.push_str(&format!("# HELP {COST} Cost of all calls in USD\n# TYPE {COST} counter\n"));
+        for ((model, provider), cost) in &*costs {
+            let (model, provider) = (escaped(model), escaped(provider));
+            text.push_str(&format!("{COST}{{model=\"{model}\",provider=\"{provider}\"}} {cost}\n"));
+        }
+    }
+}
+
+/// A label value as the text format wants it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// Counts one attempt at a provider: `ok`, `error`, `timeout`, `unreachable`, `abandoned`.
+pub fn attempt(provider: &str, result: &'static str) {
+    counter!(ATTEMPTS, "provider" => provider.to_owned(), "result" => result).increment(1);
+}
+
+/// Shows a provider's circuit: 0 closed, 1 half open, 2 open.
+pub fn circuit(provider: &str, state: u8) {
+    gauge!(CIRCUIT, "provider" => provider.to_owned()).set(f64::from(state));
+}
+
+/// Shows the spent share of a budget.
+pub fn budget_spent(budget: &str, ratio: f64) {
+    gauge!(SPENT_RATIO, "budget" => budget.to_owned()).set(ratio);
+}
+
+/// Shows whether the store answers.
+pub fn store_up(up: bool) {
+    gauge!(STORE_UP).set(f64::from(u8::from(up)));
+}
+
+/// Counts a reload: `ok`, `refused`.
+pub fn config_reload(result: &'static str) {
+    counter!(RELOADS, "result" => result).increment(1);
+}
+
+/// Shows the hash that serves and clears the one before.
+pub fn config_hash(previous: Option<&str>, hash: &str) {
+    if let Some(previous) = previous.filter(|p| *p != hash) {
+        gauge!(CONFIG_INFO, "hash" => previous.to_owned()).set(0.0);
+    }
+    gauge!(CONFIG_INFO, "hash" => hash.to_owned()).set(1.0);
+}
+
+/// Shows the number of calls in flight.
+pub fn in_flight(count: usize) {
+    gauge!(IN_FLIGHT).set(count as f64);
+}
+
+/// Counts a request that ended by a panic.
+pub fn panicked() {
+    counter!(PANICS).increment(1);
+}
+
+/// Counts reservations that were dropped unsettled.
+pub fn reservations_dropped(total: u64) {
+    counter!(DROPPED_RESERVATIONS).absolute(total);
+}
+
+/// Counts records that could not be kept.
+pub fn records_dropped(count: u64) {
+    counter!(RECORDS_DROPPED).increment(count);
+}
