@@ -1,0 +1,111 @@
+//! Sets the call's worst cost aside before anything is sent, so that concurrent calls can't overspend together.
+//!
+//! Stage: [`Opened`] in, [`Admitted`] out, and nothing else makes an [`Admitted`]. Where the money does not suffice, the output cap is
+//! lowered to what it pays for (`clamp`), and only then is the call refused. Settles nothing: see [`crate::recorder`].
+
+use std::{sync::Arc, time::SystemTime};
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tower::Service;
+
+use crate::{
+    call::{Admitted, Answer, Failure, Opened, Payload, Quoted},
+    config::snapshot::Budget,
+    error::GatewayError,
+    layers::{Inner, Step},
+    purses::{Purses, Refused, Reservation},
+    units::{NanoUsd, Tokens},
+};
+
+/// Tries at a clamped reservation: others take from the same purse meanwhile.
+const CLAMP_TRIES: usize = 3;
+
+/// See the module.
+#[derive(Debug)]
+pub struct ReserveBudget {
+    /// The purses of this process.
+    pub purses: Arc<Purses>,
+}
+
+impl Step for ReserveBudget {
+    type In = Opened;
+    type Next = Admitted;
+
+    async fn handle<S: Inner<Admitted>>(&'static self, opened: Opened, mut inner: S) -> Answer {
+        let Opened { quoted, record } = opened;
+        let began = Instant::now();
+        let (reservation, clamped) = match self.admit(&quoted).await {
+            Ok(admitted) => admitted,
+            Err(error) => return Err(Failure::recorded(error, record)),
+        };
+        let waited = began.elapsed();
+        inner.call(Admitted { quoted, record, reservation, clamped, waited }).await
+    }
+}
+
+impl ReserveBudget {
+    async fn admit(&self, quoted: &Quoted) -> Result<(Option<Reservation>, Option<Tokens>), GatewayError> {
+        let Some(ceiling) = quoted.ceilings.first() else { return Ok((None, None)) };
+        let refused = match self.purses.reserve(&quoted.claims, ceiling.cost).await {
+            Ok(reservation) => return Ok((Some(reservation), None)),
+            Err(refused) => refused,
+        };
+        if matches!(refused, Refused::Exhausted { .. })
+            && let Some((reservation, cap)) = self.clamp(quoted).await
+        {
+            return Ok((Some(reservation), Some(cap)));
+        }
+        Err(refusal(refused, ceiling.cost))
+    }
+
+    /// Reserves what is left and says which output cap that pays for; `None` where it is too little, or not allowed.
+    async fn clamp(&self, quoted: &Quoted) -> Option<(Reservation, Tokens)> {
+        let Payload::Json(document) = &quoted.planned.call.payload else { return None };
+        let facts = &document.facts;
+        let ceiling = quoted.ceilings.first()?;
+        let price = quoted.planned.plan.targets.first()?.price.clone()?;
+        let budgets = paying(quoted);
+        let floor = budgets.iter().map(|budget| budget.min_output_tokens).max()?;
+        if !facts.has_output() || ceiling.output_each <= floor || budgets.iter().any(|budget| !budget.clamp) {
+            return None;
+        }
+        let tier = facts.service_tier.as_deref();
+        for _ in 0..CLAMP_TRIES {
+            let money = self.purses.most(&quoted.claims, ceiling.cost).await;
+            let affordable = price.affordable_output(money, ceiling.input, tier, quoted.at);
+            let cap = Tokens(affordable.0 / facts.choices()).min(ceiling.output_each);
+            if cap < floor {
+                return None;
+            }
+            let output = Tokens(cap.0 * facts.choices());
+            let bound = price.bound(ceiling.input, output, tier, quoted.at);
+            if let Ok(reservation) = self.purses.reserve(&quoted.claims, bound).await {
+                return Some((reservation, cap));
+            }
+        }
+        None
+    }
+}
+
+/// The enforcing budgets among those that pay.
+fn paying(quoted: &Quoted) -> Vec<&Arc<Budget>> {
+    let enforcing = |name: &str| quoted.claims.iter().any(|claim| claim.enforce && *claim.budget == *name);
+    quoted.planned.call.snapshot.budgets.iter().filter(|budget| enforcing(&budget.name)).collect()
+}
+
+fn refusal(refused: Refused, bound: NanoUsd) -> GatewayError {
+    match refused {
+        Refused::Exhausted { budget, resets_at, left } => {
+            let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
+            let until = |end: Timestamp| end.duration_since(now).try_into().unwrap_or_default();
+            let retry_after = resets_at.map(until);
+            let budget = budget.to_string();
+            match left {
+                NanoUsd::ZERO => GatewayError::BudgetExhausted { budget, retry_after },
+                _ => GatewayError::BudgetTooSmall { budget, bound, retry_after },
+            }
+        }
+        Refused::StoreUnavailable { retry_after } => GatewayError::StoreUnavailable { retry_after },
+    }
+}

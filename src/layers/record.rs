@@ -1,0 +1,42 @@
+//! Opens the call's record before anything is spent; it ends with the reply's body, or with the error.
+//!
+//! Stage: [`Quoted`] in, [`Opened`] out. Accounting can't be lost: the record holds its place in the recorder's queue from here.
+
+use std::sync::Arc;
+
+use tower::Service;
+
+use crate::{
+    call::{Answer, Opened, Quoted},
+    error::GatewayError,
+    layers::{Inner, Step},
+    recorder::{self, Recorder},
+};
+
+/// See the module.
+#[derive(Debug)]
+pub struct OpenRecords {
+    /// Where records go when they end.
+    pub recorder: Recorder,
+}
+
+impl Step for OpenRecords {
+    type In = Quoted;
+    type Next = Opened;
+
+    async fn handle<S: Inner<Opened>>(&'static self, quoted: Quoted, mut inner: S) -> Answer {
+        let head = &quoted.planned.call.head;
+        let caller = &quoted.planned.call.caller;
+        let plan = &quoted.planned.plan;
+        let mut record = recorder::blank(head.id.clone(), head.endpoint.label());
+        record.key = caller.name.clone();
+        record.team = caller.team.clone();
+        record.model_label = plan.label.clone();
+        record.version = plan.version.as_ref().map(|version| version.name.clone());
+        record.variants = plan.variants.clone();
+        record.prompt = plan.prompt.as_ref().map(|p| Arc::from(format!("{}@{}", p.prompt.name, p.version)));
+        record.priced = plan.targets.first().is_some_and(|target| target.price.is_some());
+        let record = self.recorder.open(record, head.received).await.ok_or(GatewayError::Draining)?;
+        inner.call(Opened { quoted, record }).await
+    }
+}
