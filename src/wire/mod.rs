@@ -5,5 +5,6 @@ pub mod endpoint;
 pub mod headers;
 pub mod json;
 pub mod openai;
+pub mod request;
 pub mod sse;
 pub mod usage;

@@ -1,1 +1,3 @@
-//! Anthropic's dialect.
+//! Anthropic's dialect: messages.
+
+pub mod request;

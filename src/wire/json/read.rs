@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{ContainsEscape, Kind, Scanner, Span, Token, inside};
+use super::{ContainsEscape, JsonError, Kind, Problem, Scanner, Span, Token, inside};
 
 /// What stands at `span`, told by its first byte.
 #[must_use]
@@ -148,23 +148,46 @@ pub fn elements(body: &[u8], span: Span) -> impl Iterator<Item = Span> {
     })
 }
 
-/// The value of the first field `name` of a nested object, without a scan of its own.
-#[must_use]
-pub fn field(body: &[u8], object: Span, name: &str) -> Option<Span> {
+/// The keys and values of a nested object in turn, without a scan of its own; nothing when the value is no object.
+fn members(body: &[u8], object: Span) -> impl Iterator<Item = (Span, Span)> {
     let mut scanner = Scanner::new(body, object.start, object.end.min(body.len()));
     let mut open = scanner.eat(b'{');
-    while open {
+    std::iter::from_fn(move || {
+        if !open {
+            return None;
+        }
         scanner.skip_whitespace();
         let key = scanner.key().ok()?;
         let start = scanner.at;
         scanner.skip_value().ok()?;
-        if text(body, key)? == name {
-            return Some(Span { start, end: scanner.at });
-        }
+        let value = Span { start, end: scanner.at };
         scanner.skip_whitespace();
         open = scanner.eat(b',');
+        Some((key, value))
+    })
+}
+
+/// The value of the first field `name` of a nested object.
+#[must_use]
+pub fn field(body: &[u8], object: Span, name: &str) -> Option<Span> {
+    members(body, object).find(|(key, _)| text(body, *key).is_some_and(|key| key == name)).map(|(_, value)| value)
+}
+
+/// The value of the field `name` of a nested object, where parsers could not disagree on it.
+///
+/// # Errors
+/// When the object has the field twice.
+pub fn only_field(body: &[u8], object: Span, name: &str) -> Result<Option<Span>, JsonError> {
+    let mut found = None;
+    for (key, value) in members(body, object) {
+        if text(body, key).is_none_or(|key| key != name) {
+            continue;
+        }
+        if found.replace(value).is_some() {
+            return Err(JsonError { problem: Problem::Duplicate(name.to_owned()), offset: key.start });
+        }
     }
-    None
+    Ok(found)
 }
 
 /// Calls `visit` with each key inside of `span`, at any depth, and with the offset at which its value starts.

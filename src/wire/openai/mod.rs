@@ -1,1 +1,3 @@
-//! OpenAI's dialect.
+//! OpenAI's dialect: chat completions, legacy completions, responses, embeddings.
+
+pub mod request;
