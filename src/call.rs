@@ -24,7 +24,7 @@ use crate::{
     wire::{
         endpoint::Endpoint,
         json::{Edits, Scan},
-        openai::request::RequestFacts,
+        request::RequestFacts,
     },
 };
 

@@ -17,7 +17,7 @@ use crate::{
     error::GatewayError,
     layers::{Inner, Step},
     policy::keys::Caller,
-    wire::{coding::Decoder, endpoint::Endpoint, json, openai::request::RequestFacts},
+    wire::{coding::Decoder, endpoint::Endpoint, json, request},
 };
 
 /// Longest silence of a client that is sending its body.
@@ -115,8 +115,8 @@ fn document(endpoint: &Endpoint, headers: &HeaderMap, body: Bytes, limit: usize)
         Some(coding) => (decode(coding, &body, limit)?, Some(body)),
     };
     let scan = json::scan(&bytes).map_err(|e| GatewayError::invalid(format!("the request body is no proper JSON object: {e}"), None))?;
-    let facts = RequestFacts::of(endpoint, &bytes, &scan)
-        .map_err(|e| GatewayError::invalid(e.message, e.param.as_deref()))?;
+    let facts = request::facts(endpoint, &bytes, &scan)
+        .map_err(|e| GatewayError::invalid(e.message, Some(&e.param)))?;
     Ok(Document { bytes, coded, scan, facts })
 }
 

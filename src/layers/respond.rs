@@ -1,0 +1,217 @@
+//! The only place where an error becomes bytes, and where a request becomes a call.
+//!
+//! Stage: [`http::Request`] in, [`Arrival`] out; [`Reply`] or [`Failure`] back, [`http::Response`] out. What two parsers could read in
+//! two ways is refused here, before anything decides on it. A panic further in hurts this one request.
+
+use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header, request};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use serde_json::json;
+use tokio::time::Instant;
+use tower::Service;
+
+use crate::{
+    body::ReplyBody,
+    call::{Arrival, Failure, Head, Reply},
+    error::GatewayError,
+    layers::Inner,
+    record::Outcome,
+    recorder::{self, OpenRecord, Recorder},
+    telemetry::metrics,
+    wire::endpoint::{self, Dialect, Endpoint, EndpointError},
+};
+
+/// Longest path and query together, in bytes.
+const URI_BYTES_MAX: usize = 8 * 1024;
+/// The id of a call, in requests that were refused too.
+const CALL_HEADER: HeaderName = HeaderName::from_static("x-tollgate-call");
+
+/// See the module.
+#[derive(Debug)]
+pub struct Respond<S> {
+    inner: S,
+    recorder: Recorder,
+    /// Our name in `Via`, unique to this process: seen on a request, it came round in a loop.
+    via: Arc<str>,
+}
+
+impl<S: Inner<Arrival>> Respond<S> {
+    /// Stands before `inner`.
+    #[must_use]
+    pub fn new(inner: S, recorder: Recorder, via: Arc<str>) -> Respond<S> {
+        Respond { inner, recorder, via }
+    }
+
+    /// Answers one request, whatever happens.
+    ///
+    /// # Errors
+    /// Never.
+    pub async fn respond(&self, request: Request<Incoming>) -> Result<Response<ReplyBody>, Infallible> {
+        let received = Instant::now();
+        let id: Arc<str> = Arc::from(uuid::Uuid::now_v7().simple().to_string());
+        let (mut parts, body) = request.into_parts();
+        let upgrade = parts.extensions.remove::<OnUpgrade>().filter(|_| parts.headers.contains_key(header::UPGRADE));
+        let dialect = dialect(parts.uri.path());
+        let endpoint = match self.check(&parts) {
+            Ok(endpoint) => endpoint,
+            Err(error) => return Ok(self.refuse(error.into(), &id, "none", dialect, received).await),
+        };
+        let label = endpoint.label();
+        let head = Head {
+            id: id.clone(),
+            received,
+            endpoint,
+            method: parts.method,
+            path: parts.uri.path().into(),
+            query: parts.uri.query().map(Into::into),
+            headers: parts.headers,
+        };
+        let mut inner = self.inner;
+        let answering = inner.call(Arrival { head, body, upgrade });
+        let answer = AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|_| {
+            metrics::panicked();
+            Err(GatewayError::Internal.into())
+        });
+        match answer {
+            Ok(reply) => Ok(response(reply, &id)),
+            Err(failure) => Ok(self.refuse(failure, &id, label, dialect, received).await),
+        }
+    }
+
+    /// What the request's line and headers must be, before anything else looks at them.
+    fn check(&self, parts: &request::Parts) -> Result<Endpoint, GatewayError> {
+        let uri_bytes = parts.uri.path_and_query().map_or(0, |pq| pq.as_str().len());
+        if uri_bytes > URI_BYTES_MAX {
+            return Err(GatewayError::UriTooLong);
+        }
+        check_headers(parts)?;
+        let via = parts.headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
+        if via.flat_map(|value| value.split(',')).any(|hop| hop.trim().ends_with(&*self.via)) {
+            return Err(GatewayError::LoopDetected);
+        }
+        let path = parts.uri.path();
+        Endpoint::of(&parts.method, path).map_err(|error| match error {
+            EndpointError::Path(why) => GatewayError::invalid(why.to_string(), None),
+            EndpointError::Unknown => GatewayError::UnknownEndpoint(path.to_owned()),
+            EndpointError::Method => GatewayError::MethodNotAllowed(parts.method.to_string()),
+        })
+    }
+
+    /// Ends a call without a reply.
+    async fn refuse(
+        &self,
+        failure: Failure,
+        id: &Arc<str>,
+        endpoint: &'static str,
+        dialect: Dialect,
+        received: Instant,
+    ) -> Response<ReplyBody> {
+        let Failure { error, headers, record } = failure;
+        let record = match record {
+            Some(record) => Some(*record),
+            None => self.recorder.open(recorder::blank(id.clone(), endpoint), received).await,
+        };
+        if let Some(record) = record {
+            close(record, &error);
+        }
+        let mut response = error_response(&error, dialect);
+        response.headers_mut().extend(headers);
+        response.headers_mut().insert(CALL_HEADER, ascii(id));
+        response
+    }
+}
+
+fn close(mut record: OpenRecord, error: &GatewayError) {
+    let meaning = error.meaning();
+    let facts = record.facts();
+    facts.status = meaning.status;
+    facts.refusal = Some(meaning.code);
+    let outcome = match error {
+        GatewayError::UpstreamUnreachable { .. } | GatewayError::UpstreamTimeout { .. } => Outcome::UpstreamFailed,
+        GatewayError::Internal => Outcome::Internal,
+        _ => Outcome::Refused,
+    };
+    record.close(outcome);
+}
+
+/// Errors have the shape of the dialect that the client speaks.
+fn dialect(path: &str) -> Dialect {
+    if path.starts_with("/v1/messages") { Dialect::Anthropic } else { Dialect::OpenAi }
+}
+
+fn check_headers(parts: &request::Parts) -> Result<(), GatewayError> {
+    // Frameworks read `x_user` as `x-user`: a second spelling of a header that means something here.
+    if let Some(name) = parts.headers.keys().find(|name| name.as_str().contains('_')) {
+        return Err(GatewayError::invalid(format!("header `{name}` has an underscore; spell it with `-`"), None));
+    }
+    if let Some(expect) = parts.headers.get(header::EXPECT)
+        && !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")
+    {
+        return Err(GatewayError::ExpectationFailed);
+    }
+    // HTTP/1 is checked on the wire (gateway/framing.rs); in HTTP/2 `Host` may only repeat `:authority` (RFC 9113 §8.3.1).
+    let host = parts.headers.get(header::HOST);
+    if parts.version == Version::HTTP_2
+        && let (Some(host), Some(authority)) = (host, parts.uri.authority())
+        && host.as_bytes() != authority.as_str().as_bytes()
+    {
+        return Err(GatewayError::invalid("`host` differs from `:authority`", None));
+    }
+    if parts.method == Method::CONNECT || parts.method == Method::TRACE {
+        return Err(GatewayError::MethodNotAllowed(parts.method.to_string()));
+    }
+    Ok(())
+}
+
+fn response(reply: Reply, id: &str) -> Response<ReplyBody> {
+    let mut response = Response::new(reply.body);
+    *response.status_mut() = reply.status;
+    *response.headers_mut() = reply.headers;
+    response.headers_mut().insert(CALL_HEADER, ascii(id));
+    response
+}
+
+fn error_response(error: &GatewayError, dialect: Dialect) -> Response<ReplyBody> {
+    let meaning = error.meaning();
+    let body = match dialect {
+        Dialect::OpenAi => json!({"error": {
+            "message": error.to_string(), "type": meaning.kind, "param": error.param(), "code": meaning.code}}),
+        Dialect::Anthropic => json!({"type": "error", "error": {
+            "type": anthropic_type(meaning.status.as_u16()), "message": error.to_string(), "code": meaning.code}}),
+    };
+    let mut response = Response::new(ReplyBody::own(Bytes::from(body.to_string())));
+    *response.status_mut() = meaning.status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(wait) = error.retry_after() {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil().max(1.0) as u64));
+    }
+    if error.should_retry() == Some(false) {
+        headers.insert("x-should-retry", HeaderValue::from_static("false"));
+    }
+    if let GatewayError::MethodNotAllowed(_) = error {
+        headers.insert(header::ALLOW, HeaderValue::from_static(endpoint::METHODS));
+    }
+    response
+}
+
+/// Anthropic's error types: <https://docs.anthropic.com/en/api/errors>.
+fn anthropic_type(status: u16) -> &'static str {
+    match status {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        400..=499 => "invalid_request_error",
+        503 => "overloaded_error",
+        _ => "api_error",
+    }
+}
+
+fn ascii(id: &str) -> HeaderValue {
+    HeaderValue::from_str(id).expect("ids are hexadecimal")
+}
