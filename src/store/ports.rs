@@ -1,0 +1,59 @@
+//! What the ledger's runtime asks of the place where accounts live, be it a local file or Redis.
+
+use std::{path::PathBuf, pin::Pin, sync::Arc};
+
+use crate::ledger::sync::{SyncReply, SyncRequest};
+
+/// A store's answer, some time later.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Why a store gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached, is full, read-only or too slow. Trying again later may help.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// What it holds cannot be read. Someone must look at it.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+    /// Another process uses the same data directory.
+    #[error("{} is in use by another process; stop it, or set another data_dir", .0.display())]
+    Locked(PathBuf),
+}
+
+/// One report for one account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountSync {
+    /// The account's key: budget/scope/period.
+    pub account: Arc<str>,
+    /// The report.
+    pub request: SyncRequest,
+}
+
+/// One account as the store knows it, for listings; amounts in nano-USD.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredAccount {
+    /// The account's key: budget/scope/period.
+    pub account: Arc<str>,
+    /// The limit in force.
+    pub limit: u64,
+    /// Granted to purses and not returned: spent, or held.
+    pub held: u64,
+    /// Known to be spent, without debt.
+    pub charged: u64,
+    /// Spent beyond purses.
+    pub debt: u64,
+}
+
+/// Where the truth about accounts lives.
+pub trait Authority: Send + Sync {
+    /// Merges each report into its account and grants what is free: [`crate::ledger::account::sync`], durably, before the
+    /// answer. Replies stand in the order of the requests. Idempotent: after an error, it is not known which requests took
+    /// effect, and sending them again is right.
+    ///
+    /// An account is opened by a report that may create it; limit and version travel with every report.
+    fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<SyncReply>>;
+
+    /// Accounts in the order of their keys, beginning after `after`, at most `count_max` of them.
+    fn accounts(&self, after: Option<Arc<str>>, count_max: usize) -> Answer<'_, Vec<StoredAccount>>;
+}
