@@ -1,3 +1,4 @@
 //! Anthropic's dialect: messages.
 
+pub mod prompt;
 pub mod request;

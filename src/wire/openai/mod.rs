@@ -1,3 +1,4 @@
 //! OpenAI's dialect: chat completions, legacy completions, responses, embeddings.
 
+pub mod prompt;
 pub mod request;
