@@ -1,1 +1,3 @@
 //! Ports named by their consumer, and their implementations.
+
+pub mod keys;
