@@ -6,14 +6,17 @@
 //! admits almost twice the count in the window after an idle one, and with a small burst it refuses the second of two calls.
 //! So a [`Window`] remembers what was admitted when, in at most 66 groups: admissions within 1/64 of the window's length share
 //! a group, and a group leaves as one, when its last admission is a whole window old. Nothing leaves early, so the count is
-//! never exceeded; nothing leaves later than 1/64 of a window, which is all that saturated callers can lose (1.6 %).
+//! never exceeded; nothing leaves later than 1/64 of a window, which is all that saturated callers can lose (1.6 %). Whoever
+//! spends all of it at once gets it back at once, a window later.
 //!
 //! # Decisions
-//! - Limits of a call are taken all or none: if one refuses, those already taken are given back.
+//! - Limits of a call are taken all or none: if one refuses, those already taken are given back. In between, another call may
+//!   be refused for what was about to be given back; it is told to retry, and no two locks are ever held together.
 //! - Tokens are charged by their estimate and corrected at the call's end, in the group of its admission; a call that is
 //!   dropped without a correction stays charged at the estimate, and one whose window has passed needs none.
 //! - A call estimated above the whole token count is admitted once nothing else is in the window, and fills it alone. Refusing
-//!   it for ever would be a size limit, which this is not; letting it in beside others would let anyone exceed the count.
+//!   it for ever would be a size limit, which this is not; letting it in beside others would let anyone exceed the count. This
+//!   and estimates that were too low are the only ways above a token count.
 //! - A refused concurrency limit cannot know when a call will end: it says [`CONCURRENT_RETRY_AFTER`].
 //! - Accounts live only while something of theirs is in a window or in flight. Should clients make up more of them than
 //!   [`Limiter`] holds, windows are forgotten, never calls in flight: rate limits must not take the service down.

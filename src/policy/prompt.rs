@@ -4,7 +4,7 @@
 //! - **Values are data.** A template is compiled once; values are inserted in a single pass, never read as template text, and
 //!   never escaped or changed. What is rendered is raw text: who puts it into a body writes it as a JSON string.
 //! - **Nothing can be reached.** There is no loader, and tags that name other templates are refused at compile time; no
-//!   functions, no globals; only the filters in [`sandbox`], all of them pure functions of texts and numbers.
+//!   functions, no globals; only the filters listed in `sandbox`, all of them pure functions of texts and numbers.
 //! - **Nothing is silently empty.** Each variable that a template uses is given, of its type, or has a default.
 //! - **Work and size are bounded.** A template's text has at most [`SOURCE_BYTES_MAX`]; rendering has [`FUEL`], which pays for
 //!   instructions and for every byte made (64 a unit), so loops and filters end; all parts together yield at most
@@ -495,7 +495,7 @@ mod tests {
     }
 
     fn vars(value: Value) -> Map<String, Value> {
-        value.as_object().expect("an object").clone()
+        serde_json::from_value(value).expect("an object")
     }
 
     /// The system part of a template without declared variables.

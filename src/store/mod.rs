@@ -2,10 +2,12 @@
 //!
 //! - [`ports`]: what the ledger's runtime asks of an authority.
 //! - [`embedded`]: an authority in a local SQLite file.
+//! - [`keys`]: virtual keys that were created at run time.
 //! - [`journal`]: what this process reserved and settled, exact after it was killed.
 
 pub mod embedded;
 pub mod journal;
+pub mod keys;
 pub mod ports;
 
 use std::{
