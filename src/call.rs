@@ -97,6 +97,8 @@ pub enum Payload {
     Json(Document),
     /// Anything else: streamed through, unread.
     Stream(Incoming),
+    /// Nothing any more: it went with an attempt.
+    Nothing,
     /// A WebSocket: tunnelled once the upstream has agreed.
     Upgrade(OnUpgrade),
 }
@@ -166,15 +168,19 @@ pub struct Quoted {
     pub claims: Arc<[Claim]>,
     /// Tokens that rate limits take at admission, corrected at the end.
     pub estimate: Tokens,
+    /// When it was quoted: prices and periods are those of this moment.
+    pub at: jiff::Timestamp,
 }
 
 /// What a call can use and cost at most at one target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ceiling {
     /// Prompt tokens.
     pub input: Tokens,
     /// Output tokens, all choices together.
     pub output: Tokens,
+    /// Output tokens of one choice.
+    pub output_each: Tokens,
     /// Output cap to set because the client set none and the model's maximum is unknown.
     pub cap_to_set: Option<Tokens>,
     /// Money.

@@ -67,18 +67,19 @@ impl ReserveBudget {
         let price = quoted.planned.plan.targets.first()?.price.clone()?;
         let budgets = paying(quoted);
         let floor = budgets.iter().map(|budget| budget.min_output_tokens).max()?;
-        if !facts.has_output() || ceiling.output_each <= floor || budgets.iter().any(|budget| !budget.clamp) {
+        if ceiling.output_each <= floor || budgets.iter().any(|budget| !budget.clamp) {
             return None;
         }
         let tier = facts.service_tier.as_deref();
         for _ in 0..CLAMP_TRIES {
             let money = self.purses.most(&quoted.claims, ceiling.cost).await;
             let affordable = price.affordable_output(money, ceiling.input, tier, quoted.at);
-            let cap = Tokens(affordable.0 / facts.choices()).min(ceiling.output_each);
+            let predicted = Tokens(facts.prediction_bytes);
+            let cap = Tokens(affordable.saturating_sub(predicted).0 / facts.choices).min(ceiling.output_each);
             if cap < floor {
                 return None;
             }
-            let output = Tokens(cap.0 * facts.choices());
+            let output = Tokens(cap.0 * facts.choices).saturating_add(Tokens(facts.prediction_bytes));
             let bound = price.bound(ceiling.input, output, tier, quoted.at);
             if let Ok(reservation) = self.purses.reserve(&quoted.claims, bound).await {
                 return Some((reservation, cap));

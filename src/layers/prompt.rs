@@ -4,7 +4,6 @@
 
 use http::HeaderMap;
 use serde_json::{Map, Value};
-use std::sync::Arc;
 use tower::Service;
 
 use crate::{
@@ -15,8 +14,8 @@ use crate::{
     policy::prompt::{PromptError, Rendered, Template},
     wire::{
         endpoint::Endpoint,
-        json::{self, Edits},
-        openai::request::{self, Role},
+        json::Edits,
+        edit::{self, EditError, Role},
     },
 };
 
@@ -57,11 +56,8 @@ fn named_prompt(snapshot: &Snapshot, named: &str) -> Result<PromptRef, GatewayEr
     Ok(PromptRef { prompt: prompt.clone(), version: version.clone() })
 }
 
-fn render(template: &Template, headers: &HeaderMap, document: &Document) -> Result<Arc<Rendered>, GatewayError> {
-    let variables = match template.is_constant() {
-        true => Map::new(),
-        false => variables(headers, document)?,
-    };
+fn render(template: &Template, headers: &HeaderMap, document: &Document) -> Result<Rendered, GatewayError> {
+    let variables = if template.is_constant() { Map::new() } else { variables(headers, document)? };
     template.render(&variables).map_err(|error| match &error {
         PromptError::MissingVariable { name, .. } | PromptError::WrongType { name, .. } => GatewayError::PromptVariable {
             message: format!("{error}; give it in the x-tollgate-vars header or in the body's metadata"),
@@ -87,18 +83,17 @@ fn variables(headers: &HeaderMap, document: &Document) -> Result<Map<String, Val
 }
 
 fn splice(endpoint: &Endpoint, document: &Document, rendered: &Rendered, edits: &mut Edits) -> Result<(), GatewayError> {
-    let cannot = |e: request::RequestError| GatewayError::invalid(format!("the prompt cannot be injected: {}", e.message), e.param.as_deref());
+    let cannot = |error: EditError| GatewayError::invalid(error.to_string(), None);
     let (body, scan) = (&document.bytes, &document.scan);
-    // Each goes to the front, so the developer's message, said last, comes after the system's.
-    let leading = [(Role::Developer, &rendered.developer), (Role::System, &rendered.system)];
-    for (role, text) in leading {
+    // In this order, so that the model reads the system's words before the developer's.
+    for (role, text) in [(Role::System, &rendered.system), (Role::Developer, &rendered.developer)] {
         if let Some(text) = text {
-            request::inject_prompt(edits, endpoint, body, scan, role, text).map_err(cannot)?;
+            edit::inject_prompt(edits, endpoint, body, scan, role, text).map_err(cannot)?;
         }
     }
     if rendered.before_user.is_some() || rendered.after_user.is_some() {
         let (before, after) = (rendered.before_user.as_deref(), rendered.after_user.as_deref());
-        request::around_last_user(edits, endpoint, body, scan, before, after).map_err(cannot)?;
+        edit::around_last_user(edits, endpoint, body, scan, before, after).map_err(cannot)?;
     }
     Ok(())
 }

@@ -9,14 +9,21 @@ use jiff::Timestamp;
 use tower::Service;
 
 use crate::{
-    call::{Answer, Ceiling, Document, Payload, Planned, Quoted},
+    call::{Answer, Ceiling, Payload, Planned, Quoted},
     config::snapshot::{Budget, BudgetMode, OnStoreLoss, Target, Unpriced},
     error::GatewayError,
     layers::{Inner, Step},
-    policy::{pricing::Price, scope::Facts, tokens},
+    policy::{
+        pricing::Price,
+        scope::Facts,
+        tokens::{self, Contents},
+    },
     purses::Claim,
     units::Tokens,
-    wire::endpoint::Cost,
+    wire::{
+        endpoint::{Cost, Endpoint},
+        request::RequestFacts,
+    },
 };
 
 /// How many bytes of text make a token, for the estimate that rate limits take. Corrected at the end.
@@ -99,12 +106,13 @@ fn ceilings(planned: &Planned, budgets: &[(Arc<Budget>, Claim)], at: Timestamp) 
         Payload::Json(document) if planned.call.head.endpoint.cost() == Cost::Metered => document,
         _ => return unbounded(planned, budgets),
     };
-    if let Some(what) = document.facts.unbounded_cost() {
-        refuse_if_enforced(budgets, || format!("{what} costs extra that cannot be bounded beforehand"))?;
+    if let Some(what) = &document.facts.extra_cost {
+        refuse_if_enforced(budgets, || format!("`{what}` costs extra that cannot be bounded beforehand"))?;
     }
     // What the prompt and the parameters add is in the edited body.
-    let body_bytes = document.bytes.len() + planned.edits.added_bytes();
-    planned.plan.targets.iter().map(|target| ceiling(document, body_bytes, target, budgets, at)).collect()
+    let body = planned.edits.apply(&document.bytes);
+    let call = Bounded { endpoint: &planned.call.head.endpoint, facts: &document.facts, body: &body, budgets, at };
+    planned.plan.targets.iter().map(|target| call.ceiling(target)).collect()
 }
 
 /// An endpoint whose cost isn't told by request and reply.
@@ -125,44 +133,60 @@ fn refuse_if_enforced(budgets: &[(Arc<Budget>, Claim)], why: impl FnOnce() -> St
     }
 }
 
-fn ceiling(
-    document: &Document,
-    body_bytes: usize,
-    target: &Target,
-    budgets: &[(Arc<Budget>, Claim)],
+/// What bounding a call at one target needs.
+struct Bounded<'a> {
+    endpoint: &'a Endpoint,
+    facts: &'a RequestFacts,
+    body: &'a [u8],
+    budgets: &'a [(Arc<Budget>, Claim)],
     at: Timestamp,
-) -> Result<Ceiling, GatewayError> {
-    let price: &Price = target.price.as_deref().ok_or_else(|| unpriced(target))?;
-    let facts = &document.facts;
-    let mut input = tokens::input_ceiling(body_bytes, facts.images, &target.model);
-    if let Some(reference) = facts.unbounded_input() {
-        // What stands at the provider can't be longer than the model's window.
-        input = match price.context_window() {
-            Some(window) => window.max(input),
-            None => {
-                refuse_if_enforced(budgets, || format!("`{reference}` refers to input of unknown length"))?;
-                input
-            }
-        };
-    }
-    let (output_each, cap_to_set) = output_cap(document, price, budgets);
-    let output = Tokens(output_each.0.saturating_mul(facts.choices()));
-    Ok(Ceiling { input, output, output_each, cap_to_set, cost: price.bound(input, output, facts.service_tier.as_deref(), at) })
 }
 
-/// Output tokens of one choice at most, and the cap to set where neither the client nor the model has one.
-fn output_cap(document: &Document, price: &Price, budgets: &[(Arc<Budget>, Claim)]) -> (Tokens, Option<Tokens>) {
-    let facts = &document.facts;
-    if !facts.has_output() {
-        return (Tokens::ZERO, None);
+impl Bounded<'_> {
+    fn ceiling(&self, target: &Target) -> Result<Ceiling, GatewayError> {
+        let price: &Price = target.price.as_deref().ok_or_else(|| unpriced(target))?;
+        let input = self.input(target, price)?;
+        let (output_each, cap_to_set) = self.output_cap(price);
+        let choices = Tokens(output_each.0.saturating_mul(self.facts.choices));
+        // Rejected parts of a prediction are charged as output; no token is shorter than a byte.
+        let output = choices.saturating_add(Tokens(self.facts.prediction_bytes));
+        let cost = price.bound(input, output, self.facts.service_tier.as_deref(), self.at);
+        Ok(Ceiling { input, output, output_each, cap_to_set, cost })
     }
-    match (facts.output_cap().map(Tokens), price.max_output()) {
-        (Some(cap), Some(max)) => (cap.min(max), None),
-        (Some(cap), None) => (cap, None),
-        (None, Some(max)) => (max, None),
-        (None, None) => {
-            let default = budgets.iter().map(|(budget, _)| budget.default_max_tokens).min().unwrap_or_default();
-            (default, Some(default))
+
+    fn input(&self, target: &Target, price: &Price) -> Result<Tokens, GatewayError> {
+        let facts = self.facts;
+        let elsewhere = facts.unbounded_input.is_some() || facts.provider_defined_tools > 0;
+        let contents = Contents {
+            image_bytes: 0,
+            images: usize::try_from(facts.images).unwrap_or(usize::MAX),
+            tools: facts.tools > 0,
+            elsewhere,
+        };
+        match tokens::input_ceiling(&target.model, self.body, contents, price.context_window()) {
+            Some(input) => Ok(input),
+            None => {
+                let what = facts.unbounded_input.as_deref().unwrap_or("tools");
+                refuse_if_enforced(self.budgets, || format!("`{what}` refers to input of unknown length"))?;
+                Ok(Tokens(self.body.len() as u64))
+            }
+        }
+    }
+
+    /// Output tokens of one choice at most, and the cap to set where neither the client nor the model has one.
+    fn output_cap(&self, price: &Price) -> (Tokens, Option<Tokens>) {
+        if *self.endpoint == Endpoint::Embeddings {
+            return (Tokens::ZERO, None);
+        }
+        match (self.facts.output_cap().map(Tokens), price.max_output()) {
+            (Some(cap), Some(max)) => (cap.min(max), None),
+            (Some(cap), None) => (cap, None),
+            (None, Some(max)) => (max, None),
+            (None, None) => {
+                let defaults = self.budgets.iter().map(|(budget, _)| budget.default_max_tokens);
+                let default = defaults.min().unwrap_or_default();
+                (default, Some(default))
+            }
         }
     }
 }
@@ -171,6 +195,6 @@ fn output_cap(document: &Document, price: &Price, budgets: &[(Arc<Budget>, Claim
 fn estimate(planned: &Planned) -> Tokens {
     let Payload::Json(document) = &planned.call.payload else { return Tokens::ZERO };
     let input = document.bytes.len() as u64 / BYTES_PER_TOKEN;
-    let output = document.facts.output_cap().unwrap_or_default().saturating_mul(document.facts.choices());
+    let output = document.facts.output_cap().unwrap_or_default().saturating_mul(document.facts.choices);
     Tokens(input.saturating_add(output))
 }

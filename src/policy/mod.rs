@@ -5,5 +5,6 @@ pub mod keys;
 pub mod limits;
 pub mod pricing;
 pub mod prompt;
+pub mod routing;
 pub mod scope;
 pub mod tokens;

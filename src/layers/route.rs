@@ -1,0 +1,591 @@
+//! Sends a call to its targets in order: a flat loop with retries, fallbacks and ejection, up to the first byte of a reply.
+//!
+//! Stage: [`Admitted`] in, [`Reply`] back; the innermost layer. Each attempt has a reservation of its own, since a first attempt that
+//! timed out may be billed too. Once a reply's head is on its way to the client, nothing is tried again: a stream is never
+//! spliced from two replies.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response};
+use hyper::body::Incoming;
+use tokio::time::{Instant, sleep, timeout};
+use tower::Service;
+
+use crate::{
+    body::{BodyTimes, Drain, ReplyBody, Source, Watch, Watching},
+    call::{Admitted, Answer, Call, Ceiling, Failure, Payload, Quoted, Reply},
+    config::snapshot::{OnDisconnect, StreamUsage, Target},
+    error::GatewayError,
+    layers::Answering,
+    policy::routing::{self, Left, Next, Went},
+    purses::{Purses, Refused},
+    record::Outcome,
+    recorder::{Charge, OpenRecord, Sent},
+    telemetry::metrics,
+    units::Tokens,
+    upstream::{
+        Upstream,
+        client::{self, SendError, SendErrorKind},
+        request::{self as outgoing, Travel},
+        tunnel::Tunnels,
+    },
+    wire::{
+        coding::Decoder,
+        edit,
+        endpoint::{Cost, Dialect, Endpoint},
+        headers,
+        openai::{
+            reply::ReplyWatch,
+            stream::{StreamWatch, UsageFilter},
+        },
+    },
+};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Route {
+    /// The way to providers.
+    pub upstream: Arc<Upstream>,
+    /// Where further attempts reserve.
+    pub purses: Arc<Purses>,
+    /// Reads on when a client has left.
+    pub drain: Drain,
+    /// WebSockets.
+    pub tunnels: Tunnels,
+    /// Our name in `Via`.
+    pub via: Arc<str>,
+}
+
+/// A call on its way: what changes from attempt to attempt.
+struct Journey {
+    quoted: Quoted,
+    record: OpenRecord,
+    /// The body of an endpoint that is not read: there for one attempt only.
+    stream: Option<Incoming>,
+    clamped: Option<Tokens>,
+    /// Index of the target that is tried.
+    position: usize,
+    tries_here: u32,
+    attempts: u32,
+    attempts_max: u32,
+    deadline: Instant,
+    /// Time that is not the gateway's own: the client's body, waiting for money, the upstream.
+    others_time: Duration,
+}
+
+/// A reply's head and body, and whether the usage in it was asked for by us alone.
+struct Replied {
+    head: response::Parts,
+    body: Source,
+    filter: bool,
+}
+
+/// An attempt without a reply.
+enum NoReply {
+    /// The connection or the exchange failed.
+    Failed(SendError),
+    /// The provider did not answer in time.
+    Late(Duration),
+    /// The request could not be built: the client's path or model doesn't fit into one.
+    Unsendable,
+}
+
+impl Service<Admitted> for &'static Route {
+    type Response = Reply;
+    type Error = Failure;
+    type Future = Answering;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, admitted: Admitted) -> Answering {
+        Box::pin(self.run(admitted))
+    }
+}
+
+impl Route {
+    async fn run(&'static self, mut admitted: Admitted) -> Answer {
+        if let Payload::Upgrade(_) = &admitted.quoted.planned.call.payload {
+            return self.open_tunnel(admitted).await;
+        }
+        admitted.record.attempt().reservation = admitted.reservation.take();
+        let mut journey = Journey::begin(admitted);
+        self.upstream.retries.on_call(Instant::now().into_std());
+        journey.position = self.first_healthy(&journey);
+        loop {
+            let went = match self.attempt(&mut journey).await {
+                Ok(replied) => {
+                    let went = Went::Replied(replied.head.status, retry_after(&replied.head.headers));
+                    match self.next(&journey, went) {
+                        Next::Stop => return Ok(self.deliver(journey, replied)),
+                        next => (next, charge_of_status(replied.head.status), None),
+                    }
+                }
+                Err(no_reply) => {
+                    let error = journey.error(&no_reply);
+                    match self.next(&journey, no_reply.went()) {
+                        Next::Stop => return Err(journey.give_up(no_reply.charge(), error)),
+                        next => (next, no_reply.charge(), Some(error)),
+                    }
+                }
+            };
+            let (next, charge, error) = went;
+            journey.record.end_attempt(charge);
+            if let Next::Again(pause) = next {
+                sleep(pause).await;
+                journey.others_time += pause;
+            } else {
+                journey.position += 1;
+                journey.tries_here = 0;
+            }
+            if let Err(refused) = self.reserve_again(&mut journey).await {
+                let error = error.unwrap_or_else(|| refused_again(&refused));
+                return Err(journey.give_up(Charge::Nothing, error));
+            }
+        }
+    }
+
+    /// What follows an attempt; a retry that the retry budget forbids is none.
+    fn next(&self, journey: &Journey, went: Went) -> Next {
+        let left = Left {
+            attempts: journey.attempts_max.saturating_sub(journey.attempts),
+            another_target: journey.position + 1 < journey.quoted.planned.plan.targets.len(),
+            tries_here: journey.tries_here,
+            time: journey.deadline.saturating_duration_since(Instant::now()),
+        };
+        let next = routing::next(went, left);
+        let share = journey.quoted.planned.call.snapshot.routing.retry_budget;
+        if next != Next::Stop && !self.upstream.retries.try_retry(share, Instant::now().into_std()) {
+            return Next::Stop;
+        }
+        next
+    }
+
+    /// The first target in rotation; the first one where none is.
+    fn first_healthy(&self, journey: &Journey) -> usize {
+        let call = &journey.quoted.planned.call;
+        let targets = &journey.quoted.planned.plan.targets;
+        if call.snapshot.routing.eject.is_none() || targets.len() < 2 {
+            return 0;
+        }
+        let now = Instant::now().into_std();
+        let in_rotation = |target: &Target| {
+            self.upstream.healths.of(&target.provider.name, now).may_try(now, targets.len())
+        };
+        targets.iter().position(in_rotation).unwrap_or(0)
+    }
+
+    /// Money for the next attempt: the last one's is settled.
+    async fn reserve_again(&self, journey: &mut Journey) -> Result<(), Refused> {
+        let Some(ceiling) = journey.quoted.ceilings.get(journey.position) else { return Ok(()) };
+        let began = Instant::now();
+        let reservation = self.purses.reserve(&journey.quoted.claims, ceiling.cost).await?;
+        journey.others_time += began.elapsed();
+        // The cap was for the money of another target.
+        journey.clamped = None;
+        journey.record.attempt().reservation = Some(reservation);
+        Ok(())
+    }
+
+    async fn attempt(&self, journey: &mut Journey) -> Result<Replied, NoReply> {
+        let target = journey.target().clone();
+        let outgoing = journey.outgoing(&target);
+        let limit = journey.first_byte_limit();
+        let call = &journey.quoted.planned.call;
+        let routing = call.snapshot.routing.clone();
+        let request = outgoing::build(call, &target.provider, outgoing.body, outgoing.travel, &self.via)
+            .map_err(|_| NoReply::Unsendable)?;
+        journey.begin_attempt(&target, outgoing.sent);
+
+        let began = Instant::now();
+        let result = timeout(limit, self.upstream.exchange(&target.provider, request)).await;
+        journey.others_time += began.elapsed();
+        let result = match result {
+            Ok(Ok((head, body))) => Ok(Replied { head, body, filter: outgoing.filter }),
+            Ok(Err(error)) => Err(NoReply::Failed(error)),
+            Err(_) => Err(NoReply::Late(limit)),
+        };
+        self.note_health(&target, routing.eject, &result);
+        result
+    }
+
+    fn note_health(&self, target: &Target, eject: Option<crate::config::snapshot::Eject>, result: &Result<Replied, NoReply>) {
+        let provider = &target.provider.name;
+        match result {
+            Ok(replied) if !replied.head.status.is_server_error() => {}
+            Ok(_) => metrics::attempt(provider, "error"),
+            Err(NoReply::Late(_)) => metrics::attempt(provider, "timeout"),
+            Err(NoReply::Failed(_)) => metrics::attempt(provider, "unreachable"),
+            Err(NoReply::Unsendable) => return,
+        }
+        let Some(eject) = eject else { return };
+        let now = Instant::now().into_std();
+        let health = self.upstream.healths.of(provider, now);
+        let failed = match result {
+            Ok(replied) => routing::counts_against_health(replied.head.status),
+            Err(NoReply::Failed(error)) => error.kind != SendErrorKind::RequestBody,
+            Err(_) => true,
+        };
+        if !failed {
+            health.on_success();
+        } else if health.on_failure(eject, now) {
+            tracing::warn!(provider = %provider, "provider {provider} is out of rotation: it failed {} times in a row", eject.after);
+        }
+    }
+
+    /// Hands the reply on; its body ends the record.
+    fn deliver(&self, mut journey: Journey, replied: Replied) -> Reply {
+        let Replied { head, body, filter } = replied;
+        let status = head.status;
+        let call = &journey.quoted.planned.call;
+        let streamed = headers::is_event_stream(&head.headers);
+        let metered = status.is_success() && call.head.endpoint.cost() == Cost::Metered;
+        let watch = watch(&call.head.endpoint, metered, streamed);
+        let watching = Watching {
+            filter: (filter && streamed && status.is_success()).then(UsageFilter::new),
+            decoder: decoder(&head.headers, &watch),
+            watch,
+            dialect: call.head.endpoint.dialect(),
+            outcome: if is_error(status) { Outcome::UpstreamError } else { Outcome::Ok },
+            times: BodyTimes { idle: call.snapshot.routing.idle_timeout, deadline: journey.deadline },
+            drain: (call.snapshot.on_disconnect == OnDisconnect::Drain && metered).then(|| self.drain.clone()),
+        };
+        let mut headers = head.headers;
+        headers::strip_hop_by_hop(&mut headers);
+        if watching.filter.is_some() {
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        journey.describe(&mut headers);
+        let overhead = journey.overhead();
+        let facts = journey.record.facts();
+        facts.status = status;
+        facts.streamed = streamed;
+        facts.attempts = journey.attempts;
+        facts.overhead = Some(overhead);
+        journey.record.attempt().charge = if metered { Charge::Bound } else { charge_of_status(status) };
+        Reply { status, headers, body: ReplyBody::watched(body, watching, journey.record) }
+    }
+
+    /// A WebSocket: one attempt, and nothing of the client's passes before the upstream has agreed.
+    async fn open_tunnel(&self, admitted: Admitted) -> Answer {
+        let Admitted { quoted, mut record, .. } = admitted;
+        let target = quoted.planned.plan.targets[0].clone();
+        let mut call = quoted.planned.call;
+        let travel = Travel { plain_reply: false, keep_coding: true, upgrade: true };
+        let built = outgoing::build(&call, &target.provider, client::empty(), travel, &self.via);
+        let Payload::Upgrade(client_side) = std::mem::replace(&mut call.payload, Payload::Nothing) else {
+            return Err(Failure::recorded(GatewayError::Internal, record));
+        };
+        let request = match built {
+            Ok(request) => request,
+            Err(_) => return Err(Failure::recorded(unsendable(), record)),
+        };
+        record.facts().attempts = 1;
+        record.facts().provider = target.provider.name.clone();
+        let limit = call.snapshot.routing.first_byte_timeout;
+        match timeout(limit, self.upstream.client.send(&target.provider, request)).await {
+            Ok(Ok(reply)) if reply.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                Ok(self.tunnels.open(client_side, reply, record))
+            }
+            Ok(Ok(reply)) => {
+                let (head, body) = reply.into_parts();
+                let deadline = Instant::now() + call.snapshot.routing.total_timeout;
+                record.facts().status = head.status;
+                let watching = Watching {
+                    watch: Watch::Nothing,
+                    filter: None,
+                    decoder: None,
+                    dialect: Dialect::OpenAi,
+                    outcome: if is_error(head.status) { Outcome::UpstreamError } else { Outcome::Ok },
+                    times: BodyTimes { idle: call.snapshot.routing.idle_timeout, deadline },
+                    drain: None,
+                };
+                let mut headers = head.headers;
+                headers::strip_hop_by_hop(&mut headers);
+                let body = ReplyBody::watched(Source::Http(body), watching, record);
+                Ok(Reply { status: head.status, headers, body })
+            }
+            Ok(Err(error)) => Err(Failure::recorded(unreachable(&target, &error), record)),
+            Err(_) => {
+                let late = GatewayError::UpstreamTimeout { target: target.provider.name.to_string(), waited: limit };
+                Err(Failure::recorded(late, record))
+            }
+        }
+    }
+}
+
+/// What leaves in one attempt.
+struct Outgoing {
+    body: client::UpstreamBody,
+    travel: Travel,
+    filter: bool,
+    sent: Option<Sent>,
+}
+
+// === impl Journey ===
+
+impl Journey {
+    fn begin(admitted: Admitted) -> Journey {
+        let Admitted { mut quoted, record, clamped, waited, .. } = admitted;
+        let call = &mut quoted.planned.call;
+        let stream = match std::mem::replace(&mut call.payload, Payload::Nothing) {
+            Payload::Stream(body) => Some(body),
+            payload => {
+                call.payload = payload;
+                None
+            }
+        };
+        let routing = &call.snapshot.routing;
+        let own_limit = outgoing::client_timeout(&call.head.headers).unwrap_or(Duration::MAX);
+        let retries = call.head.headers.get("x-tollgate-retries").and_then(|v| v.to_str().ok()?.trim().parse::<u32>().ok());
+        let asked = retries.map_or(u32::MAX, |retries| retries.saturating_add(1));
+        let others_time = call.read_for + waited;
+        Journey {
+            position: 0,
+            tries_here: 0,
+            attempts: 0,
+            // A body that is not in memory can't be sent twice.
+            attempts_max: if stream.is_some() { 1 } else { routing.attempts.min(asked).max(1) },
+            deadline: call.head.received + routing.total_timeout.min(own_limit),
+            stream,
+            clamped,
+            others_time,
+            record,
+            quoted,
+        }
+    }
+
+    fn call(&self) -> &Call {
+        &self.quoted.planned.call
+    }
+
+    fn target(&self) -> &Target {
+        &self.quoted.planned.plan.targets[self.position]
+    }
+
+    fn ceiling(&self) -> Option<&Ceiling> {
+        self.quoted.ceilings.get(self.position)
+    }
+
+    fn first_byte_limit(&self) -> Duration {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        self.call().snapshot.routing.first_byte_timeout.min(left)
+    }
+
+    /// The cap to set at this target: what the money allows, or where nobody else has set one.
+    fn cap(&self) -> Option<Tokens> {
+        self.clamped.or_else(|| self.ceiling()?.cap_to_set)
+    }
+
+    /// Body and manner of this attempt: the client's bytes, but for what rules change.
+    fn outgoing(&mut self, target: &Target) -> Outgoing {
+        if let Some(body) = self.stream.take() {
+            let travel = Travel { plain_reply: false, keep_coding: true, upgrade: false };
+            return Outgoing { body: client::boxed(body), travel, filter: false, sent: None };
+        }
+        let call = self.call();
+        let Payload::Json(document) = &call.payload else {
+            let travel = Travel { plain_reply: false, keep_coding: true, upgrade: false };
+            return Outgoing { body: client::empty(), travel, filter: false, sent: None };
+        };
+        let mut edits = self.quoted.planned.edits.clone();
+        if document.facts.model.as_deref() != Some(&*target.model) {
+            edit::set_model(&mut edits, &document.scan, &target.model);
+        }
+        if let Some(cap) = self.cap() {
+            edit::set_output_cap(&mut edits, &document.scan, &document.facts, cap.0, target.provider.cap_field);
+        }
+        let filter = self.asks_for_usage(&call.head.endpoint);
+        if filter {
+            edit::ask_for_usage(&mut edits, &document.bytes, &document.scan);
+        }
+        let plain = edits.apply(&document.bytes);
+        let unchanged = edits.is_empty();
+        let wire_bytes: Bytes = match &document.coded {
+            Some(coded) if unchanged => coded.clone(),
+            _ => plain.clone(),
+        };
+        Outgoing {
+            body: client::full(wire_bytes),
+            travel: Travel { plain_reply: filter, keep_coding: unchanged, upgrade: false },
+            filter,
+            sent: Some(Sent { body: plain, model: target.model.clone() }),
+        }
+    }
+
+    /// Whether usage is asked for on the client's behalf: OpenAI's streams report it only on request.
+    fn asks_for_usage(&self, endpoint: &Endpoint) -> bool {
+        let Payload::Json(document) = &self.call().payload else { return false };
+        document.facts.stream
+            && document.facts.include_usage != Some(true)
+            && matches!(endpoint, Endpoint::ChatCompletions | Endpoint::Completions)
+            && self.call().snapshot.stream_usage == StreamUsage::Ask
+    }
+
+    /// From here until its reply is watched, an attempt that ends in any way is charged at its bound.
+    fn begin_attempt(&mut self, target: &Target, sent: Option<Sent>) {
+        self.attempts += 1;
+        self.tries_here += 1;
+        let metered = self.call().head.endpoint.cost() == Cost::Metered;
+        let (hidden_output, tier) = match &self.call().payload {
+            Payload::Json(document) => (
+                document.facts.reasoning || reasons_unseen(&target.model),
+                document.facts.service_tier.as_deref().map(Into::into),
+            ),
+            _ => (false, None),
+        };
+        let attempts = self.attempts;
+        let facts = self.record.facts();
+        facts.attempts = attempts;
+        facts.provider = target.provider.name.clone();
+        facts.target = Some(Arc::from(format!("{}/{}", target.provider.name, target.model)));
+        let attempt = self.record.attempt();
+        attempt.price = target.price.clone();
+        attempt.tier = tier;
+        attempt.sent = sent;
+        attempt.hidden_output = hidden_output;
+        attempt.charge = if metered { Charge::Bound } else { Charge::Nothing };
+    }
+
+    fn error(&self, no_reply: &NoReply) -> GatewayError {
+        match no_reply {
+            NoReply::Failed(error) => unreachable(self.target(), error),
+            NoReply::Late(waited) => GatewayError::UpstreamTimeout { target: named(self.target()), waited: *waited },
+            NoReply::Unsendable => unsendable(),
+        }
+    }
+
+    fn give_up(mut self, charge: Charge, error: GatewayError) -> Failure {
+        self.record.attempt().charge = charge;
+        let mut headers = HeaderMap::new();
+        self.describe(&mut headers);
+        let mut failure = Failure::recorded(error, self.record);
+        failure.headers = headers;
+        failure
+    }
+
+    /// Our own reply headers.
+    fn describe(&self, headers: &mut HeaderMap) {
+        let plan = &self.quoted.planned.plan;
+        let mut set = |name: &'static str, value: String| {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        };
+        set("x-tollgate-model", named(self.target()));
+        set("x-tollgate-attempts", self.attempts.to_string());
+        set("x-tollgate-overhead-us", self.overhead().as_micros().to_string());
+        if let Some(version) = &plan.version {
+            set("x-tollgate-version", version.name.to_string());
+        }
+        if !plan.variants.is_empty() {
+            let variants: Vec<String> = plan.variants.iter().map(|(e, v)| format!("{e}={v}")).collect();
+            set("x-tollgate-variant", variants.join(","));
+        }
+        if let Some(prompt) = &plan.prompt {
+            set("x-tollgate-prompt", format!("{}@{}", prompt.prompt.name, prompt.version));
+        }
+        if let Some(cap) = self.cap() {
+            set("x-tollgate-clamped", cap.to_string());
+        }
+    }
+
+    /// What the gateway itself has taken so far.
+    fn overhead(&self) -> Duration {
+        self.record.received().elapsed().saturating_sub(self.others_time)
+    }
+}
+
+// === impl NoReply ===
+
+impl NoReply {
+    fn went(&self) -> Went {
+        match self {
+            NoReply::Failed(error) if error.kind == SendErrorKind::RequestBody => Went::ClientGone,
+            NoReply::Unsendable => Went::ClientGone,
+            // A pooled connection that the server closed just then: tried once more, as every HTTP client does (RFC 9112 §9.3.1).
+            NoReply::Failed(error) if error.surely_not_processed() || error.is_stale() => Went::NotProcessed,
+            NoReply::Failed(_) | NoReply::Late(_) => Went::Unknown,
+        }
+    }
+
+    fn charge(&self) -> Charge {
+        match self {
+            NoReply::Failed(error) if error.surely_not_processed() => Charge::Nothing,
+            NoReply::Unsendable => Charge::Nothing,
+            NoReply::Failed(_) | NoReply::Late(_) => Charge::Bound,
+        }
+    }
+}
+
+/// What a reply that carries no usage is charged: nothing where the provider turned the call away, else its bound.
+fn charge_of_status(status: StatusCode) -> Charge {
+    if status.is_server_error() && !routing::was_not_processed(status) { Charge::Bound } else { Charge::Nothing }
+}
+
+fn is_error(status: StatusCode) -> bool {
+    status.is_client_error() || status.is_server_error()
+}
+
+fn watch(endpoint: &Endpoint, metered: bool, streamed: bool) -> Watch {
+    match (metered, streamed) {
+        (false, _) => Watch::Nothing,
+        (true, true) => Watch::Events(Box::new(StreamWatch::new(endpoint))),
+        (true, false) => Watch::Document(Box::new(ReplyWatch::new(endpoint))),
+    }
+}
+
+/// Decodes a copy of a compressed reply, where it is read at all.
+fn decoder(headers: &HeaderMap, watch: &Watch) -> Option<Decoder> {
+    if matches!(watch, Watch::Nothing) {
+        return None;
+    }
+    Decoder::for_encoding(headers.get(header::CONTENT_ENCODING)?.to_str().ok()?)
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    routing::retry_after(headers.get(header::RETRY_AFTER)?.to_str().ok()?, SystemTime::now())
+}
+
+/// Families whose reasoning is charged as output but not sent: OpenAI's o-series and GPT-5.
+fn reasons_unseen(model: &str) -> bool {
+    ["o1", "o3", "o4", "gpt-5"].iter().any(|family| model.starts_with(family))
+}
+
+fn named(target: &Target) -> String {
+    if target.model.is_empty() { target.provider.name.to_string() } else { format!("{}/{}", target.provider.name, target.model) }
+}
+
+fn unreachable(target: &Target, error: &SendError) -> GatewayError {
+    let reason = match error.kind {
+        SendErrorKind::Connect => "no connection",
+        SendErrorKind::Tls => "no TLS: its certificate does not verify, or the handshake failed",
+        SendErrorKind::Unsent | SendErrorKind::StaleConnection => "the connection closed",
+        SendErrorKind::RefusedStream => "it refused the stream",
+        SendErrorKind::Reset => "the connection broke before a reply",
+        SendErrorKind::Protocol => "its reply is no proper HTTP",
+        SendErrorKind::RequestBody => return GatewayError::RequestTimeout("the client stopped sending it"),
+    };
+    // Addresses and certificates are for the operator's log, not for the client.
+    tracing::warn!(target = %named(target), error = %error, "an upstream attempt failed: {reason}");
+    GatewayError::UpstreamUnreachable { target: named(target), reason }
+}
+
+fn unsendable() -> GatewayError {
+    GatewayError::invalid("the path cannot be sent to the provider", None)
+}
+
+fn refused_again(refused: &Refused) -> GatewayError {
+    match refused {
+        Refused::StoreUnavailable { retry_after } => GatewayError::StoreUnavailable { retry_after: *retry_after },
+        Refused::Exhausted { budget, .. } => {
+            GatewayError::BudgetExhausted { budget: budget.to_string(), retry_after: None }
+        }
+    }
+}
