@@ -98,20 +98,20 @@ impl Catalog {
         let own = [model, "*"].into_iter().find_map(|name| self.own.get(&*format!("{provider_name}/{name}")));
         match own {
             None => builtin(),
-            Some(OwnRow { price: Some(price), .. }) => Some(Arc::new(price.clone())),
+            Some(OwnRow { price: Some(price), .. }) => Some(Arc::clone(price)),
             Some(OwnRow { price: None, max_output, context_window }) => {
                 Some(builtin()?.with_limits(*max_output, *context_window))
             }
         }
     }
 
-    /// Rows whose `provider/model`, or model at any provider, is `name`; else those whose rule takes `name`.
+    /// Rows for `name`: `provider/model`, or a model at every provider that has it.
     #[must_use]
     pub fn listings(&self, name: &str) -> Vec<Listing> {
         let own =
             self.own.iter().filter(|(row, _)| &***row == name || row.split_once('/').is_some_and(|(_, m)| m == name));
         let own = own.filter_map(|(row, own)| {
-            Some(Listing { row: row.to_string(), price: Arc::new(own.price.clone()?), sources: Vec::new() })
+            Some(Listing { row: row.to_string(), price: own.price.clone()?, sources: Vec::new() })
         });
         let mut listings: Vec<Listing> = own.collect();
         let (group, model) = match name.split_once('/') {
@@ -119,7 +119,7 @@ impl Catalog {
             _ => (None, name),
         };
         for candidate in self.groups.iter().filter(|g| group.is_none_or(|id| id == &*g.provider.id)) {
-            if let Some(price) = candidate.find(&model.to_lowercase()).and_then(|row| row.price.clone()) {
+            if let Some(price) = candidate.find_or_vendored(&model.to_lowercase()).and_then(|row| row.price.clone()) {
                 let sources = candidate.provider.sources.iter().map(|url| url.to_string()).collect();
                 listings.push(Listing { row: price.row().to_owned(), price, sources });
             }
@@ -188,6 +188,12 @@ impl Group {
     /// The first row whose rule takes a lower-case name: the order of rows is part of the data.
     fn find(&self, name: &str) -> Option<&Row> {
         self.rows().iter().find(|row| row.model.matches(name))
+    }
+
+    /// Aggregators name models with their vendor: `openai/gpt-4o` is what asking for `gpt-4o` should list.
+    fn find_or_vendored(&self, name: &str) -> Option<&Row> {
+        let vendored = |row: &&Row| row.model.model.rsplit_once('/').is_some_and(|(_, bare)| bare == name);
+        self.find(name).or_else(|| self.rows().iter().find(vendored))
     }
 
     fn rows(&self) -> &[Row] {

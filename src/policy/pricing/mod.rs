@@ -243,6 +243,15 @@ impl Price {
         &self.row
     }
 
+    /// The standard rates in force, by the names of `config/prices.yaml`, written as `2.5 USD/1M`.
+    #[must_use]
+    pub fn rates(&self, at: jiff::Timestamp) -> Vec<(String, String)> {
+        let name = |unit: Unit| {
+            serde_json::to_value(unit).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+        };
+        self.standard(at).0.iter().map(|(unit, rate)| (name(*unit), rows::rate_text(*unit, rate))).collect()
+    }
+
     /// What the provider asks for one web search of its own, where listed.
     #[must_use]
     pub fn web_search(&self, at: jiff::Timestamp) -> Option<NanoUsd> {
@@ -318,11 +327,6 @@ impl Price {
         let request = (listed(Unit::Request).unwrap_or_default(), 1);
         let parts = input_parts.into_iter().chain(output_parts).chain([request]);
         parts.fold(0, |sum: u128, (rate, tokens)| sum.saturating_add(rate.times(Tokens(tokens))))
-    }
-
-    /// The standard rates in force, as `(unit, price)` in the catalog's notation.
-    fn listed_rates(&self, at: jiff::Timestamp) -> Vec<(Unit, String)> {
-        self.standard(at).0.iter().map(|(unit, rate)| (*unit, rows::rate_text(*unit, rate))).collect()
     }
 
     fn with_limits(&self, max_output: Option<Tokens>, context_window: Option<Tokens>) -> Arc<Price> {

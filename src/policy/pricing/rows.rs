@@ -1,6 +1,9 @@
 //! Price rows as they are written: those of `config/prices.yaml`, and own ones in the configuration.
 
-use std::{collections::BTreeMap, sync::OnceLock};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 use jiff::{civil, tz::Offset};
 use regex::Regex;
@@ -75,7 +78,7 @@ pub enum PriceError {
         missing: &'static str,
     },
     /// Nothing in it, or a limit of 0.
-    #[error("{0}: neither rates nor a limit above 0")]
+    #[error("{0}: needs rates, or a limit above 0")]
     Empty(String),
 }
 
@@ -83,7 +86,7 @@ pub enum PriceError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct OwnRow {
     /// `None` when the row has limits only.
-    pub(super) price: Option<Price>,
+    pub(super) price: Option<Arc<Price>>,
     pub(super) max_output: Option<Tokens>,
     pub(super) context_window: Option<Tokens>,
 }
@@ -93,11 +96,11 @@ impl OwnRow {
         let max_output = fields.max_output.map(Tokens);
         let context_window = fields.context_window.map(Tokens);
         let rates = own_rates(row, fields)?;
+        let limits = [max_output, context_window];
+        if limits.contains(&Some(Tokens::ZERO)) || (rates.0.is_empty() && limits == [None, None]) {
+            return Err(PriceError::Empty(row.to_owned()));
+        }
         if rates.0.is_empty() {
-            let limits = [max_output, context_window];
-            if limits.contains(&Some(Tokens::ZERO)) || limits == [None, None] {
-                return Err(PriceError::Empty(row.to_owned()));
-            }
             return Ok(OwnRow { price: None, max_output, context_window });
         }
         for (unit, missing) in [(Unit::Input, "input"), (Unit::Output, "output")] {
@@ -106,7 +109,7 @@ impl OwnRow {
             }
         }
         let price = Price { max_output, context_window, ..Price::of_rates(format!("own:{row}").into(), rates) };
-        Ok(OwnRow { price: Some(price), max_output, context_window })
+        Ok(OwnRow { price: Some(Arc::new(price)), max_output, context_window })
     }
 }
 

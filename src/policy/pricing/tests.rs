@@ -292,7 +292,7 @@ fn own_rows_that_would_make_something_free_by_silence_are_refused() {
     assert!(refused("p/m", row(&[("input", "1")])).contains("`output`"));
     assert!(refused("p/m", row(&[("output", "1")])).contains("`input`"));
     assert!(refused("p/m", row(&[("cached", "1")])).contains("`input`"));
-    assert!(refused("p/m", PriceRow::default()).contains("neither"));
+    assert!(refused("p/m", PriceRow::default()).contains("needs rates"));
     assert!(refused("m", row(&[("input", "1"), ("output", "1")])).contains("provider/model"));
     let unit_missing = PriceRow { input: Some("0.15".to_owned()), ..PriceRow::default() };
     assert_eq!(refused("p/m", unit_missing), "p/m.input: `0.15` is not a price; write it as `0.15 USD/1M`");
@@ -303,8 +303,20 @@ fn rates_are_shown_as_people_write_them() {
     let rate = Rate { base: usd_per_million("0.075"), steps: Box::new([(200_000, usd_per_million("12"))]) };
     assert_eq!(rows::rate_text(Unit::Input, &rate), "0.075 USD/1M (12 above 200000)");
     let search = Catalog::builtin().find("openai", Some("openai"), "gpt-4.1").unwrap();
-    assert!(search.listed_rates(now()).contains(&(Unit::WebSearch, "10 USD/1K".to_owned())));
+    assert!(search.rates(now()).contains(&("web_search".to_owned(), "10 USD/1K".to_owned())));
     assert_eq!(search.web_search(now()), Some(NanoUsd(10_000_000)));
+}
+
+#[test]
+fn a_row_is_written_as_in_the_contract() {
+    let yaml = "{ input: 0.15 USD/1M, cached: 0.075 USD/1M, output: 0.60 USD/1M, max_output: 16384 }";
+    let price = own(serde_saphyr::from_str(yaml).unwrap());
+    assert_eq!(
+        price.cost(&usage(&[("input", 1_000), ("cached", 500), ("output", 100)]), None, now()),
+        NanoUsd(172_500)
+    );
+    assert_eq!(price.max_output(), Some(Tokens(16_384)));
+    assert!(serde_saphyr::from_str::<PriceRow>("{ input: 1 USD/1M, ouput: 2 USD/1M }").is_err());
 }
 
 fn rates() -> impl Strategy<Value = RateSet> {
