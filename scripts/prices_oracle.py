@@ -32,13 +32,17 @@ IGNORED = {"web_searches_kcount", "storage_searches_kcount"}
 CONTEXTS = {"service_tier", "processing", "speed"}
 
 
-def price_sets(model):
-    standard = model.prices if isinstance(model.prices, list) else [types.ConditionalPrice(prices=model.prices)]
-    return [p.prices for p in standard] + [v.prices for v in model.price_variants or []]
-
-
 def stored(model_price):
     return {key: price for key, price in model_price.__dict__.items() if price is not None}
+
+
+def standard_sets(model):
+    conditional = model.prices if isinstance(model.prices, list) else [types.ConditionalPrice(prices=model.prices)]
+    return [stored(p.prices) for p in conditional]
+
+
+def price_sets(model):
+    return standard_sets(model) + [stored(v.prices) for v in model.price_variants or []]
 
 
 def decimals(price):
@@ -47,17 +51,15 @@ def decimals(price):
 
 
 def comparable(model):
-    sets = [stored(s) for s in price_sets(model)]
-    keys = {key for s in sets for key in s}
     return (
-        all("input_mtok" in s for s in sets[: 1 if not isinstance(model.prices, list) else len(model.prices)])
-        and keys <= MEASURED | IGNORED
-        and all(decimals(price) <= 6 for s in sets for price in s.values())
+        all("input_mtok" in prices for prices in standard_sets(model))
+        and keys_of(model) <= MEASURED | IGNORED
+        and all(decimals(price) <= 6 for prices in price_sets(model) for price in prices.values())
     )
 
 
 def keys_of(model):
-    return {key for s in price_sets(model) for key in stored(s)}
+    return {key for prices in price_sets(model) for key in prices}
 
 
 def random_usage(rng, model):

@@ -39,7 +39,7 @@ const PER_NAME: u64 = 1;
 const REPLY_PRIMING: u64 = 3;
 
 /// Models for which the cookbook states the framing of messages.
-const FRAMING_PUBLISHED: [&str; 5] = ["gpt-3.5-turbo", "gpt-4-", "gpt-4o", "gpt-4.1", "chatgpt-4o"];
+const FRAMING_PUBLISHED: [&str; 6] = ["gpt-3.5-turbo", "gpt-35-turbo", "gpt-4-", "gpt-4o", "gpt-4.1", "chatgpt-4o"];
 
 fn tally(request: &Value, model: &str, counter: fn(Encoding, &str) -> Tokens) -> Counted {
     let (encoding, exactness) = Encoding::for_model(model);

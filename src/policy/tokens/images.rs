@@ -26,11 +26,13 @@ const FAMILIES: &[(&str, Family)] = &[
     ("gpt-4.1-mini", Family::Patches { budget: 1536, percent: 162 }),
     ("gpt-4.1-nano", Family::Patches { budget: 1536, percent: 246 }),
     ("gpt-4.1", Family::Tiles { base: 85, tile: 170 }),
-    ("gpt-4.5", Family::Tiles { base: 85, tile: 170 }),
     ("gpt-4-", Family::Tiles { base: 85, tile: 170 }),
     ("gpt-5-mini", Family::Patches { budget: 1536, percent: 162 }),
     ("gpt-5-nano", Family::Patches { budget: 1536, percent: 246 }),
     ("gpt-5-", Family::Tiles { base: 70, tile: 140 }),
+    // Newer ones take up to 10,000 patches (`detail: original`); the factor is the largest that is published.
+    ("gpt-4.5", Family::Tiles { base: 85, tile: 170 }),
+    ("gpt-", Family::Patches { budget: 10_000, percent: 246 }),
     ("o4-mini", Family::Patches { budget: 1536, percent: 172 }),
     ("o1", Family::Tiles { base: 75, tile: 150 }),
     ("o3", Family::Tiles { base: 75, tile: 150 }),
@@ -39,8 +41,8 @@ const FAMILIES: &[(&str, Family)] = &[
     ("claude", Family::AtMost(4_784)),
 ];
 
-/// The largest patch budget (`detail: original`) at the largest factor that any provider publishes.
-const UNKNOWN: Family = Family::Patches { budget: 10_000, percent: 246 };
+/// A name that tells nothing, such as that of an Azure deployment: the most that any of them takes (gpt-4o-mini).
+const UNKNOWN: Family = Family::AtMost(2833 + TILES_MAX * 5667);
 
 fn family(model: &str) -> Family {
     let model = bare_name(model);
@@ -122,6 +124,7 @@ mod tests {
             ("gpt-4.1-nano", 3779),
             ("claude-opus-4-7", 4784),
             ("gpt-6-sol", 24_600),
+            ("my-deployment", 48_169),
         ] {
             assert_eq!(image_tokens_max(model), Tokens(most), "{model}");
             for (width, height) in [(1, 1), (768, 2048), (2048, 2048), (100_000, 3), (u64::MAX, u64::MAX), (4096, 767)]
