@@ -1,4 +1,5 @@
 //! Anthropic's dialect: messages.
 
 pub mod prompt;
+pub mod reply;
 pub mod request;

@@ -1,4 +1,5 @@
 //! OpenAI's dialect: chat completions, legacy completions, responses, embeddings.
 
 pub mod prompt;
+pub mod reply;
 pub mod request;
