@@ -3,3 +3,5 @@
 pub mod prompt;
 pub mod reply;
 pub mod request;
+pub mod stream;
+pub mod usage_filter;
