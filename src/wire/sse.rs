@@ -82,7 +82,7 @@ impl Default for Parser {
 }
 
 impl Parser {
-    /// A parser that reads events up to `event_bytes_max` bytes, field names and line ends included.
+    /// A parser that reads events up to `event_bytes_max` bytes, field names and inner line ends included.
     #[must_use]
     pub fn new(event_bytes_max: usize) -> Parser {
         Parser {
@@ -117,15 +117,18 @@ impl Parser {
     /// Whether bytes of an event were seen that has not ended.
     #[must_use]
     pub fn is_mid_event(&self) -> bool {
-        self.passing_over || self.carry.iter().any(|byte| !matches!(byte, b'\r' | b'\n'))
+        self.passing_over || !self.carry.is_empty()
     }
 
     fn end_event(&mut self, block: &[u8], on_event: &mut impl FnMut(Event<'_>)) {
-        self.carry_over_if_any(block);
-        let is_read = !std::mem::take(&mut self.passing_over) && block.len() <= self.event_bytes_max;
+        if !self.carry.is_empty() {
+            self.carry_over(block);
+        }
+        let whole = if self.carry.is_empty() { block } else { &self.carry };
+        let is_read = !std::mem::take(&mut self.passing_over)
+            && without_line_ends_after(without_line_ends_before(whole)).len() <= self.event_bytes_max;
         let is_first = !std::mem::replace(&mut self.started, true);
         if is_read {
-            let whole = if self.carry.is_empty() { block } else { &self.carry };
             let whole = if is_first { whole.strip_prefix(BYTE_ORDER_MARK).unwrap_or(whole) } else { whole };
             if let Some(event) = event(whole, &mut self.joined) {
                 on_event(event);
@@ -134,23 +137,34 @@ impl Parser {
         self.carry.clear();
     }
 
-    fn carry_over_if_any(&mut self, block: &[u8]) {
-        if !self.carry.is_empty() {
-            self.carry_over(block);
-        }
-    }
-
+    /// The bound is on what stands between line ends, since where a CRLF was cut must not matter.
     fn carry_over(&mut self, bytes: &[u8]) {
-        if self.passing_over {
+        let bytes = if self.carry.is_empty() { without_line_ends_before(bytes) } else { bytes };
+        if self.passing_over || bytes.is_empty() {
             return;
         }
-        if self.carry.len() + bytes.len() > self.event_bytes_max {
+        let length = without_line_ends_after(bytes).len();
+        if length > 0 && self.carry.len() + length > self.event_bytes_max {
             self.passing_over = true;
             self.carry = Vec::new();
             return;
         }
         self.carry.extend_from_slice(bytes);
     }
+}
+
+fn is_line_end(byte: &u8) -> bool {
+    matches!(byte, b'\r' | b'\n')
+}
+
+fn without_line_ends_before(bytes: &[u8]) -> &[u8] {
+    let start = bytes.iter().position(|byte| !is_line_end(byte)).unwrap_or(bytes.len());
+    &bytes[start..]
+}
+
+fn without_line_ends_after(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().rposition(|byte| !is_line_end(byte)).map_or(0, |last| last + 1);
+    &bytes[..end]
 }
 
 /// Reads one event from its lines; `None` when it carries no data. Data over several lines is joined in `joined`.
@@ -258,8 +272,8 @@ mod tests {
         let long = format!("data: {}\n\ndata: b\n\n", "x".repeat(100));
         for size in [1, 7, 64, 1000] {
             let chunks: Vec<&[u8]> = long.as_bytes().chunks(size).collect();
-            assert_eq!(read(&chunks, 107).0, data(&[("", "b")]), "{size}");
-            assert_eq!(read(&chunks, 108).0.len(), 2, "{size}");
+            assert_eq!(read(&chunks, 105).0, data(&[("", "b")]), "{size}");
+            assert_eq!(read(&chunks, 106).0.len(), 2, "{size}");
         }
     }
 

@@ -1,6 +1,29 @@
 //! The neutral usage figures that every dialect's reply is read into.
 
-use crate::units::Tokens;
+use crate::{
+    units::Tokens,
+    wire::json::{self, Span},
+};
+
+/// No call has more tokens: a figure above it is nonsense, and keeps sums far from overflow.
+const TOKENS_MAX: u64 = 1 << 40;
+
+/// A report of usage that cannot be true. The caller charges the bound: nonsense never lowers spend.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UsageError {
+    /// A figure is no whole number from 0 to 2^40.
+    #[error("the provider reported no plausible number as `{0}`")]
+    Figure(&'static str),
+    /// A main figure is missing and does not follow from the others: to take it for 0 would lower spend.
+    #[error("the provider reported usage without `{0}`")]
+    Missing(&'static str),
+    /// A part is larger than its whole.
+    #[error("the provider reported more `{0}` tokens than there are in all")]
+    PartAboveWhole(&'static str),
+    /// What stands where the usage belongs is no object.
+    #[error("the provider reported usage that is no object")]
+    NotAnObject,
+}
 
 /// What a provider reports for one call. Totals include their parts, as in OpenAI's `usage`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -23,4 +46,57 @@ pub struct Usage {
     pub reasoning: Tokens,
     /// Of `output`: audio.
     pub output_audio: Tokens,
+}
+
+/// What a reply says of its usage: nothing, figures, or nonsense.
+pub type Reported = Option<Result<Usage, UsageError>>;
+
+/// Reads the figures of a raw `usage` object.
+#[derive(Clone, Copy)]
+pub(super) struct Figures<'a> {
+    json: &'a [u8],
+    object: Span,
+}
+
+impl<'a> Figures<'a> {
+    /// The figures of `json`, which is one value; `None` when it is `null` or nothing.
+    pub(super) fn of(json: &'a [u8]) -> Option<Result<Figures<'a>, UsageError>> {
+        let object = Span { start: 0, end: json.len() };
+        match json.first() {
+            Some(b'{') => Some(Ok(Figures { json, object })),
+            None | Some(b'n') => None,
+            Some(_) => Some(Err(UsageError::NotAnObject)),
+        }
+    }
+
+    /// A figure that is always a number where it is given.
+    pub(super) fn required(self, name: &'static str) -> Result<Option<u64>, UsageError> {
+        json::field(self.json, self.object, name).map(|span| self.figure(name, span)).transpose()
+    }
+
+    /// A figure for which providers also write `null`.
+    pub(super) fn optional(self, name: &'static str) -> Result<Option<u64>, UsageError> {
+        let span = json::field(self.json, self.object, name).filter(|span| !json::is_null(self.json, *span));
+        span.map(|span| self.figure(name, span)).transpose()
+    }
+
+    /// The figures of the first of `names` that is a nested object; those of nothing when none is.
+    pub(super) fn details(self, names: &[&str]) -> Figures<'a> {
+        let nothing = Span { start: 0, end: 0 };
+        let mut objects = names.iter().filter_map(|name| json::field(self.json, self.object, name));
+        let object = objects.find(|span| self.json.get(span.start) == Some(&b'{')).unwrap_or(nothing);
+        Figures { json: self.json, object }
+    }
+
+    fn figure(self, name: &'static str, span: Span) -> Result<u64, UsageError> {
+        json::integer(self.json, span).filter(|tokens| *tokens <= TOKENS_MAX).ok_or(UsageError::Figure(name))
+    }
+}
+
+/// `part`, which must not be above `whole`.
+pub(super) fn part_of(whole: u64, name: &'static str, part: Option<u64>) -> Result<Tokens, UsageError> {
+    match part {
+        Some(part) if part > whole => Err(UsageError::PartAboveWhole(name)),
+        part => Ok(Tokens(part.unwrap_or(0))),
+    }
 }

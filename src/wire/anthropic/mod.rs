@@ -1,4 +1,6 @@
 //! Anthropic's dialect: messages.
 
 pub mod prompt;
+pub mod reply;
 pub mod request;
+pub mod stream;

@@ -13,7 +13,9 @@ pub mod push;
 mod read;
 
 pub use edit::{Edits, Splice, escaped, quoted};
-pub use read::{boolean, elements, field, integer, is_null, kind, only_field, string_at, text, walk};
+pub use read::{
+    boolean, elements, field, fields, integer, is_null, kind, members, only_field, string_at, text, value_at, walk,
+};
 
 /// The deepest nesting that is taken; the top-level object is level 1.
 pub const DEPTH_MAX: usize = 64;

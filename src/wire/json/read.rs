@@ -148,8 +148,8 @@ pub fn elements(body: &[u8], span: Span) -> impl Iterator<Item = Span> {
     })
 }
 
-/// The keys and values of a nested object in turn, without a scan of its own; nothing when the value is no object.
-fn members(body: &[u8], object: Span) -> impl Iterator<Item = (Span, Span)> {
+/// The keys (with their quotes) and values of an object in turn, without a scan of its own; nothing when it is no object.
+pub fn members(body: &[u8], object: Span) -> impl Iterator<Item = (Span, Span)> {
     let mut scanner = Scanner::new(body, object.start, object.end.min(body.len()));
     let mut open = scanner.eat(b'{');
     std::iter::from_fn(move || {
@@ -171,6 +171,19 @@ fn members(body: &[u8], object: Span) -> impl Iterator<Item = (Span, Span)> {
 #[must_use]
 pub fn field(body: &[u8], object: Span, name: &str) -> Option<Span> {
     members(body, object).find(|(key, _)| text(body, *key).is_some_and(|key| key == name)).map(|(_, value)| value)
+}
+
+/// The values of the fields `names` of an object, in one pass; of a field given twice, the last.
+#[must_use]
+pub fn fields<const N: usize>(body: &[u8], object: Span, names: [&str; N]) -> [Option<Span>; N] {
+    let mut found = [None; N];
+    for (key, value) in members(body, object) {
+        let Some(key) = text(body, key) else { continue };
+        if let Some(index) = names.iter().position(|name| *name == key) {
+            found[index] = Some(value);
+        }
+    }
+    found
 }
 
 /// The value of the field `name` of a nested object, where parsers could not disagree on it.
@@ -205,10 +218,13 @@ pub fn walk(body: &[u8], span: Span, mut visit: impl FnMut(Span, usize)) {
 /// The decoded text of the string that starts at `at`; `None` when something else does.
 #[must_use]
 pub fn string_at(body: &[u8], at: usize) -> Option<Cow<'_, str>> {
+    text(body, value_at(body, at).filter(|span| body.get(span.start) == Some(&b'"'))?)
+}
+
+/// The value that starts at `at`, if all of it is there.
+#[must_use]
+pub fn value_at(body: &[u8], at: usize) -> Option<Span> {
     let mut scanner = Scanner::new(body, at, body.len());
-    if scanner.peek() != Some(b'"') {
-        return None;
-    }
-    scanner.string().ok()?;
-    text(body, Span { start: at, end: scanner.at })
+    scanner.skip_value().ok()?;
+    Some(Span { start: at, end: scanner.at })
 }
