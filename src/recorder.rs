@@ -96,6 +96,7 @@ struct Finished {
 #[derive(Debug, Clone)]
 pub struct Recorder {
     slots: mpsc::Sender<Box<Finished>>,
+    stop: Arc<AtomicBool>,
 }
 
 // === impl Recorder ===

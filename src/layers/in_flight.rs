@@ -1,9 +1,6 @@
 //! Counts calls in flight and sheds what is too much, early and cheaply: before a key is looked up or a body is read.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
 use tower::Service;
 
@@ -22,8 +19,6 @@ pub struct LimitInFlight {
     pub live: Arc<Live>,
     /// The count, shared with `/metrics` and the drain.
     pub count: InFlightCount,
-    /// Set when the process is going down.
-    pub draining: Arc<AtomicBool>,
 }
 
 impl Step for LimitInFlight {
@@ -31,9 +26,6 @@ impl Step for LimitInFlight {
     type Next = Arrival;
 
     async fn handle<S: Inner<Arrival>>(&'static self, arrival: Arrival, mut inner: S) -> Answer {
-        if self.draining.load(Ordering::Relaxed) {
-            return Err(GatewayError::Draining.into());
-        }
         let max = self.live.load_full().server.in_flight_max;
         let guard = self.count.enter(max).ok_or(GatewayError::Overloaded)?;
         let mut reply = inner.call(arrival).await?;

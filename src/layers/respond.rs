@@ -3,11 +3,11 @@
 //! Stage: [`http::Request`] in, [`Arrival`] out; [`Reply`] or [`Failure`] back, [`http::Response`] out. What two parsers could read in
 //! two ways is refused here, before anything decides on it. A panic further in hurts this one request.
 
-use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header, request};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header, request};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use serde_json::json;
 use tokio::time::Instant;
@@ -45,19 +45,21 @@ impl<S: Inner<Arrival>> Respond<S> {
         Respond { inner, recorder, via }
     }
 
+    /// Refuses a request that nothing may look at.
+    pub async fn refuse_request(&self, request: &Request<Incoming>, error: GatewayError) -> Response<ReplyBody> {
+        self.refuse(error.into(), &call_id(), "none", dialect(request.uri().path()), Instant::now()).await
+    }
+
     /// Answers one request, whatever happens.
-    ///
-    /// # Errors
-    /// Never.
-    pub async fn respond(&self, request: Request<Incoming>) -> Result<Response<ReplyBody>, Infallible> {
+    pub async fn respond(&self, request: Request<Incoming>) -> Response<ReplyBody> {
         let received = Instant::now();
-        let id: Arc<str> = Arc::from(uuid::Uuid::now_v7().simple().to_string());
+        let id = call_id();
         let (mut parts, body) = request.into_parts();
         let upgrade = parts.extensions.remove::<OnUpgrade>().filter(|_| parts.headers.contains_key(header::UPGRADE));
         let dialect = dialect(parts.uri.path());
         let endpoint = match self.check(&parts) {
             Ok(endpoint) => endpoint,
-            Err(error) => return Ok(self.refuse(error.into(), &id, "none", dialect, received).await),
+            Err(error) => return self.refuse(error.into(), &id, "none", dialect, received).await,
         };
         let label = endpoint.label();
         let head = Head {
@@ -76,8 +78,8 @@ impl<S: Inner<Arrival>> Respond<S> {
             Err(GatewayError::Internal.into())
         });
         match answer {
-            Ok(reply) => Ok(response(reply, &id)),
-            Err(failure) => Ok(self.refuse(failure, &id, label, dialect, received).await),
+            Ok(reply) => response(reply, &id),
+            Err(failure) => self.refuse(failure, &id, label, dialect, received).await,
         }
     }
 
@@ -210,6 +212,11 @@ fn anthropic_type(status: u16) -> &'static str {
         503 => "overloaded_error",
         _ => "api_error",
     }
+}
+
+/// Time-ordered and unguessable enough to be nobody else's: UUID version 7 (RFC 9562 §5.7).
+fn call_id() -> Arc<str> {
+    Arc::from(uuid::Uuid::now_v7().simple().to_string())
 }
 
 fn ascii(id: &str) -> HeaderValue {

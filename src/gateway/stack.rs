@@ -1,0 +1,76 @@
+//! The layers in order, with the reason why each stands where it does. The compiler refuses any other order that matters.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tower::ServiceBuilder;
+
+use crate::{
+    body::{Drain, InFlightCount},
+    call::Arrival,
+    config::Live,
+    layers::{
+        Inner, auth::Authenticate, budget::ReserveBudget, in_flight::LimitInFlight, layer, limits::ApplyLimits,
+        local::AnswerLocally, prompt::InjectPrompt, quote::Quote, read::ReadBody, record::OpenRecords,
+        respond::Respond, route::Route, variant::ChooseVariant,
+    },
+    policy::limits::Limiter,
+    purses::Purses,
+    recorder::Recorder,
+    upstream::{Upstream, tunnel::Tunnels},
+};
+
+/// What the layers share.
+#[derive(Debug)]
+pub struct Parts {
+    /// The configuration that serves.
+    pub live: Arc<Live>,
+    /// Rate limits' counts.
+    pub limiter: Arc<Limiter>,
+    /// The purses of this process.
+    pub purses: Arc<Purses>,
+    /// The way to providers.
+    pub upstream: Arc<Upstream>,
+    /// Calls in flight.
+    pub in_flight: InFlightCount,
+    /// Where records go.
+    pub recorder: Recorder,
+    /// Reads on when clients have left.
+    pub drain: Drain,
+    /// WebSockets.
+    pub tunnels: Tunnels,
+    /// Our name in `Via`.
+    pub via: Arc<str>,
+    /// The start of this process' clock.
+    pub epoch: Instant,
+}
+
+/// The whole way of a call. Built once per process; a reload swaps the configuration, never the stack.
+pub fn build(parts: Parts) -> Respond<impl Inner<Arrival>> {
+    let Parts { live, limiter, purses, upstream, in_flight, recorder, drain, tunnels, via, epoch } = parts;
+    let route = Route { upstream, purses: purses.clone(), drain, tunnels, via: via.clone() };
+    let stack = ServiceBuilder::new()
+        // First, so that too much load costs nothing: no key is looked up, no body read.
+        .layer(layer(LimitInFlight { live: live.clone(), count: in_flight }))
+        // Before the body: a client that waits for `100 Continue` is refused before it sends. Pins the snapshot.
+        .layer(layer(Authenticate { live }))
+        // After auth, since the answer depends on the key; needs no body.
+        .layer(layer(AnswerLocally))
+        // The one place where bodies are read and scanned.
+        .layer(layer(ReadBody))
+        // Needs the model's name and the user from the body; decides what the prompt and the price will be.
+        .layer(layer(ChooseVariant))
+        // After the variant, which may choose the prompt; before the quote, which must see its length.
+        .layer(layer(InjectPrompt))
+        // Needs everything that will be sent.
+        .layer(layer(Quote))
+        // From here on something may be counted or spent, so the call has a record that ends exactly once.
+        .layer(layer(OpenRecords { recorder: recorder.clone() }))
+        // Before money is set aside: a burst must not hold reservations.
+        .layer(layer(ApplyLimits { limiter, epoch }))
+        // The last gate: only this makes an `Admitted`, and only an `Admitted` can be sent.
+        .layer(layer(ReserveBudget { purses }))
+        .service(&*Box::leak(Box::new(route)));
+    // Outermost: the only place where an error becomes bytes, whichever layer it comes from.
+    Respond::new(stack, recorder, via)
+}
