@@ -10,9 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
-    config::forms::{
-        Address, DurationText, Money, PriceText, RateText, SecretText, Share, Size, Switch, WordOr,
-    },
+    config::forms::{Address, DurationText, Money, PriceText, RateText, SecretText, Share, Size, Switch, WordOr},
     policy::pricing::PriceRow,
 };
 
@@ -391,7 +389,6 @@ pub struct Guardrail {
     /// Its highest increase over the control.
     pub max_increase: Option<Share>,
 }
-
 
 /// A virtual key: either its secret or its hash.
 #[derive(Debug, Default, Deserialize, JsonSchema)]

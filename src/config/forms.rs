@@ -197,7 +197,8 @@ fn size(text: &str) -> Result<u64, String> {
         "GiB" => 1 << 30,
         _ => return Err(format!("`{text}` is not a size; write it as `512KiB`, `32MiB` or `1GiB`")),
     };
-    let number = parse_scaled(&number.replace('_', ""), 0).map_err(|_| format!("`{text}` is not a whole number of {unit}"))?;
+    let number =
+        parse_scaled(&number.replace('_', ""), 0).map_err(|_| format!("`{text}` is not a whole number of {unit}"))?;
     number.checked_mul(unit_bytes).ok_or_else(|| format!("`{text}` is too large"))
 }
 
@@ -235,7 +236,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
         None => text.to_owned(),
     };
     if let Some(port) = text.strip_prefix(':') {
-        return Err(format!("`{text}` names no address; write `127.0.0.1:{port}`, or `0.0.0.0:{port}` for every interface"));
+        return Err(format!(
+            "`{text}` names no address; write `127.0.0.1:{port}`, or `0.0.0.0:{port}` for every interface"
+        ));
     }
     numeric.parse().map_err(|_| format!("`{text}` is not an address; write it as `127.0.0.1:8080` or `[::1]:8080`"))
 }
@@ -255,7 +258,9 @@ mod tests {
 
     #[test]
     fn durations_have_a_unit() {
-        for (text, ms) in [("250ms", 250), ("10s", 10_000), ("1.5s", 1500), ("5m", 300_000), ("1h", 3_600_000), ("0s", 0)] {
+        for (text, ms) in
+            [("250ms", 250), ("10s", 10_000), ("1.5s", 1500), ("5m", 300_000), ("1h", 3_600_000), ("0s", 0)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
         assert_eq!(duration("10"), Err("`10` has no unit; write `10s` for seconds".to_owned()));

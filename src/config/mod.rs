@@ -163,7 +163,8 @@ fn readable_by_everybody(path: &Path) -> Option<String> {
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(path).ok()?.permissions().mode();
     let path = path.display();
-    (mode & 0o004 != 0).then(|| format!("{path}: holds secrets and can be read by everybody here; run `chmod 600 {path}`"))
+    (mode & 0o004 != 0)
+        .then(|| format!("{path}: holds secrets and can be read by everybody here; run `chmod 600 {path}`"))
 }
 
 /// File modes exist only on Unix.

@@ -80,8 +80,13 @@ pub(super) fn suggestion<'a>(typed: &str, known: impl IntoIterator<Item = &'a st
     let mut known: Vec<&str> = known.into_iter().collect();
     known.sort_unstable();
     let nearest = known.iter().map(|name| (distance(typed, name), *name)).min();
+    let near = match typed.chars().count() {
+        // `v3` is not a slip for `v1`.
+        0..=2 => 0,
+        letters => 1 + letters / 4,
+    };
     match nearest {
-        Some((distance, name)) if distance <= 1 + typed.chars().count() / 4 => format!("; did you mean `{name}`?"),
+        Some((distance, name)) if distance <= near => format!("; did you mean `{name}`?"),
         Some(_) if known.len() <= LISTED_MAX => format!("; known: {}", known.join(", ")),
         Some(_) => format!("; known: {}, …", known[..LISTED_MAX].join(", ")),
         None => String::new(),
@@ -121,6 +126,7 @@ mod tests {
         assert_eq!(suggestion("lisen", known), "; did you mean `listen`?");
         assert_eq!(suggestion("Limist", known), "; did you mean `limits`?");
         assert_eq!(suggestion("port", known), "; known: admin, limits, listen");
+        assert_eq!(suggestion("v3", ["v1", "v2"]), "; known: v1, v2");
         assert_eq!(suggestion("port", []), "");
     }
 

@@ -48,7 +48,8 @@ fn is_narrow(schema: &Value) -> bool {
         Value::Array(types) => types.iter().any(is_narrow_type),
         name => is_narrow_type(name),
     };
-    let choices = schema["oneOf"].as_array().is_some_and(|options| options.iter().all(|option| option.get("const").is_some()));
+    let choices =
+        schema["oneOf"].as_array().is_some_and(|options| options.iter().all(|option| option.get("const").is_some()));
     narrow_type || choices || schema["pattern"].is_string() || schema["enum"].is_array()
 }
 

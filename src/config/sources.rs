@@ -146,7 +146,8 @@ mod tests {
 
     #[test]
     fn a_dotenv_is_read_literally() {
-        let values = parse_dotenv("# keys\nA=1\nexport B=\"two # 2\"\n C = 'x=y' \nD=plain # why\nE=\n").expect("valid");
+        let values =
+            parse_dotenv("# keys\nA=1\nexport B=\"two # 2\"\n C = 'x=y' \nD=plain # why\nE=\n").expect("valid");
         let of = |name: &str| values.get(name).map(String::as_str);
         assert_eq!(
             [of("A"), of("B"), of("C"), of("D"), of("E")],

@@ -19,7 +19,9 @@ enum Filled {
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum FillError {
-    #[error("the environment variable {0} is not set; set it (a .env beside the configuration will do) or write ${{{0}:-default}}")]
+    #[error(
+        "the environment variable {0} is not set; set it (a .env beside the configuration will do) or write ${{{0}:-default}}"
+    )]
     NotSet(String),
     #[error("`${{` is never closed; write `${{NAME}}`, or `$$` for a plain `$`")]
     NotClosed,

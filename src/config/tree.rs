@@ -392,9 +392,7 @@ impl Planter<'_> {
         let source = self.source(&raw.defined);
         let value = match raw.value {
             Raw::Null => Value::Absent,
-            Raw::Literal(value) => {
-                Value::Scalar { text: source.map_or(value, |s| s.trim().to_owned()), plain: true }
-            }
+            Raw::Literal(value) => Value::Scalar { text: source.map_or(value, |s| s.trim().to_owned()), plain: true },
             Raw::Text(text) => {
                 Value::Scalar { text, plain: source.is_some_and(|s| !s.starts_with(['"', '\'', '|', '>'])) }
             }

@@ -217,7 +217,10 @@ fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
 }
 
 fn fingerprint(files: &[PathBuf]) -> Fingerprint {
-    files.iter().map(|file| (file.clone(), std::fs::read(file).ok().map(|bytes| Sha256::digest(&bytes).into()))).collect()
+    files
+        .iter()
+        .map(|file| (file.clone(), std::fs::read(file).ok().map(|bytes| Sha256::digest(&bytes).into())))
+        .collect()
 }
 
 /// The directories of the files, as far as the kernel lets us watch them.
@@ -264,5 +267,200 @@ fn changes_content(kind: EventKind) -> bool {
         EventKind::Access(AccessKind::Close(mode)) => mode == notify::event::AccessMode::Write,
         EventKind::Access(_) => false,
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        sync::mpsc::{Receiver, channel},
+    };
+
+    use super::*;
+
+    /// Far longer than a reload takes, also on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// What `on_result` heard: the data directory now in force, or the error.
+    type Heard = Result<(PathBuf, bool), String>;
+
+    fn text(attempts: u32) -> String {
+        format!("auth: none\nproviders: {{ sim: {{ kind: simulated }} }}\nrouting: {{ attempts: {attempts} }}\n")
+    }
+
+    struct Watched {
+        dir: tempfile::TempDir,
+        live: Arc<Live>,
+        origin: Origin,
+    }
+
+    impl Watched {
+        fn new(text: &str) -> Watched {
+            let dir = tempfile::tempdir().expect("a directory");
+            fs::write(dir.path().join("t.yaml"), text).expect("written");
+            Watched::load(dir, "t.yaml")
+        }
+
+        fn load(dir: tempfile::TempDir, path: &str) -> Watched {
+            let loaded = super::super::load(Some(&dir.path().join(path))).expect("valid");
+            Watched { dir, live: Arc::new(Live::new(loaded.snapshot)), origin: loaded.origin }
+        }
+
+        fn write(&self, text: &str) {
+            fs::write(self.dir.path().join("t.yaml"), text).expect("written");
+        }
+
+        fn attempts(&self) -> u32 {
+            self.live.load_full().routing.attempts
+        }
+
+        /// A reloader that is looked through by hand, and what it reports.
+        fn by_hand(&self) -> (impl FnMut() + use<>, Receiver<Heard>) {
+            let (results, heard) = channel();
+            let mut reloader = Reloader {
+                live: self.live.clone(),
+                origin: self.origin.clone(),
+                prepare: Ok,
+                on_result: report_to(results),
+                seen: Vec::new(),
+                failed: false,
+            };
+            (move || reloader.look(false), heard)
+        }
+
+        fn watch(&self) -> (WatchHandle, Receiver<Heard>) {
+            let (results, heard) = channel();
+            let handle = watch(self.live.clone(), self.origin.clone(), Ok, report_to(results)).expect("a thread");
+            (handle, heard)
+        }
+    }
+
+    fn report_to(results: std::sync::mpsc::Sender<Heard>) -> impl Fn(Result<ReloadSummary, &ConfigError>) + Send {
+        move |result| {
+            let heard =
+                result.map(|summary| (summary.snapshot.data_dir.clone(), summary.swapped)).map_err(ToString::to_string);
+            results.send(heard).expect("the test still listens");
+        }
+    }
+
+    #[test]
+    fn a_changed_file_is_swapped_in_and_an_unchanged_one_is_not() {
+        let watched = Watched::new(&text(3));
+        let (mut look, heard) = watched.by_hand();
+        look();
+        watched.write(&text(3));
+        look();
+        assert!(heard.try_recv().is_err());
+
+        let pinned = watched.live.load_full();
+        watched.write(&text(4));
+        look();
+        assert_eq!(heard.try_recv(), Ok(Ok(("data".into(), true))));
+        assert_eq!((watched.attempts(), pinned.routing.attempts), (4, 3));
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_once_and_the_last_good_one_stays() {
+        let watched = Watched::new(&text(3));
+        let (mut look, heard) = watched.by_hand();
+        let half = &text(4)[..40];
+        for wrong in ["routing: { attempt: 4 }", half, ""] {
+            watched.write(wrong);
+            look();
+            look();
+            let error = heard.try_recv().expect("a report").expect_err("a refusal");
+            assert!(error.contains("t.yaml:"), "{error}");
+            assert!(heard.try_recv().is_err(), "reported twice: {wrong}");
+            assert_eq!(watched.attempts(), 3);
+        }
+        fs::remove_file(watched.dir.path().join("t.yaml")).expect("removed");
+        look();
+        assert!(heard.try_recv().expect("a report").expect_err("a refusal").contains("cannot be read"));
+
+        watched.write(&text(3));
+        look();
+        assert_eq!(heard.try_recv(), Ok(Ok(("data".into(), false))));
+        watched.write(&text(5));
+        look();
+        assert_eq!(watched.attempts(), 5);
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_refused_by_name() {
+        let watched = Watched::new(&text(3));
+        let (mut look, heard) = watched.by_hand();
+        watched.write(&format!("{}server: {{ listen: 127.0.0.1:1 }}\ndata_dir: other\n", text(4)));
+        look();
+        let error = heard.try_recv().expect("a report").expect_err("a refusal");
+        assert_eq!(error, "restart to change server.listen, data_dir; the running configuration stays");
+        assert_eq!(watched.attempts(), 3);
+    }
+
+    #[test]
+    fn files_that_the_configuration_names_are_watched_too() {
+        let watched = Watched::new(&text(3));
+        let (mut look, heard) = watched.by_hand();
+        let prompt = watched.dir.path().join("p.md");
+        watched.write(&format!("{}prompts: {{ p: {{ versions: {{ v1: {{ file: p.md }} }} }} }}\n", text(4)));
+        look();
+        assert!(heard.try_recv().expect("a report").is_err());
+        fs::write(&prompt, "one").expect("written");
+        look();
+        assert_eq!(heard.try_recv(), Ok(Ok(("data".into(), true))));
+        let hash = watched.live.load_full().hash.clone();
+        fs::write(&prompt, "two").expect("written");
+        look();
+        assert_ne!(watched.live.load_full().hash, hash);
+        fs::write(watched.dir.path().join(".env"), "nonsense").expect("written");
+        look();
+        heard.try_recv().expect("the prompt").expect("a swap");
+        assert!(heard.try_recv().expect("a report").expect_err("a refusal").contains(".env:1:1:"));
+    }
+
+    #[test]
+    fn an_editors_rename_is_seen() {
+        let watched = Watched::new(&text(3));
+        let (_handle, heard) = watched.watch();
+        for attempts in [4, 5, 6] {
+            fs::write(watched.dir.path().join("new"), text(attempts)).expect("written");
+            fs::rename(watched.dir.path().join("new"), watched.dir.path().join("t.yaml")).expect("renamed");
+            assert_eq!(heard.recv_timeout(PATIENCE), Ok(Ok(("data".into(), true))));
+            assert_eq!(watched.attempts(), attempts);
+        }
+    }
+
+    /// Kubernetes: `t.yaml -> ..data/t.yaml`, `..data -> ..1`, and an update swaps `..data`.
+    #[cfg(unix)]
+    #[test]
+    fn a_swapped_symlink_is_seen() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        for (version, attempts) in [("..1", 3), ("..2", 4)] {
+            fs::create_dir(at(version)).expect("made");
+            fs::write(at(version).join("t.yaml"), text(attempts)).expect("written");
+        }
+        symlink("..1", at("..data")).expect("linked");
+        symlink("..data/t.yaml", at("t.yaml")).expect("linked");
+        symlink("..2", at("..data_tmp")).expect("linked");
+        let (from, to) = (at("..data_tmp"), at("..data"));
+        let watched = Watched::load(dir, "t.yaml");
+        let (_handle, heard) = watched.watch();
+
+        fs::rename(from, to).expect("renamed");
+
+        assert_eq!(heard.recv_timeout(PATIENCE), Ok(Ok(("data".into(), true))));
+        assert_eq!(watched.attempts(), 4);
+    }
+
+    #[test]
+    fn a_forced_reload_swaps_what_did_not_change() {
+        let watched = Watched::new(&text(3));
+        let (handle, heard) = watched.watch();
+        let before = watched.live.load_full();
+        handle.reload();
+        assert_eq!(heard.recv_timeout(PATIENCE), Ok(Ok(("data".into(), true))));
+        assert!(!Arc::ptr_eq(&before, &watched.live.load_full()));
     }
 }

@@ -42,7 +42,8 @@ impl Check<'_, '_, '_> {
             Some("key") => Some(Unit::Key),
             Some("session") => Some(Unit::Session),
             Some(other) => {
-                let header = other.strip_prefix("header:").and_then(|name| name.trim().parse::<http::HeaderName>().ok());
+                let header =
+                    other.strip_prefix("header:").and_then(|name| name.trim().parse::<http::HeaderName>().ok());
                 if header.is_none() {
                     let message = format!("`{}` is not a unit; write user, key, session or header:NAME", shown(other));
                     self.problem(&at.key("unit"), message);

@@ -35,7 +35,8 @@ impl Check<'_, '_, '_> {
     pub(super) fn keys(&mut self, file: &File, pepper: Option<&SecretString>) -> Vec<(KeyDigest, Caller)> {
         let section = Path::default().key("keys");
         if file.keys.is_empty() && auth(file) == Auth::Required && !self.document.has(&section.index(0)) {
-            let message = "there is none, and `auth` is required: nobody can call until `tollgate keys create` made one";
+            let message =
+                "there is none, and `auth` is required: nobody can call until `tollgate keys create` made one";
             self.warn(&section, message);
         }
         let mut names: HashMap<&str, usize> = HashMap::new();
@@ -43,7 +44,8 @@ impl Check<'_, '_, '_> {
         let mut keys = Vec::with_capacity(file.keys.len());
         for (i, typed) in file.keys.iter().enumerate() {
             let at = section.index(i);
-            let name = self.required(&at, "name", typed.name.as_deref(), "name the key: logs and budgets show its name");
+            let name =
+                self.required(&at, "name", typed.name.as_deref(), "name the key: logs and budgets show its name");
             if let Some(name) = name {
                 self.name(&at.key("name"), "key", name);
                 if let Some(first) = names.insert(name, i) {

@@ -57,14 +57,8 @@ pub(super) fn validate(
     sources: &mut Sources<'_>,
     problems: Problems,
 ) -> Result<Checked, Problems> {
-    let mut check = Check {
-        document,
-        sources,
-        problems,
-        warnings: Vec::new(),
-        not_yet: Vec::new(),
-        inline_secret: false,
-    };
+    let mut check =
+        Check { document, sources, problems, warnings: Vec::new(), not_yet: Vec::new(), inline_secret: false };
     let snapshot = check.snapshot(file);
     match snapshot {
         Some(snapshot) if check.problems.is_empty() => {
@@ -82,7 +76,8 @@ impl Check<'_, '_, '_> {
         let providers = self.providers(file, &prices);
         let default_provider = self.default_provider(file, &providers);
         let prompts = self.prompts(&file.prompts);
-        let mut models = self.models(file, &models::Parts { providers: &providers, prompts: &prompts, prices: &prices });
+        let mut models =
+            self.models(file, &models::Parts { providers: &providers, prompts: &prompts, prices: &prices });
         self.experiments(file, &prompts, &mut models);
         let key_pepper = self.key_pepper(file.key_pepper.as_ref());
         let keys = self.keys(file, key_pepper.as_ref());
@@ -123,7 +118,10 @@ impl Check<'_, '_, '_> {
         match store {
             None | Some("embedded") => return Some(Store::Embedded),
             Some(url) if url.starts_with("redis") => {
-                self.problem(&at, "a Redis store is not available in this build yet; write `embedded`, or leave it out");
+                self.problem(
+                    &at,
+                    "a Redis store is not available in this build yet; write `embedded`, or leave it out",
+                );
             }
             Some(other) => self.problem(&at, format!("`{}` is not a store; write `embedded`", shown(other))),
         }
@@ -134,7 +132,8 @@ impl Check<'_, '_, '_> {
         match file.records.as_deref() {
             None | Some("none") => {}
             Some(records) if records == "sqlite" || records.starts_with("postgres") => self.not_yet.push(
-                "records: the call log is not available in this build yet; calls are logged as one line each".to_owned(),
+                "records: the call log is not available in this build yet; calls are logged as one line each"
+                    .to_owned(),
             ),
             Some(other) => {
                 let message = format!("`{}` is not a call log; write sqlite, postgres://… or none", shown(other));
@@ -233,7 +232,9 @@ impl Check<'_, '_, '_> {
             "" => "is empty",
             name if name.len() > NAME_BYTES_MAX => "is longer than 128 bytes",
             name if name.chars().any(|c| c.is_control() || c.is_whitespace()) => "holds a blank",
-            name if name.contains(['/', '@', '*', ',', '=', '"']) => "holds one of / @ * , = \", which have a meaning of their own",
+            name if name.contains(['/', '@', '*', ',', '=', '"']) => {
+                "holds one of / @ * , = \", which have a meaning of their own"
+            }
             _ => return true,
         };
         self.problem(at, format!("the {kind}'s name {mend}; letters, digits, `-`, `_`, `.` and `:` are fine"));

@@ -122,7 +122,11 @@ impl Check<'_, '_, '_> {
             }
         }
         if sum == 0 || sum > u64::from(u32::MAX) {
-            let message = if sum == 0 { "no weight is above 0; give at least one target a weight" } else { "the sum of the weights is too large" };
+            let message = if sum == 0 {
+                "no weight is above 0; give at least one target a weight"
+            } else {
+                "the sum of the weights is too large"
+            };
             self.problem(at, message);
             return None;
         }

@@ -57,8 +57,15 @@ impl Check<'_, '_, '_> {
             Err(error) => {
                 let message = error.to_string();
                 let row = names.iter().filter(|name| message.contains(name.as_str())).max_by_key(|name| name.len());
-                let at = row.map_or_else(|| at.clone(), |name| at.key(name));
-                self.push_problem(document.problem(&at, message));
+                let problem = match row {
+                    // The path names the row already.
+                    Some(name) => {
+                        let rest = message.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix(": "));
+                        document.problem(&at.key(name), rest.unwrap_or(&message))
+                    }
+                    None => document.problem(at, message),
+                };
+                self.push_problem(problem);
                 builtin
             }
         }

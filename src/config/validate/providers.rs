@@ -27,7 +27,10 @@ impl Check<'_, '_, '_> {
     pub(super) fn providers(&mut self, file: &File, prices: &Catalog) -> Providers {
         let section = Path::default().key("providers");
         if self.document.keys(&section).is_empty() {
-            self.problem(&section, "is missing; name at least one, such as `openai: { kind: openai, api_key: \"${OPENAI_API_KEY}\" }`");
+            self.problem(
+                &section,
+                "is missing; name at least one, such as `openai: { kind: openai, api_key: \"${OPENAI_API_KEY}\" }`",
+            );
         }
         let mut providers = Providers::new();
         for (name, typed) in &file.providers {
@@ -162,7 +165,8 @@ impl Check<'_, '_, '_> {
             return self.problem(&key_at, "is empty; set it, or take the line out for a server that asks for no key");
         }
         if typed.api_keys.as_ref().is_some_and(Vec::is_empty) {
-            return self.problem(&at.key("api_keys"), "names no key; take the line out for a server that asks for none");
+            return self
+                .problem(&at.key("api_keys"), "names no key; take the line out for a server that asks for none");
         }
         let own_api = typed.base_url.is_none() && !self.document.has(&at.key("base_url"));
         let passthrough = matches!(auth, Some(Auth::Passthrough));
@@ -229,7 +233,16 @@ mod tests {
         for url in ["https://api.openai.com/v1", "http://127.0.0.1:8000/v1/", "http://[::1]:8000", "http://[::1]"] {
             assert!(parse_base_url(url).is_ok(), "{url}");
         }
-        for url in ["", "api.openai.com", "ftp://x/", "http://", "http://u:p@h/", "http://h/?k=v", "http://h/#x", "http://h:99999/"] {
+        for url in [
+            "",
+            "api.openai.com",
+            "ftp://x/",
+            "http://",
+            "http://u:p@h/",
+            "http://h/?k=v",
+            "http://h/#x",
+            "http://h:99999/",
+        ] {
             assert!(parse_base_url(url).is_err(), "{url}");
         }
         assert_eq!(parse_base_url("http://h/v1//").expect("valid").to_string(), "http://h/v1");

@@ -19,12 +19,16 @@ impl Check<'_, '_, '_> {
             self.problem(&at.key("admin"), format!("takes the port of `listen` ({listen}); give it a port of its own"));
         }
         if super::keys::auth(file) == Auth::None && !listen.ip().is_loopback() {
-            let message = format!("`none` would let everybody who reaches {listen} spend; listen on 127.0.0.1, or write `required`");
+            let message = format!(
+                "`none` would let everybody who reaches {listen} spend; listen on 127.0.0.1, or write `required`"
+            );
             self.problem(&Path::default().key("auth"), message);
         }
         let admin_token = typed.admin_token.as_ref().and_then(|token| self.secret(&at.key("admin_token"), token));
         if typed.admin_token.is_none() && !admin.ip().is_loopback() {
-            let mend = format!("`admin` listens on {admin}, beyond loopback; write `admin_token: \"${{TOLLGATE_ADMIN_TOKEN}}\"`");
+            let mend = format!(
+                "`admin` listens on {admin}, beyond loopback; write `admin_token: \"${{TOLLGATE_ADMIN_TOKEN}}\"`"
+            );
             self.required(&at, "admin_token", None::<()>, &mend);
         }
         let tls = typed.tls.as_ref().map(|tls| self.tls(&at.key("tls"), tls));
@@ -40,7 +44,11 @@ impl Check<'_, '_, '_> {
             },
             body_bytes_max: self.body_bytes_max(&limits_at, limits)?,
             in_flight_max: self.in_flight_max(&limits_at, limits)?,
-            header_timeout: self.above_zero(&limits_at.key("header_timeout"), limits.header_timeout, Duration::from_secs(10)),
+            header_timeout: self.above_zero(
+                &limits_at.key("header_timeout"),
+                limits.header_timeout,
+                Duration::from_secs(10),
+            ),
             drain: limits.drain.map_or(Duration::from_secs(30), |drain| drain.0),
         })
     }
