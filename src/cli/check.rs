@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::Path,
     process::ExitCode,
 };
 
@@ -15,8 +15,8 @@ const WRONG: u8 = 2;
 ///
 /// Exit code 2 when there are problems. `file` defaults as for `tollgate serve`.
 #[must_use]
-pub fn run(file: Option<PathBuf>) -> ExitCode {
-    match config::load(file.as_deref()) {
+pub fn run(file: Option<&Path>) -> ExitCode {
+    match config::load(file) {
         Ok(loaded) => {
             // Nobody reads what a closed pipe refuses; the exit code still holds.
             let _ = report(&loaded);
@@ -63,8 +63,6 @@ fn summary(loaded: &Loaded) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]

@@ -31,10 +31,7 @@ impl Document {
                 Err(error) => error,
             };
             let at = error.at.unwrap_or(At { id: self.root.id, key: false });
-            problems.push(match at.key {
-                true => self.problem_at_key(at.id, error.message),
-                false => self.problem_at(at.id, error.message),
-            });
+            problems.push(self.problem_found(at.id, at.key, error.message));
             if at.id == self.root.id {
                 return None;
             }

@@ -104,6 +104,7 @@ impl fmt::Debug for SecretText {
 /// A word such as `off`, or a map with details.
 #[derive(Debug, Clone, JsonSchema)]
 #[serde(untagged)]
+#[schemars(inline)]
 pub enum WordOr<W, M> {
     /// A single word or text.
     Word(W),

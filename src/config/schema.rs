@@ -23,7 +23,13 @@ pub fn text() -> String {
 fn allow_variables(schema: &mut Value) {
     match schema {
         Value::Array(items) => items.iter_mut().for_each(allow_variables),
-        Value::Object(members) => members.values_mut().for_each(allow_variables),
+        Value::Object(members) => {
+            // What an absent key means stands in its description; `null` says nothing.
+            if members.get("default").is_some_and(Value::is_null) {
+                members.shift_remove("default");
+            }
+            members.values_mut().for_each(allow_variables);
+        }
         _ => {}
     }
     if !is_narrow(schema) {

@@ -38,13 +38,10 @@ impl<'a> Sources<'a> {
 
     /// The value of `name`, or else the content of the file that `name_FILE` names.
     pub(super) fn variable(&mut self, name: &str) -> Option<String> {
-        let value = match (self.environment)(name) {
-            Some(value) => Some(value),
-            None => {
-                let path = (self.environment)(&format!("{name}_FILE")).filter(|path| !path.is_empty())?;
-                self.secret_file(&path).ok()
-            }
-        };
+        let value = (self.environment)(name).or_else(|| {
+            let path = (self.environment)(&format!("{name}_FILE")).filter(|path| !path.is_empty())?;
+            self.secret_file(&path).ok()
+        });
         self.note(name.as_bytes());
         self.note(value.as_deref().unwrap_or_default().as_bytes());
         value

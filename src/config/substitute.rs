@@ -22,11 +22,11 @@ enum FillError {
     #[error(
         "the environment variable {0} is not set; set it (a .env beside the configuration will do) or write ${{{0}:-default}}"
     )]
-    NotSet(String),
+    Unset(String),
     #[error("`${{` is never closed; write `${{NAME}}`, or `$$` for a plain `$`")]
-    NotClosed,
+    Unclosed,
     #[error("`${{{0}}}` names no environment variable; write `${{NAME}}` or `${{NAME:-default}}`")]
-    NotName(String),
+    Misnamed(String),
 }
 
 impl Document {
@@ -37,7 +37,7 @@ impl Document {
         for (id, outcome) in touched {
             self.note_filled(id);
             if let Err(error) = outcome {
-                problems.push(self.problem_at(id, error.to_string()));
+                problems.push(self.problem_found(id, false, error.to_string()));
                 self.strike(id);
             }
         }
@@ -71,7 +71,7 @@ fn fill(text: &str, lookup: &mut Lookup<'_>) -> Result<Filled, FillError> {
             filled.push('$');
             rest = after;
         } else if let Some(after) = rest.strip_prefix('{') {
-            let (inside, after) = after.split_once('}').ok_or(FillError::NotClosed)?;
+            let (inside, after) = after.split_once('}').ok_or(FillError::Unclosed)?;
             filled.push_str(&value(inside, lookup)?);
             rest = after;
         } else {
@@ -93,13 +93,13 @@ fn value(inside: &str, lookup: &mut Lookup<'_>) -> Result<String, FillError> {
         && !name.starts_with(|c: char| c.is_ascii_digit())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if !is_name {
-        return Err(FillError::NotName(inside.to_owned()));
+        return Err(FillError::Misnamed(inside.to_owned()));
     }
     match (lookup(name), default) {
         (Some(value), Some(default)) if value.is_empty() => Ok(default.to_owned()),
         (Some(value), _) => Ok(value),
         (None, Some(default)) => Ok(default.to_owned()),
-        (None, None) => Err(FillError::NotSet(name.to_owned())),
+        (None, None) => Err(FillError::Unset(name.to_owned())),
     }
 }
 
@@ -140,10 +140,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_filled_in_says_so() {
-        assert_eq!(filled("${OTHER}"), Err(FillError::NotSet("OTHER".to_owned())));
-        assert_eq!(filled("${PORT"), Err(FillError::NotClosed));
+        assert_eq!(filled("${OTHER}"), Err(FillError::Unset("OTHER".to_owned())));
+        assert_eq!(filled("${PORT"), Err(FillError::Unclosed));
         for text in ["${}", "${A-B}", "${1A}", "${ A }"] {
-            assert!(matches!(filled(text), Err(FillError::NotName(_))), "{text}");
+            assert!(matches!(filled(text), Err(FillError::Misnamed(_))), "{text}");
         }
     }
 }

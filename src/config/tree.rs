@@ -115,7 +115,11 @@ impl Document {
         let root = planter.plant(raw);
         let mut document = Document { name: name.to_owned(), root, struck: HashSet::new(), filled: HashSet::new() };
         for (id, first) in planter.doubled {
-            problems.push(document.problem_at_key(id, format!("is given twice; the first is on line {}", first.line)));
+            problems.push(document.problem_found(
+                id,
+                true,
+                format!("is given twice; the first is on line {}", first.line),
+            ));
             document.strike(id);
         }
         Ok(document)
@@ -136,21 +140,12 @@ impl Document {
         self.struck.contains(&node.id)
     }
 
-    /// A problem with the value `id`.
-    pub(super) fn problem_at(&self, id: u32, message: String) -> Problem {
-        self.problem_found(id, false, message)
-    }
-
-    /// A problem with the key whose value is `id`.
-    pub(super) fn problem_at_key(&self, id: u32, message: String) -> Problem {
-        self.problem_found(id, true, message)
-    }
-
-    fn problem_found(&self, id: u32, at_key: bool, message: String) -> Problem {
+    /// A problem with the value `id`, or with its key.
+    pub(super) fn problem_found(&self, id: u32, at_key: bool, message: String) -> Problem {
         let mut trail = Vec::new();
         find(&self.root, id, &mut trail);
         let (path, at) = trail.iter().fold((String::new(), self.root.place), |(path, _), step| match step {
-            Found::Key(entry) => (join_key(path, &entry.key), entry.place(at_key && entry.node.id == id)),
+            Found::Key(entry) => (join_key(&path, &entry.key), entry.place(at_key && entry.node.id == id)),
             Found::Index(i, node) => (format!("{path}[{i}]"), node.place),
         });
         Problem { file: self.name.clone(), place: at, path, message }
@@ -167,7 +162,7 @@ impl Document {
                     let entry = node.and_then(|n| self.entry(n, key));
                     at = entry.map_or(at, |e| e.place(false));
                     node = entry.map(|e| &e.node);
-                    text = join_key(text, key);
+                    text = join_key(&text, key);
                 }
                 Step::Index(index) => {
                     let item = node.and_then(|n| self.item(n, *index));
@@ -270,7 +265,7 @@ fn find<'a>(node: &'a Node, id: u32, trail: &mut Vec<Found<'a>>) -> bool {
     false
 }
 
-fn join_key(path: String, key: &str) -> String {
+fn join_key(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 

@@ -166,7 +166,7 @@ impl Check<'_, '_, '_> {
 
     // === what the checks share ===
 
-    /// Reports a problem at `at`, unless what stands there was reported already.
+    /// Reports a problem at `at`.
     fn problem(&mut self, at: &Path, message: impl Into<String>) {
         self.problems.push(self.document.problem(at, message));
     }

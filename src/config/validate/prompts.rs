@@ -41,7 +41,10 @@ impl Check<'_, '_, '_> {
     }
 
     fn template(&mut self, at: &Path, version: &str, typed: &file::PromptVersion) -> Option<Template> {
-        let system = self.system_text(at, typed)?;
+        let system = match &typed.file {
+            Some(path) => Some(self.system_file(at, path, typed)?),
+            None => typed.system.clone(),
+        };
         let parts = [&system, &typed.developer, &typed.before_user, &typed.after_user];
         if parts.iter().all(|part| part.is_none()) {
             self.problem(at, "says nothing; write `system`, `developer`, `before_user`, `after_user` or `file`");
@@ -65,17 +68,17 @@ impl Check<'_, '_, '_> {
             .ok()
     }
 
-    /// The system message, inline or from its file; `None` when its file is a problem.
-    fn system_text(&mut self, at: &Path, typed: &file::PromptVersion) -> Option<Option<String>> {
-        let Some(path) = &typed.file else { return Some(typed.system.clone()) };
+    /// The system message from its file; `None` when that is a problem.
+    fn system_file(&mut self, at: &Path, path: &str, typed: &file::PromptVersion) -> Option<String> {
+        let at = at.key("file");
         if typed.system.is_some() {
-            self.problem(&at.key("file"), "stands beside `system`; the file is the system message, keep one of them");
+            self.problem(&at, "stands beside `system`; the file is the system message, keep one of them");
             return None;
         }
         match self.sources.file(path) {
-            Ok(text) => Some(Some(text)),
+            Ok(text) => Some(text),
             Err(error) => {
-                self.problem(&at.key("file"), format!("the file {} cannot be read: {error}", shown(path)));
+                self.problem(&at, format!("the file {} cannot be read: {error}", shown(path)));
                 None
             }
         }
