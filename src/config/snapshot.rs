@@ -7,7 +7,7 @@ use crate::{
     ledger::period::Per,
     policy::{
         experiment::Experiment,
-        keys::{Caller, KeyRing},
+        keys::{Caller, KeyDigest, KeyRing},
         limits::Limit,
         pricing::{Catalog, Price},
         prompt::Template,
@@ -31,6 +31,10 @@ pub struct Snapshot {
     pub auth: Auth,
     /// The virtual keys.
     pub keys: KeyRing,
+    /// Those of them that stand in the configuration: see [`Snapshot::with_stored_keys`].
+    pub config_keys: Vec<(KeyDigest, Caller)>,
+    /// Given, key digests are HMACs with it.
+    pub key_pepper: Option<SecretString>,
     /// Providers by name.
     pub providers: HashMap<Box<str>, Arc<Provider>>,
     /// Where bare, unknown model names and calls that name no model go.
@@ -323,6 +327,18 @@ pub struct LedgerSettings {
 }
 
 impl Snapshot {
+    /// The same configuration with `stored` keys beside its own. Where both have a digest or a name, the configuration's wins.
+    #[must_use]
+    pub fn with_stored_keys(mut self, stored: Vec<(KeyDigest, Caller)>) -> Snapshot {
+        let mut entries = self.config_keys.clone();
+        let taken = |digest: &KeyDigest, caller: &Caller| {
+            self.config_keys.iter().any(|(d, c)| d == digest || c.name == caller.name)
+        };
+        entries.extend(stored.into_iter().filter(|(digest, caller)| !taken(digest, caller)));
+        self.keys = KeyRing::new(entries, self.key_pepper.as_ref().map(|pepper| pepper.expose().as_bytes()));
+        self
+    }
+
     /// The caller to use where nobody is asked ([`Auth::None`], [`Auth::Passthrough`]).
     #[must_use]
     pub fn anonymous(&self) -> Arc<Caller> {
