@@ -5,18 +5,18 @@
 //! ```text
 //! bytes on a socket
 //!    │  gateway/serve.rs       hyper connection (h1, h2, TLS)
-//!    │  layers/http_metrics.rs status, duration, in flight                  http::Request
-//!    │  layers/respond.rs      the only place where an error becomes bytes  http::Request
-//!    │  layers/auth.rs         key → Caller; pins the Snapshot              http::Request → Authenticated
+//!    │  layers/respond.rs      the only place where an error becomes bytes  http::Request → Arrival
+//!    │  layers/in_flight.rs    sheds what is too much                       Arrival
+//!    │  layers/auth.rs         key → Caller; pins the Snapshot              Arrival → Authenticated
 //!    │  layers/read.rs         size-capped body, one borrowed scan          Authenticated → Call
 //!    │  layers/variant.rs      alias, user hash → variant → targets         Call → Planned
 //!    │  layers/prompt.rs       splices the prompt template in               Planned
 //!    │  layers/quote.rs        sound ceiling of tokens and cost             Planned → Quoted
-//!    │  layers/record.rs       opens the record, closes it at the body's end
-//!    │  layers/limits.rs       rate limits                                  Quoted
-//!    │  layers/budget.rs       reserves the ceiling, refuses or clamps      Quoted → Admitted
-//!    │  layers/route.rs        a flat loop over targets: retry, fallback    Admitted → Attempt
-//!    ▼  upstream/              one HTTP exchange with one provider          Attempt → Reply
+//!    │  layers/record.rs       opens the record; the body's end closes it   Quoted → Opened
+//!    │  layers/limits.rs       rate limits                                  Opened
+//!    │  layers/budget.rs       reserves the ceiling, refuses or clamps      Opened → Admitted
+//!    ▼  layers/route.rs        a flat loop over targets: retry, fallback    Admitted → Reply
+//!       upstream/              one HTTP exchange with one provider
 //! ```
 //!
 //! # Ranks
@@ -44,11 +44,22 @@ pub mod wire;
 
 pub mod ledger;
 pub mod policy;
+pub mod record;
 
 pub mod config;
 pub mod store;
 pub mod telemetry;
 
+pub mod body;
+pub mod call;
+pub mod error;
+pub mod purses;
+pub mod recorder;
+
+pub mod layers;
 pub mod upstream;
 
+pub mod admin;
 pub mod gateway;
+
+pub mod cli;

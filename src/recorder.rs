@@ -79,7 +79,7 @@ pub struct OpenRecord(Option<Box<Open>>);
 
 #[derive(Debug)]
 struct Open {
-    slot: mpsc::OwnedPermit<Box<Finished>>,
+    slot: mpsc::OwnedPermit<Message>,
     finished: Box<Finished>,
     received: Instant,
 }
@@ -95,14 +95,34 @@ struct Finished {
 /// Opens records.
 #[derive(Debug, Clone)]
 pub struct Recorder {
-    slots: mpsc::Sender<Box<Finished>>,
-    stop: Arc<AtomicBool>,
+    slots: mpsc::Sender<Message>,
+}
+
+/// What the recorder's thread is told.
+#[derive(Debug)]
+enum Message {
+    /// A call ended.
+    Ended(Box<Finished>),
+    /// No call begins any more: end with the last one that is open.
+    Stop,
+}
+
+// === impl Sent ===
+
+impl Sent {
+    /// Prompt tokens as counted here; the bytes' number where the body is no JSON after all.
+    fn input_tokens(&self) -> Tokens {
+        match serde_json::from_slice(&self.body) {
+            Ok(request) => tokens::chat::count(&request, &self.model).tokens,
+            Err(_) => Tokens(self.body.len() as u64),
+        }
+    }
 }
 
 // === impl Recorder ===
 
 impl Recorder {
-    /// Starts the recorder's thread. It ends, with everything closed, when the last [`Recorder`] and [`OpenRecord`] are gone.
+    /// Starts the recorder's thread. It ends, with everything closed, after [`Recorder::stop`].
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -114,12 +134,15 @@ impl Recorder {
 
     /// Opens a call's record; waits while too many calls are open. `None` when the recorder is gone: the process is ending.
     pub async fn open(&self, record: Record, received: Instant) -> Option<OpenRecord> {
-        let slot = match self.slots.clone().try_reserve_owned() {
-            Ok(slot) => slot,
-            Err(_) => self.slots.clone().reserve_owned().await.ok()?,
-        };
+        let slot = self.slots.clone().reserve_owned().await.ok()?;
         let finished = Box::new(Finished { record, attempt: Attempt::default(), admission: None });
         Some(OpenRecord(Some(Box::new(Open { slot, finished, received }))))
+    }
+
+    /// Lets the thread end once every open record has.
+    pub fn stop(&self) {
+        // Full or closed, it is being read or has ended; a process that goes down does not wait for it without a limit.
+        let _ = self.slots.try_send(Message::Stop);
     }
 }
 
@@ -169,7 +192,7 @@ impl OpenRecord {
         let Some(open) = self.0.take() else { return };
         let Open { slot, mut finished, received } = *open;
         finished.record.duration = received.elapsed();
-        slot.send(finished);
+        slot.send(Message::Ended(finished));
     }
 }
 
@@ -222,7 +245,7 @@ impl Attempt {
     }
 
     fn counted(&self, output: Tokens) -> Usage {
-        let input = self.sent.as_ref().map_or(Tokens::ZERO, |sent| tokens::chat::count_body(&sent.body, &sent.model));
+        let input = self.sent.as_ref().map_or(Tokens::ZERO, Sent::input_tokens);
         Usage { input, output, ..Usage::default() }
     }
 
@@ -243,11 +266,15 @@ fn now() -> jiff::Timestamp {
 
 // === the thread ===
 
-fn close_all(mut finished: mpsc::Receiver<Box<Finished>>) {
+fn close_all(mut messages: mpsc::Receiver<Message>) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut log = CallLog::start();
-    while finished.blocking_recv_many(&mut batch, BATCH) > 0 {
-        for finished in batch.drain(..) {
+    while messages.blocking_recv_many(&mut batch, BATCH) > 0 {
+        for message in batch.drain(..) {
+            let Message::Ended(finished) = message else {
+                messages.close();
+                continue;
+            };
             let record = close(*finished);
             metrics::call_ended(&record);
             log.add(&record);
@@ -260,7 +287,7 @@ fn close_all(mut finished: mpsc::Receiver<Box<Finished>>) {
 fn close(finished: Finished) -> Record {
     let Finished { mut record, attempt, admission } = finished;
     attempt.settle(&mut record);
-    if let Some(admission) = admission {
+    if let Some(mut admission) = admission {
         admission.correct(record.usage.input.saturating_add(record.usage.output));
     }
     record

@@ -1,0 +1,364 @@
+//! The facade as calls use it, over the embedded store and over one in memory that can fail.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+
+use super::*;
+use crate::{
+    ledger::account::{self, AccountState, Server},
+    store::ports::{AccountSync, Answer},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Long enough that no test depends on it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An authority in memory: the pure function, and switches for what can go wrong.
+#[derive(Default)]
+struct Memory {
+    accounts: Mutex<BTreeMap<Arc<str>, Option<AccountState>>>,
+    away: AtomicBool,
+    hanging: AtomicBool,
+    flights: AtomicUsize,
+}
+
+impl Memory {
+    fn account(&self, key: &str) -> AccountState {
+        self.accounts.lock().unwrap()[key].clone().unwrap()
+    }
+
+    async fn answer(&self) -> Result<(), StoreError> {
+        self.flights.fetch_add(1, Ordering::SeqCst);
+        if self.hanging.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        let away = self.away.load(Ordering::SeqCst);
+        if away { Err(StoreError::Unavailable("switched off".to_owned())) } else { Ok(()) }
+    }
+}
+
+impl Authority for Memory {
+    fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<crate::ledger::sync::SyncReply>> {
+        Box::pin(async move {
+            self.answer().await?;
+            let server = Server { now_ms: now_ms(), run: "memory", learn_ms: 0 };
+            let mut accounts = self.accounts.lock().unwrap();
+            let each = requests.iter().map(|sync| {
+                account::sync(accounts.entry(Arc::clone(&sync.account)).or_default(), &sync.request, server)
+            });
+            Ok(each.collect())
+        })
+    }
+
+    fn accounts(&self, _: Option<Arc<str>>, _: usize) -> Answer<'_, Vec<StoredAccount>> {
+        Box::pin(async move { self.answer().await.map(|()| Vec::new()) })
+    }
+}
+
+fn over(memory: &Arc<Memory>, sync: Duration, budget_wait: Duration) -> (tempfile::TempDir, Arc<Purses>) {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = Arc::new(DataDir::open(temp.path()).unwrap());
+    let authority: Arc<dyn Authority> = Arc::clone(memory) as _;
+    (temp, Purses::over(authority, dir, sync, budget_wait).unwrap())
+}
+
+fn embedded() -> (tempfile::TempDir, Arc<Purses>) {
+    let temp = tempfile::tempdir().unwrap();
+    let purses = Purses::open(temp.path(), SECOND, PATIENCE).unwrap();
+    (temp, purses)
+}
+
+fn claim(name: &str, limit: u64) -> Claim {
+    Claim {
+        budget: name.into(),
+        account: format!("{name}/all/total"),
+        limit: NanoUsd(limit),
+        resets_at: None,
+        enforce: true,
+        open_on_loss: false,
+    }
+}
+
+fn refused(budget: &str) -> Refused {
+    Refused::Exhausted { budget: budget.into(), resets_at: None }
+}
+
+#[track_caller]
+fn reserved(purses: &Purses) -> u64 {
+    purses.accounts().iter().map(|account| account.reserved.0).sum()
+}
+
+/// Lets background work run until `done`; fails the test when it never is.
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < PATIENCE, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_budget_for_a_hundred_calls_admits_exactly_a_hundred_of_five_hundred() {
+    let (_temp, purses) = embedded();
+    let price = NanoUsd(10_000_000);
+    let calls = (0..500).map(|_| {
+        let purses = Arc::clone(&purses);
+        tokio::spawn(async move {
+            let reserved = purses.reserve(&[claim("usd", 1_000_000_000)], price).await;
+            tokio::task::yield_now().await;
+            reserved.map(|reservation| reservation.settle(price))
+        })
+    });
+    let results: Vec<_> = join_all(calls).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 100);
+    assert_eq!(results.iter().filter(|result| **result == Err(refused("usd"))).count(), 400);
+    assert_eq!(purses.accounts()[0].charged, NanoUsd::USD);
+    assert_eq!(purses.dropped_reservations(), 0);
+    purses.close().await;
+}
+
+#[tokio::test]
+async fn all_accounts_are_reserved_or_none() {
+    let (_temp, purses) = embedded();
+    let claims = [claim("a", 1000), claim("b", 10)];
+    assert_eq!(purses.reserve(&claims, NanoUsd(11)).await.unwrap_err(), refused("b"));
+    assert_eq!(reserved(&purses), 0);
+    let held = purses.reserve(&claims, NanoUsd(10)).await.unwrap();
+    assert_eq!(reserved(&purses), 20);
+    assert_eq!(purses.reserve(&claims, NanoUsd(1)).await.unwrap_err(), refused("b"));
+    held.settle(NanoUsd(4));
+    purses.reserve(&claims, NanoUsd(6)).await.unwrap().settle(NanoUsd(6));
+    purses.close().await;
+    let spent: Vec<_> =
+        purses.stored().await.unwrap().iter().map(|a| (a.account.to_string(), a.held, a.charged)).collect();
+    assert_eq!(spent, [("a/all/total".into(), 10, 10), ("b/all/total".into(), 10, 10)]);
+}
+
+#[tokio::test]
+async fn money_that_settles_lower_can_be_used_to_the_last() {
+    let (_temp, purses) = embedded();
+    let claims = [claim("a", 1000)];
+    let mut spent = 0;
+    while let Ok(reservation) = purses.reserve(&claims, NanoUsd(10)).await {
+        reservation.settle(NanoUsd(3));
+        spent += 3;
+    }
+    assert!(spent >= 990, "{spent}");
+    assert_eq!(purses.most(&claims, NanoUsd(500)).await, NanoUsd(1000 - spent));
+    purses.close().await;
+}
+
+#[tokio::test]
+async fn what_is_idle_goes_back_and_the_journal_goes_when_all_is_settled() {
+    let (temp, purses) = embedded();
+    let claims = [claim("a", 1_000_000)];
+    for _ in 0..50 {
+        purses.reserve(&claims, NanoUsd(1000)).await.unwrap().settle(NanoUsd(7));
+    }
+    purses.close().await;
+    let stored = &purses.stored().await.unwrap()[0];
+    assert_eq!((stored.held, stored.charged, stored.debt), (350, 350, 0));
+    let journals = std::fs::read_dir(temp.path())
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("journal"));
+    assert_eq!(journals.count(), 0);
+    assert!(matches!(purses.reserve(&claims, NanoUsd(1)).await, Err(Refused::StoreUnavailable { .. })));
+}
+
+#[tokio::test]
+async fn after_a_kill_settled_calls_count_what_they_cost_and_open_ones_their_bound() {
+    let (temp, purses) = embedded();
+    let claims = [claim("a", 10_000)];
+    purses.reserve(&claims, NanoUsd(1000)).await.unwrap().settle(NanoUsd(10));
+    let open = purses.reserve(&claims, NanoUsd(1000)).await.unwrap();
+
+    // What a killed process leaves: its files as they are now.
+    let killed = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(temp.path()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, killed.path().join(path.file_name().unwrap())).unwrap();
+    }
+    for start in 0..3 {
+        let next = Purses::open(killed.path(), SECOND, PATIENCE).unwrap();
+        assert_eq!(next.most(&claims, NanoUsd(10_000)).await, NanoUsd(8990), "start {start}");
+        next.close().await;
+        let stored = &next.stored().await.unwrap()[0];
+        assert_eq!((stored.held, stored.charged), (1010, 1010), "start {start}");
+        drop(next);
+    }
+    open.settle(NanoUsd(1000));
+    purses.close().await;
+}
+
+#[tokio::test]
+async fn a_reservation_that_is_dropped_is_charged_its_bound_and_counted() {
+    let (_temp, purses) = embedded();
+    drop(purses.reserve(&[claim("a", 100)], NanoUsd(40)).await.unwrap());
+    assert_eq!(purses.dropped_reservations(), 1);
+    assert_eq!(purses.accounts()[0].charged, NanoUsd(40));
+    purses.close().await;
+}
+
+#[tokio::test]
+async fn a_cost_above_the_bound_is_debt_and_leaves_less_for_others() {
+    let (_temp, purses) = embedded();
+    let claims = [claim("a", 100)];
+    purses.reserve(&claims, NanoUsd(10)).await.unwrap().settle(NanoUsd(70));
+    let account = &purses.accounts()[0];
+    assert_eq!((account.charged, account.debt), (NanoUsd(10), NanoUsd(60)));
+    assert!(purses.most(&claims, NanoUsd(100)).await <= NanoUsd(30));
+    purses.close().await;
+}
+
+#[tokio::test]
+async fn a_changed_limit_takes_effect_with_the_next_claim_and_zeroes_nothing() {
+    let (_temp, purses) = embedded();
+    purses.reserve(&[claim("a", 100)], NanoUsd(80)).await.unwrap().settle(NanoUsd(80));
+    assert_eq!(purses.reserve(&[claim("a", 100)], NanoUsd(50)).await.unwrap_err(), refused("a"));
+    purses.reserve(&[claim("a", 130)], NanoUsd(50)).await.unwrap().settle(NanoUsd(50));
+    assert_eq!(purses.reserve(&[claim("a", 90)], NanoUsd(1)).await.unwrap_err(), refused("a"));
+    assert_eq!(purses.accounts()[0].charged, NanoUsd(130));
+    purses.close().await;
+}
+
+#[tokio::test]
+async fn a_budget_that_warns_never_refuses_and_shows_the_excess_as_debt() {
+    let (_temp, purses) = embedded();
+    let claims = [Claim { enforce: false, ..claim("a", 100) }];
+    for _ in 0..5 {
+        purses.reserve(&claims, NanoUsd(40)).await.unwrap().settle(NanoUsd(30));
+    }
+    let account = &purses.accounts()[0];
+    assert_eq!(account.charged.0 + account.debt.0, 150);
+    assert!(account.debt.0 >= 50 && account.charged.0 <= 100, "{account:?}");
+    purses.close().await;
+}
+
+#[tokio::test]
+async fn purses_go_on_without_the_store_and_empty_ones_refuse_or_borrow() {
+    let memory = Arc::new(Memory::default());
+    let (_temp, purses) = over(&memory, Duration::from_millis(20), PATIENCE);
+    let (closed, open) = ([claim("closed", 1000)], [Claim { open_on_loss: true, ..claim("open", 1000) }]);
+    let left = purses.reserve(&closed, NanoUsd(600)).await.unwrap();
+    purses.reserve(&open, NanoUsd(10)).await.unwrap().settle(NanoUsd(10));
+    memory.away.store(true, Ordering::SeqCst);
+    until("the store counts as away", || !purses.store_up()).await;
+
+    left.settle(NanoUsd(100));
+    purses.reserve(&closed, NanoUsd(300)).await.unwrap().settle(NanoUsd(300));
+    let refused = purses.reserve(&closed, NanoUsd(900)).await.unwrap_err();
+    assert!(matches!(refused, Refused::StoreUnavailable { .. }), "{refused:?}");
+    let purse = purses.accounts().iter().find(|a| &*a.budget == "open").unwrap().granted.0 - 10;
+    purses.reserve(&open, NanoUsd(purse + 100)).await.unwrap().settle(NanoUsd(purse + 100));
+    let refused = purses.reserve(&open, NanoUsd(1)).await.unwrap_err();
+    assert!(matches!(refused, Refused::StoreUnavailable { .. }), "the allowance is used up: {refused:?}");
+
+    memory.away.store(false, Ordering::SeqCst);
+    until("the store is back", || purses.store_up()).await;
+    purses.reserve(&closed, NanoUsd(600)).await.unwrap().settle(NanoUsd(0));
+    purses.close().await;
+    assert_eq!(memory.account("open/all/total").debt(), 100);
+    assert_eq!(memory.account("closed/all/total").held(), 400);
+}
+
+#[tokio::test]
+async fn a_hanging_store_costs_a_call_its_budget_wait_and_nothing_is_held() {
+    let memory = Arc::new(Memory::default());
+    let (_temp, purses) = over(&memory, SECOND, Duration::from_millis(50));
+    memory.hanging.store(true, Ordering::SeqCst);
+    let started = Instant::now();
+    let refused = purses.reserve(&[claim("a", 100)], NanoUsd(10)).await.unwrap_err();
+    assert!(matches!(refused, Refused::StoreUnavailable { .. }), "{refused:?}");
+    assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
+    assert_eq!(reserved(&purses), 0);
+}
+
+#[tokio::test]
+async fn a_call_that_is_dropped_while_it_waits_holds_nothing() {
+    let memory = Arc::new(Memory::default());
+    let (_temp, purses) = over(&memory, SECOND, PATIENCE);
+    let (a, b) = (claim("a", 100), claim("b", 100));
+    purses.reserve(std::slice::from_ref(&a), NanoUsd(100)).await.unwrap().settle(NanoUsd::ZERO);
+    memory.hanging.store(true, Ordering::SeqCst);
+    let flights = memory.flights.load(Ordering::SeqCst);
+    let waiting = tokio::spawn({
+        let (purses, claims) = (Arc::clone(&purses), [a, b]);
+        async move { purses.reserve(&claims, NanoUsd(60)).await.map(drop) }
+    });
+    until("it asks for the second account", || memory.flights.load(Ordering::SeqCst) > flights).await;
+    assert_eq!(reserved(&purses), 60);
+    waiting.abort();
+    assert!(waiting.await.unwrap_err().is_cancelled());
+    assert_eq!(reserved(&purses), 0);
+    assert_eq!(purses.dropped_reservations(), 0);
+}
+
+#[tokio::test]
+async fn those_who_wait_are_served_in_their_order_by_what_others_settle() {
+    let memory = Arc::new(Memory::default());
+    let (_temp, purses) = over(&memory, SECOND, PATIENCE);
+    let claims = [claim("a", 100)];
+    let held = purses.reserve(&claims, NanoUsd(100)).await.unwrap();
+    memory.hanging.store(true, Ordering::SeqCst);
+    let (mut first, mut second) =
+        (Box::pin(purses.reserve(&claims, NanoUsd(70))), Box::pin(purses.reserve(&claims, NanoUsd(20))));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    assert!(futures_util::poll!(&mut second).is_pending());
+    held.settle(NanoUsd(50));
+    assert!(futures_util::poll!(&mut second).is_pending(), "50 would do for the second, but the first was first");
+    drop(first);
+    second.await.unwrap().settle(NanoUsd(20));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_processes_share_one_limit_to_the_last() {
+    let memory = Arc::new(Memory::default());
+    let sync = Duration::from_millis(10);
+    let (replicas, _temps): (Vec<_>, Vec<_>) =
+        (0..2).map(|_| over(&memory, sync, PATIENCE)).map(|(t, p)| (p, t)).unzip();
+    let calls = (0..400).map(|call| {
+        let purses = Arc::clone(&replicas[call % 2]);
+        tokio::spawn(async move {
+            match purses.reserve(&[claim("a", 1000)], NanoUsd(10)).await {
+                Ok(reservation) => reservation.settle(NanoUsd(10)),
+                Err(refusal) => assert_eq!(refusal, refused("a")),
+            }
+        })
+    });
+    for call in join_all(calls).await {
+        call.unwrap();
+    }
+    for purses in &replicas {
+        purses.close().await;
+    }
+    let account = memory.account("a/all/total");
+    assert_eq!((account.held(), account.charged(), account.debt()), (1000, 1000, 0));
+}
+
+#[tokio::test]
+async fn an_unused_purse_is_closed_and_opened_anew_without_losing_count() {
+    let memory = Arc::new(Memory::default());
+    let (_temp, purses) = over(&memory, Duration::from_millis(5), PATIENCE);
+    let claims = [claim("a", 100)];
+    purses.reserve(&claims, NanoUsd(60)).await.unwrap().settle(NanoUsd(60));
+    let unused = Duration::from_secs(300);
+    let entry = purses.shared.entries().pop().unwrap();
+    assert!(!entry.is_spent(Instant::now(), unused));
+    assert!(entry.is_spent(Instant::now() + unused, unused));
+    entry.purse.retire();
+    assert_eq!(purses.reserve(&claims, NanoUsd(60)).await.unwrap_err(), refused("a"));
+    purses.reserve(&claims, NanoUsd(40)).await.unwrap().settle(NanoUsd(40));
+    purses.close().await;
+    assert_eq!(memory.account("a/all/total").charged(), 100);
+}
+
+#[tokio::test]
+async fn too_many_accounts_for_one_call_are_refused() {
+    let (_temp, purses) = embedded();
+    let claims: Vec<Claim> = (0..33).map(|n| claim(&format!("b{n}"), 100)).collect();
+    assert_eq!(purses.reserve(&claims, NanoUsd(1)).await.unwrap_err(), Refused::TooManyAccounts);
+    purses.reserve(&claims[..32], NanoUsd(1)).await.unwrap().settle(NanoUsd(1));
+    purses.close().await;
+    assert!(purses.stored().await.unwrap().iter().all(|account| account.held == 1 && account.charged == 1));
+}
