@@ -1,1 +1,147 @@
-//! See the architecture.
+//! The command line: one file a subcommand.
+//!
+//! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
+
+pub mod check;
+pub mod count;
+pub mod demo;
+pub mod keys;
+pub mod prices;
+pub mod schema;
+pub mod serve;
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::{self, Loaded};
+
+/// A check or gate failed.
+const FAILED: u8 = 1;
+/// Wrong use or wrong configuration.
+const WRONG: u8 = 2;
+/// The server or a store could not be reached.
+const UNREACHABLE: u8 = 3;
+
+/// A transparent LLM gateway: prompts, experiments, exact costs and budgets that cannot be overspent.
+#[derive(Debug, Parser)]
+#[command(name = "tollgate", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    Serve {
+        /// Configuration; default: $TOLLGATE_CONFIG, then config/tollgate.yaml, then environment keys alone
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Run the gateway with a simulated provider and a little live traffic; needs no key
+    Demo {
+        /// Make one round of calls, print what happened, and exit
+        #[arg(long)]
+        once: bool,
+    },
+    /// Validate a configuration offline
+    Check {
+        /// Configuration; default as for `serve`
+        file: Option<PathBuf>,
+    },
+    /// Print the JSON Schema of the configuration
+    Schema,
+    /// Create, list and revoke virtual keys
+    Keys {
+        /// Configuration that says where the keys are kept; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        /// Where the keys are kept, instead of the configuration's data_dir
+        #[arg(long, value_name = "DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        #[command(subcommand)]
+        command: keys::KeysCommand,
+    },
+    /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
+    Count,
+    /// Look at the price catalog
+    Prices {
+        #[command(subcommand)]
+        command: PricesCommand,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PricesCommand {
+    /// Show the rates of a model: `gpt-4o`, or `openai/gpt-4o`
+    Show {
+        /// The model
+        model: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs the command that the arguments name.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Serve { config } => serve::run(config.as_deref()),
+        Command::Demo { once } => demo::run(once),
+        Command::Check { file } => check::run(file.as_deref()),
+        Command::Schema => schema::run(),
+        Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
+        Command::Count => count_tokens(),
+        Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "tollgate", &mut io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn count_tokens() -> ExitCode {
+    match count::run(io::stdin().lock(), io::stdout().lock()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(error) => fail(&error, WRONG),
+    }
+}
+
+/// Keys are kept where the gateway looks for them: in its data_dir, hashed with its pepper.
+fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys::KeysCommand) -> ExitCode {
+    let loaded: Option<Loaded> = match (config::load(config), &data_dir) {
+        (Ok(loaded), _) => Some(loaded),
+        // A data_dir alone will do, as long as no configuration was named.
+        (Err(config::ConfigError::NothingConfigured), Some(_)) => None,
+        (Err(error), _) => return fail(&error.into(), WRONG),
+    };
+    let pepper = loaded.as_ref().and_then(|loaded| loaded.snapshot.key_pepper.clone());
+    let data_dir = data_dir.or_else(|| Some(loaded?.snapshot.data_dir)).unwrap_or_else(|| PathBuf::from("data"));
+    let pepper = pepper.as_ref().map(|pepper| pepper.expose().as_bytes());
+    code_of(keys::run(command, &data_dir, pepper, &mut io::stdout()), UNREACHABLE)
+}
+
+fn code_of(result: anyhow::Result<()>, code: u8) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, code),
+    }
+}
+
+fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+    // Nobody reads what a closed pipe refuses; the exit code still holds.
+    let _ = writeln!(io::stderr(), "tollgate: {error:#}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,164 @@
+//! `tollgate serve`: starts the gateway, keeps its configuration fresh, and lets it end in order.
+
+use std::{
+    future::Future,
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{UNREACHABLE, WRONG, fail};
+use crate::{
+    config::{
+        self, ConfigError, Loaded, Snapshot,
+        watch::{Live, ReloadSummary, WatchHandle, watch},
+    },
+    gateway::{Gateway, StartError},
+    store::keys::KeyStore,
+    telemetry::{logging, metrics},
+};
+
+/// How often the key store is asked whether it changed: revocations hold within it.
+const KEY_STORE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT.
+#[must_use]
+pub fn run(config: Option<&Path>) -> ExitCode {
+    logging::init();
+    let loaded = match config::load(config) {
+        Ok(loaded) => loaded,
+        Err(error) => return fail(&error.into(), WRONG),
+    };
+    match runtime().block_on(serve(loaded, std::future::pending())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => match error.downcast_ref::<StartError>() {
+            Some(StartError::Store(_) | StartError::Thread(_)) => fail(&error, UNREACHABLE),
+            _ => fail(&error, WRONG),
+        },
+    }
+}
+
+/// The runtime of a serving process.
+pub(super) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("a process that can't have threads can't serve")
+}
+
+/// Serves until a signal comes or `until` is done, then drains.
+pub(super) async fn serve(loaded: Loaded, until: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let running = Running::start(loaded).await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = until => {}
+    }
+    running.stop().await;
+    Ok(())
+}
+
+/// A gateway with its configuration watched.
+pub(super) struct Running {
+    /// The gateway.
+    pub(super) gateway: Gateway,
+    /// The configuration that serves.
+    pub(super) live: Arc<Live>,
+    watching: Arc<WatchHandle>,
+    keys: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    /// Starts the gateway and says so: one line on standard output, for scripts that wait for it.
+    pub(super) async fn start(loaded: Loaded) -> anyhow::Result<Running> {
+        let Loaded { snapshot, origin, warnings } = loaded;
+        for warning in warnings.iter().chain(&snapshot.not_yet) {
+            tracing::warn!("{warning}");
+        }
+        let store = Arc::new(KeyStore::open(&snapshot.data_dir)?);
+        let snapshot = with_stored_keys(snapshot, &store)?;
+        let live = Arc::new(Live::new(snapshot));
+        let gateway = Gateway::start(live.clone()).await?;
+
+        let for_reload = store.clone();
+        let prepare = move |snapshot| with_stored_keys(snapshot, &for_reload);
+        let watching = Arc::new(watch(live.clone(), origin, prepare, Reloads::new(&live).observer())?);
+        let keys = tokio::spawn(follow_keys(store, watching.clone()));
+        tracing::info!(listen = %gateway.listen, admin = %gateway.admin, config.hash = %live.load_full().hash, "ready");
+        // A closed standard output is no reason not to serve.
+        let _ = writeln!(io::stdout(), "ready listen={} admin={}", gateway.listen, gateway.admin);
+        Ok(Running { gateway, live, watching, keys })
+    }
+
+    /// Lets calls in flight end, and ends.
+    pub(super) async fn stop(self) {
+        self.keys.abort();
+        self.gateway.drain().await;
+        drop(self.watching);
+    }
+}
+
+/// Keys of the configuration, and those that were created at run time.
+fn with_stored_keys(snapshot: Snapshot, store: &KeyStore) -> Result<Snapshot, ConfigError> {
+    match store.active() {
+        Ok(keys) => Ok(snapshot.with_keys(keys)),
+        Err(error) => {
+            // A key that can't be read can't be let in; those of the configuration still are.
+            tracing::error!(%error, "the key store cannot be read: only the configuration's keys are valid");
+            Ok(snapshot)
+        }
+    }
+}
+
+/// Has the configuration prepared anew when the key store changed, so that revocations hold within a second or two.
+async fn follow_keys(store: Arc<KeyStore>, watching: Arc<WatchHandle>) {
+    let mut seen = None;
+    let mut ticks = tokio::time::interval(KEY_STORE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let asked = store.clone();
+        let Ok(Ok(revision)) = tokio::task::spawn_blocking(move || asked.revision()).await else { continue };
+        if seen.replace(revision).is_some_and(|before| before != revision) {
+            watching.reload();
+        }
+    }
+}
+
+/// What reloads are told to: the log, the metrics.
+struct Reloads {
+    hash: std::sync::Mutex<String>,
+}
+
+impl Reloads {
+    fn new(live: &Live) -> Reloads {
+        Reloads { hash: std::sync::Mutex::new(live.load_full().hash.clone()) }
+    }
+
+    fn observer(self) -> impl Fn(Result<ReloadSummary, &ConfigError>) + Send + 'static {
+        move |result| match result {
+            Ok(summary) => self.took_effect(&summary),
+            Err(error) => {
+                metrics::config_reload("refused");
+                tracing::error!(reason = %error, "a changed configuration was refused; the last good one stays");
+            }
+        }
+    }
+
+    fn took_effect(&self, summary: &ReloadSummary) {
+        metrics::config_reload("ok");
+        for warning in summary.warnings.iter().chain(&summary.snapshot.not_yet) {
+            tracing::warn!("{warning}");
+        }
+        let hash = summary.snapshot.hash.clone();
+        let mut before = self.hash.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        metrics::config_hash(Some(&before), &hash);
+        tracing::info!(config.hash = %hash, swapped = summary.swapped, "the configuration was read again");
+        *before = hash;
+    }
+}
