@@ -30,7 +30,7 @@ pub(super) fn error_type(status: StatusCode) -> &'static str {
 }
 
 pub(super) fn count_tokens(call: &Call<'_>) -> Result<Planned, String> {
-    Ok(Planned::at_once(json!({"input_tokens": prompt_tokens(call)?})))
+    Ok(Planned::at_once(&json!({"input_tokens": prompt_tokens(call)?})))
 }
 
 fn prompt_tokens(call: &Call<'_>) -> Result<u64, String> {
@@ -52,7 +52,7 @@ pub(super) fn messages(call: &Call<'_>) -> Result<Planned, String> {
     message["stop_reason"] = json!(stop_reason(&answer));
     message["stop_sequence"] = json!(answer.stop_sequence);
     message["usage"]["output_tokens"] = json!(answer.tokens);
-    Ok(Planned::whole(message, answer.tokens))
+    Ok(Planned::whole(&message, answer.tokens))
 }
 
 fn ask(call: &Call<'_>) -> Result<Ask, String> {

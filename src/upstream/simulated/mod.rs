@@ -2,7 +2,7 @@
 //! embeddings, responses and models, and Anthropic's messages, streamed or whole.
 //!
 //! What it says follows from the model and the messages alone; ids and times are fresh. Tokens are counted, caps and
-//! stop sequences hold. It misbehaves on demand ([`directives`]), so that each failure of a real provider can be had
+//! stop sequences hold. It misbehaves on demand (see `directives.rs`), so that each failure of a real provider can be had
 //! at will. It calls nobody and keeps nothing.
 
 mod answer;
@@ -61,7 +61,7 @@ async fn route(call: &Call<'_>, dialect: &Dialect, path: &str) -> Response<SimBo
         Some("responses") => responses::responses(call),
         Some("messages") => anthropic::messages(call),
         Some("messages/count_tokens") => anthropic::count_tokens(call),
-        Some("models") => Ok(Planned::at_once(openai::models())),
+        Some("models") => Ok(Planned::at_once(&openai::models())),
         _ => return dialect.error(StatusCode::NOT_FOUND, "The simulated provider has no such endpoint."),
     };
     match planned {
@@ -128,12 +128,12 @@ struct Planned {
 
 impl Planned {
     /// A whole reply that takes no time.
-    fn at_once(value: Value) -> Planned {
+    fn at_once(value: &Value) -> Planned {
         Planned { events: vec![Event::other(value.to_string())], streamed: false, generated: false, tokens: 0 }
     }
 
     /// A whole reply that is there when all its tokens are.
-    fn whole(value: Value, tokens: u64) -> Planned {
+    fn whole(value: &Value, tokens: u64) -> Planned {
         Planned { generated: true, tokens, ..Planned::at_once(value) }
     }
 

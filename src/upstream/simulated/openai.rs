@@ -96,7 +96,7 @@ pub(super) fn chat(call: &Call<'_>) -> Result<Planned, String> {
     let mut reply = chat.chunk(json!(choices));
     reply["object"] = json!("chat.completion");
     reply["usage"] = usage(call, ask.prompt_tokens, &answers);
-    Ok(Planned::whole(reply, tokens))
+    Ok(Planned::whole(&reply, tokens))
 }
 
 fn chat_ask(call: &Call<'_>) -> Result<Ask, String> {
@@ -248,14 +248,14 @@ pub(super) fn completions(call: &Call<'_>) -> Result<Planned, String> {
     let choices: Vec<Value> = answers
         .iter()
         .enumerate()
-        .map(|(index, answer)| completion_choice(index, answer.text(), json!(finish_reason(answer.finish))))
+        .map(|(index, answer)| completion_choice(index, answer.text(), Some(finish_reason(answer.finish))))
         .collect();
     let mut reply = chunks.chunk(json!(choices));
     reply["usage"] = usage(call, ask.prompt_tokens, &answers);
-    Ok(Planned::whole(reply, tokens))
+    Ok(Planned::whole(&reply, tokens))
 }
 
-fn completion_choice(index: usize, text: &str, finish: Value) -> Value {
+fn completion_choice(index: usize, text: &str, finish: Option<&str>) -> Value {
     json!({"text": text, "index": index, "logprobs": null, "finish_reason": finish})
 }
 
@@ -264,8 +264,8 @@ fn completion_events(call: &Call<'_>, chunks: &Chunks, ask: &Ask, answers: &[Ans
     let mut events = Vec::new();
     for (index, answer) in answers.iter().enumerate() {
         let output = pieces(answer.text()).into_iter();
-        events.extend(output.map(|piece| Event::piece(event(index, piece, Value::Null))));
-        events.push(Event::other(event(index, "", json!(finish_reason(answer.finish)))));
+        events.extend(output.map(|piece| Event::piece(event(index, piece, None))));
+        events.push(Event::other(event(index, "", Some(finish_reason(answer.finish)))));
     }
     if include_usage(call) {
         let mut last = chunks.chunk(json!([]));

@@ -18,9 +18,9 @@ pub(super) fn responses(call: &Call<'_>) -> Result<Planned, String> {
     let ids = Ids { response: fresh_id("resp_"), message: fresh_id("msg_"), created_at: unix_now() };
     let done = finished(call, &ask, &ids, &answer);
     if call.streams() {
-        return Ok(Planned::stream(events(call, &ask, &ids, &answer, done), answer.tokens));
+        return Ok(Planned::stream(events(call, &ask, &ids, &answer, &done), answer.tokens));
     }
-    Ok(Planned::whole(done, answer.tokens))
+    Ok(Planned::whole(&done, answer.tokens))
 }
 
 struct Ids {
@@ -123,7 +123,7 @@ fn part(text: &str) -> Value {
     json!({"type": "output_text", "annotations": [], "logprobs": [], "text": text})
 }
 
-fn events(call: &Call<'_>, ask: &Ask, ids: &Ids, answer: &Answer, done: Value) -> Vec<Event> {
+fn events(call: &Call<'_>, ask: &Ask, ids: &Ids, answer: &Answer, done: &Value) -> Vec<Event> {
     let mut sequence = Sequence::default();
     let begun = begun(call, ask, ids);
     let item =

@@ -1,3 +1,5 @@
+//! Every endpoint, whole and streamed, and every way to misbehave.
+
 use std::time::Instant;
 
 use http::Request;

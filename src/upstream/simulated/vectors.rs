@@ -32,7 +32,7 @@ pub(super) fn embeddings(call: &Call<'_>) -> Result<Planned, String> {
         })
         .collect();
     let tokens: u64 = inputs.iter().map(|input| input.tokens(call)).sum();
-    Ok(Planned::at_once(json!({
+    Ok(Planned::at_once(&json!({
         "object": "list",
         "data": data,
         "model": call.model()?,
