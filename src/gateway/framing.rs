@@ -928,4 +928,40 @@ mod tests {
         client.read_exact(&mut echo).await.unwrap();
         assert_eq!(&echo, b"\n\r\0\n\n\n");
     }
+
+    #[tokio::test]
+    async fn http_2_passes_and_http_1_is_guarded_under_hypers_automatic_choice() {
+        use hyper_util::{rt::TokioExecutor, server::conn::auto};
+        let serve = |io: DuplexStream| {
+            let (guarded, handle) = Guarded::new(io);
+            let service = service_fn(|request: Request<Incoming>| async move {
+                let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                Ok::<_, Infallible>(Response::new(Full::new(body)))
+            });
+            tokio::spawn(async move {
+                let server = auto::Builder::new(TokioExecutor::new());
+                let _ = server.serve_connection_with_upgrades(TokioIo::new(guarded), service).await;
+            });
+            handle
+        };
+
+        let (client, server) = duplex(4096);
+        let handle = serve(server);
+        let (mut send, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await.unwrap();
+        tokio::spawn(connection);
+        let body = Bytes::from(vec![b'\n'; 100_000]);
+        let request = Request::post("http://a/").body(Full::new(body.clone())).unwrap();
+        let reply = send.send_request(request).await.unwrap();
+        assert_eq!(reply.into_body().collect().await.unwrap().to_bytes(), body);
+        assert_eq!(handle.violation(), None);
+
+        let (mut client, server) = duplex(4096);
+        let handle = serve(server);
+        client.write_all(b"GET / HTTP/1.1\nHost: a\n\n").await.unwrap();
+        let mut reply = String::new();
+        client.read_to_string(&mut reply).await.unwrap();
+        assert!(reply.starts_with("HTTP/1.1 400"), "{reply}");
+        assert_eq!(handle.violation(), Some(Violation::BareLf));
+    }
 }

@@ -190,6 +190,32 @@ impl StdError for SendError {
 
 type Pool = legacy::Client<Connector, UpstreamBody>;
 
+/// The pools of one set of roots.
+#[derive(Clone)]
+struct Pools {
+    /// HTTP/2 where the server speaks it.
+    any: Pool,
+    /// HTTP/1.1 only, for requests to switch protocols: HTTP/2 has no `Upgrade`.
+    http1: Pool,
+}
+
+impl Pools {
+    fn new(roots: &RootCertStore, connect_timeout_ms: &Arc<AtomicU64>) -> Result<Pools, rustls::Error> {
+        let tls = tls::client_config(roots.clone())?;
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http().enable_all_versions();
+        let http1 = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
+        let connector = |https| Connector { https, timeout_ms: Arc::clone(connect_timeout_ms) };
+        Ok(Pools {
+            any: pool(connector(https.wrap_connector(tcp_connector()))),
+            http1: pool(connector(http1.wrap_connector(tcp_connector()))),
+        })
+    }
+
+    fn for_request(&self, request: &Request<UpstreamBody>) -> &Pool {
+        if request.headers().contains_key(header::UPGRADE) { &self.http1 } else { &self.any }
+    }
+}
+
 /// The HTTP client of all providers; a clone shares the pools.
 #[derive(Clone)]
 pub struct Client(Arc<Shared>);
@@ -197,9 +223,9 @@ pub struct Client(Arc<Shared>);
 struct Shared {
     connect_timeout_ms: Arc<AtomicU64>,
     public_roots: RootCertStore,
-    public: Pool,
+    public: Pools,
     /// Pools of providers with roots of their own, by path, with the file's content at the time.
-    by_ca: RwLock<HashMap<PathBuf, (Vec<u8>, Pool)>>,
+    by_ca: RwLock<HashMap<PathBuf, (Vec<u8>, Pools)>>,
 }
 
 impl Client {
@@ -210,7 +236,7 @@ impl Client {
     pub fn new(connect_timeout: Duration) -> Result<Client, ClientError> {
         let connect_timeout_ms = Arc::new(AtomicU64::new(as_millis(connect_timeout)));
         let public_roots = tls::public_roots();
-        let public = pool(public_roots.clone(), &connect_timeout_ms)?;
+        let public = Pools::new(&public_roots, &connect_timeout_ms)?;
         Ok(Client(Arc::new(Shared { connect_timeout_ms, public_roots, public, by_ca: RwLock::default() })))
     }
 
@@ -246,11 +272,11 @@ impl Client {
         if !same_origin(request.uri(), &provider.base_url) {
             return Err(SendError::new(SendErrorKind::Unsent, "request leads to another origin than the provider's"));
         }
-        let pool = self.pool_of(provider).map_err(|error| SendError::new(SendErrorKind::Tls, error))?;
+        let pools = self.pools_of(provider).map_err(|error| SendError::new(SendErrorKind::Tls, error))?;
         request.headers_mut().remove(header::HOST);
         *request.version_mut() = Version::HTTP_11;
         let connection = capture_connection(&mut request);
-        let response = pool.request(request).await.map_err(classify)?;
+        let response = pools.for_request(&request).request(request).await.map_err(classify)?;
         if let Some(watch) = response.extensions().get::<Arc<Watch>>() {
             watch.answers.fetch_add(1, Ordering::Relaxed);
         }
@@ -263,25 +289,25 @@ impl Client {
         Ok(response)
     }
 
-    fn pool_of(&self, provider: &Provider) -> Result<Pool, ClientError> {
+    fn pools_of(&self, provider: &Provider) -> Result<Pools, ClientError> {
         let Some(ca) = &provider.ca else {
             return Ok(self.0.public.clone());
         };
-        let known = self.0.by_ca.read().unwrap_or_else(PoisonError::into_inner).get(ca).map(|(_, pool)| pool.clone());
+        let known = self.0.by_ca.read().unwrap_or_else(PoisonError::into_inner).get(ca).map(|(_, pools)| pools.clone());
         known.map_or_else(|| self.load_ca(ca), Ok)
     }
 
-    fn load_ca(&self, ca: &Path) -> Result<Pool, ClientError> {
+    fn load_ca(&self, ca: &Path) -> Result<Pools, ClientError> {
         let pem = fs::read(ca).map_err(|error| ClientError::CaFile(ca.to_owned(), error))?;
         let mut by_ca = self.0.by_ca.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, pool)) = by_ca.get(ca).filter(|(known, _)| *known == pem) {
-            return Ok(pool.clone());
+        if let Some((_, pools)) = by_ca.get(ca).filter(|(known, _)| *known == pem) {
+            return Ok(pools.clone());
         }
         let mut roots = self.0.public_roots.clone();
         tls::add_pem_roots(&mut roots, &pem).map_err(|error| ClientError::CaRoots(ca.to_owned(), error))?;
-        let pool = pool(roots, &self.0.connect_timeout_ms)?;
-        by_ca.insert(ca.to_owned(), (pem, pool.clone()));
-        Ok(pool)
+        let pools = Pools::new(&roots, &self.0.connect_timeout_ms)?;
+        by_ca.insert(ca.to_owned(), (pem, pools.clone()));
+        Ok(pools)
     }
 }
 
@@ -300,9 +326,8 @@ fn same_origin(uri: &Uri, base: &Uri) -> bool {
     uri.scheme() == base.scheme() && uri.authority() == base.authority()
 }
 
-fn pool(roots: RootCertStore, connect_timeout_ms: &Arc<AtomicU64>) -> Result<Pool, rustls::Error> {
-    let connector = Connector::new(roots, Arc::clone(connect_timeout_ms))?;
-    Ok(legacy::Client::builder(TokioExecutor::new())
+fn pool(connector: Connector) -> Pool {
+    legacy::Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
@@ -314,7 +339,7 @@ fn pool(roots: RootCertStore, connect_timeout_ms: &Arc<AtomicU64>) -> Result<Poo
         .http2_initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
         .http2_keep_alive_interval(H2_KEEP_ALIVE_INTERVAL)
         .http2_keep_alive_timeout(H2_KEEP_ALIVE_TIMEOUT)
-        .build(connector))
+        .build(connector)
 }
 
 /// Refuses what hyper lets pass in a reply's head, though two readers could see two different bodies in it.
@@ -460,21 +485,14 @@ struct Connector {
     timeout_ms: Arc<AtomicU64>,
 }
 
-impl Connector {
-    fn new(roots: RootCertStore, timeout_ms: Arc<AtomicU64>) -> Result<Connector, rustls::Error> {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_keepalive(Some(TCP_KEEP_ALIVE));
-        tcp.set_keepalive_interval(Some(TCP_KEEP_ALIVE_INTERVAL));
-        tcp.set_keepalive_retries(Some(TCP_KEEP_ALIVE_RETRIES));
-        let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls::client_config(roots)?)
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(tcp);
-        Ok(Connector { https, timeout_ms })
-    }
+fn tcp_connector() -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(TCP_KEEP_ALIVE));
+    tcp.set_keepalive_interval(Some(TCP_KEEP_ALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(TCP_KEEP_ALIVE_RETRIES));
+    tcp
 }
 
 impl Service<Uri> for Connector {
@@ -615,7 +633,12 @@ mod tests {
 
     async fn read_request(stream: &mut TcpStream) -> String {
         let mut received = Vec::new();
-        while !received.ends_with(b"\r\n\r\n{}") && !(received.ends_with(b"\r\n\r\n") && received.starts_with(b"GET")) {
+        let end: &[u8] = b"\r\n\r\n{}";
+        let is_whole = |received: &[u8]| {
+            let end = if received.starts_with(b"GET") { &end[..4] } else { end };
+            received.ends_with(end)
+        };
+        while !is_whole(&received) {
             if stream.read_buf(&mut received).await.unwrap() == 0 {
                 break;
             }
@@ -919,6 +942,27 @@ mod tests {
             () = serve => panic!("the server ended first"),
             () = calls => {}
         }
+    }
+
+    #[tokio::test]
+    async fn a_request_to_switch_protocols_goes_over_http_1() {
+        let server = TlsServer::new(&["h2", "http/1.1"]).await;
+        let serve = async {
+            let (stream, _) = server.listener.accept().await.unwrap();
+            let mut stream = server.acceptor.accept(stream).await.unwrap();
+            assert_ne!(stream.get_ref().1.alpn_protocol(), Some(b"h2".as_slice()));
+            let switch = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+            stream.write_all(switch).await.unwrap();
+            stream
+        };
+        let request = Request::get(format!("{}realtime", server.provider.base_url))
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+            .body(empty())
+            .unwrap();
+        let client = client();
+        let (_stream, response) = tokio::join!(serve, client.send(&server.provider, request));
+        assert_eq!(response.unwrap().status(), StatusCode::SWITCHING_PROTOCOLS);
     }
 
     #[tokio::test]
