@@ -1,1 +1,319 @@
-//! See the architecture.
+//! Which headers go on, and which end here.
+//!
+//! Framing is always rebuilt and never copied; credentials are always replaced. What `Connection` names is stripped on
+//! all of its lines (hyper does so on HTTP/2 only, and for the first line), but it cannot take away headers that a
+//! message means something else without.
+
+use http::{
+    HeaderMap,
+    header::{self, HeaderName, HeaderValue},
+};
+
+/// Hop-by-hop by RFC 9110 section 7.6.1 and by custom. `TE` is apart: `trailers` may stay.
+const HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("proxy-authentication-info"),
+];
+const PROXY_AUTH: [HeaderName; 2] = [header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION];
+
+/// Where clients put credentials. None of them is forwarded; each provider's own is attached last.
+pub const CREDENTIALS: [HeaderName; 5] = [
+    header::AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+    HeaderName::from_static("x-goog-api-key"),
+    header::COOKIE,
+];
+
+/// Rebuilt for the request that goes out, or a claim about the client that nobody has checked.
+const NOT_FORWARDED: [HeaderName; 7] = [
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::EXPECT,
+    header::FORWARDED,
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
+];
+
+/// Headers that control this gateway or one like it: what they ask for is done here or not at all.
+const CONTROL_PREFIXES: [&str; 6] =
+    ["x-tollgate-", "x-forwarded-", "x-litellm-", "litellm-", "helicone-", "x-portkey-"];
+
+/// What a trailer section may add; everything else in it is dropped (RFC 9110 section 6.5.1).
+const TRAILERS: [&str; 5] = ["server-timing", "content-digest", "repr-digest", "etag", "x-request-id"];
+
+/// The longest request id that is taken from a client, in bytes.
+const REQUEST_ID_BYTES_MAX: usize = 64;
+
+/// Takes out what is meant for one connection only; for requests and responses alike.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    for name in named_by_connection(headers) {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP.iter().chain(&PROXY_AUTH) {
+        headers.remove(name);
+    }
+    let takes_trailers = headers.get_all(header::TE).iter().all(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    if !takes_trailers {
+        headers.remove(header::TE);
+    }
+}
+
+/// Takes out of a request all that the provider must not get: hop-by-hop headers, framing, credentials, claims about
+/// the client, and what controls gateways.
+pub fn strip_request(headers: &mut HeaderMap) {
+    strip_hop_by_hop(headers);
+    for name in CREDENTIALS.iter().chain(&NOT_FORWARDED) {
+        headers.remove(name);
+    }
+    remove_control(headers);
+}
+
+/// Takes out of a response all that the client must not get: hop-by-hop headers, what only this gateway may say, and
+/// other services on the provider's host.
+pub fn strip_response(headers: &mut HeaderMap) {
+    strip_hop_by_hop(headers);
+    headers.remove(header::ALT_SVC);
+    remove_control(headers);
+}
+
+/// Leaves in a trailer section what is allowed there, never framing or credentials.
+pub fn retain_trailers(trailers: &mut HeaderMap) {
+    let dropped: Vec<HeaderName> = trailers.keys().filter(|name| !TRAILERS.contains(&name.as_str())).cloned().collect();
+    for name in dropped {
+        trailers.remove(name);
+    }
+}
+
+/// What to ask the provider for: what the client takes of the codings that can be decoded to meter them.
+#[must_use]
+pub fn accept_encoding(client: Option<&HeaderValue>) -> HeaderValue {
+    const DECODED: [&str; 4] = ["gzip", "deflate", "br", "identity"];
+    let offered = client.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let decoded = |member: &&str| {
+        let coding = member.split(';').next().unwrap_or_default().trim();
+        DECODED.iter().any(|known| coding.eq_ignore_ascii_case(known))
+    };
+    let taken: Vec<&str> = offered.split(',').map(str::trim).filter(decoded).collect();
+    let taken = HeaderValue::from_str(&taken.join(", ")).ok().filter(|value| !value.is_empty());
+    taken.unwrap_or(HeaderValue::from_static("identity"))
+}
+
+/// The first header with an underscore in its name: servers behind may read `X_User` as `X-User`.
+#[must_use]
+pub fn underscored(headers: &HeaderMap) -> Option<&HeaderName> {
+    headers.keys().find(|name| name.as_str().contains('_'))
+}
+
+/// Whether a request id of the client's may be used: it ends in logs and headers.
+#[must_use]
+pub fn is_request_id(id: &[u8]) -> bool {
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.iter().all(allowed)
+}
+
+/// Whether the body is an event stream.
+#[must_use]
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
+    media_type_is(headers, "text/event-stream")
+}
+
+/// Whether the body is JSON.
+#[must_use]
+pub fn is_json(headers: &HeaderMap) -> bool {
+    media_type_is(headers, "application/json")
+}
+
+fn media_type_is(headers: &HeaderMap, media_type: &str) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let essence = value.split(|byte| *byte == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(media_type.as_bytes())
+}
+
+/// The names in all `Connection` lines, without those that a message needs.
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    const NEEDED: [HeaderName; 13] = [
+        header::AUTHORIZATION,
+        HeaderName::from_static("x-api-key"),
+        HeaderName::from_static("api-key"),
+        header::HOST,
+        header::CONTENT_TYPE,
+        header::CONTENT_LENGTH,
+        header::CONTENT_ENCODING,
+        header::ACCEPT,
+        header::ACCEPT_ENCODING,
+        header::CACHE_CONTROL,
+        header::VARY,
+        header::VIA,
+        header::TE,
+    ];
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
+        .filter(|name| !NEEDED.contains(name) && !name.as_str().starts_with("x-tollgate-"))
+        .collect()
+}
+
+fn remove_control(headers: &mut HeaderMap) {
+    let is_control = |name: &&HeaderName| CONTROL_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix));
+    let named: Vec<HeaderName> = headers.keys().filter(is_control).cloned().collect();
+    for name in named {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect(name);
+            headers.append(name, HeaderValue::from_str(value).expect(value));
+        }
+        headers
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn what_any_connection_line_names_is_stripped() {
+        let mut map = headers(&[
+            ("connection", "close, X-A"),
+            ("connection", " x-b ,, not a token"),
+            ("x-a", "1"),
+            ("x-b", "2"),
+            ("x-c", "3"),
+            ("keep-alive", "5"),
+            ("proxy-connection", "close"),
+            ("proxy-authorization", "x"),
+            ("trailer", "x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+        ]);
+        strip_hop_by_hop(&mut map);
+        assert_eq!(names(&map), ["x-c"]);
+    }
+
+    #[test]
+    fn connection_cannot_take_away_what_a_message_needs() {
+        let mut map = headers(&[
+            ("connection", "authorization, host, content-type, content-length, content-encoding, x-tollgate-user"),
+            ("authorization", "Bearer k"),
+            ("host", "h"),
+            ("content-type", "t"),
+            ("content-length", "1"),
+            ("content-encoding", "br"),
+            ("x-tollgate-user", "u"),
+        ]);
+        strip_hop_by_hop(&mut map);
+        assert_eq!(map.len(), 6);
+    }
+
+    #[test]
+    fn te_stays_for_trailers_only() {
+        for (te, stays) in [("trailers", true), ("Trailers", true), ("gzip", false), ("trailers, gzip", false)] {
+            let mut map = headers(&[("te", te)]);
+            strip_hop_by_hop(&mut map);
+            assert_eq!(map.contains_key(header::TE), stays, "{te}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_identifies_or_controls_reaches_the_provider() {
+        let mut map = headers(&[
+            ("authorization", "k"),
+            ("x-api-key", "k"),
+            ("api-key", "k"),
+            ("cookie", "c"),
+            ("host", "h"),
+            ("content-length", "5"),
+            ("expect", "100-continue"),
+            ("forwarded", "for=1"),
+            ("x-forwarded-for", "1"),
+            ("x-tollgate-user", "u"),
+            ("helicone-user-id", "u"),
+            ("x-portkey-config", "c"),
+            ("x-litellm-tags", "t"),
+            ("anthropic-version", "2023-06-01"),
+            ("openai-beta", "b"),
+            ("content-type", "application/json"),
+            ("user-agent", "ua"),
+        ]);
+        strip_request(&mut map);
+        assert_eq!(names(&map), ["anthropic-version", "content-type", "openai-beta", "user-agent"]);
+    }
+
+    #[test]
+    fn a_provider_cannot_speak_for_the_gateway() {
+        let mut map = headers(&[
+            ("x-tollgate-cost-usd", "0"),
+            ("alt-svc", "h3"),
+            ("x-request-id", "r"),
+            ("x-ratelimit-limit-requests", "5"),
+        ]);
+        strip_response(&mut map);
+        assert_eq!(names(&map), ["x-ratelimit-limit-requests", "x-request-id"]);
+    }
+
+    #[test]
+    fn trailers_add_nothing_that_frames_or_authorises() {
+        let mut map =
+            headers(&[("authorization", "k"), ("content-length", "5"), ("server-timing", "a;dur=1"), ("x-new", "1")]);
+        retain_trailers(&mut map);
+        assert_eq!(names(&map), ["server-timing"]);
+    }
+
+    #[test]
+    fn codings_are_asked_for_as_far_as_they_can_be_metered() {
+        for (client, asked) in [
+            ("gzip, deflate, br, zstd", "gzip, deflate, br"),
+            ("br;q=1.0, zstd;q=0.9, *;q=0.1", "br;q=1.0"),
+            ("GZIP ;q=0.5,identity;q=0", "GZIP ;q=0.5, identity;q=0"),
+            ("zstd", "identity"),
+            ("*", "identity"),
+            ("", "identity"),
+        ] {
+            let value = HeaderValue::from_static(client);
+            assert_eq!(accept_encoding(Some(&value)), asked, "{client}");
+        }
+        assert_eq!(accept_encoding(None), "identity");
+    }
+
+    #[test]
+    fn names_and_ids_are_checked() {
+        assert_eq!(underscored(&headers(&[("x-user", "a")])), None);
+        assert_eq!(underscored(&headers(&[("x-user", "a"), ("x_user", "b")])).map(HeaderName::as_str), Some("x_user"));
+        assert!(is_request_id(b"a-B_9") && is_request_id(&[b'x'; 64]));
+        for id in [&b""[..], &[b'x'; 65], b"a b", b"a\nb", b"a.b", "é".as_bytes()] {
+            assert!(!is_request_id(id), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn event_streams_are_told_by_their_media_type() {
+        for (value, is) in [
+            ("text/event-stream", true),
+            ("Text/Event-Stream; charset=utf-8", true),
+            ("text/event-stream-x", false),
+            ("application/json", false),
+        ] {
+            assert_eq!(is_event_stream(&headers(&[("content-type", value)])), is, "{value}");
+        }
+        assert!(!is_event_stream(&HeaderMap::new()));
+        assert!(is_json(&headers(&[("content-type", "application/json; charset=utf-8")])));
+    }
+}

@@ -1,6 +1,7 @@
 //! What the bytes mean. Synchronous, no I/O, borrowed where it can be.
 
 pub mod anthropic;
+pub mod coding;
 pub mod edit;
 pub mod endpoint;
 pub mod headers;
