@@ -351,7 +351,8 @@ impl Entry {
         let lease = if retired || facts.merged.starving { 0 } else { lease(&facts, self.purse.taken()) };
         let keep = wanted.saturating_add(lease);
         if hand_back || retired || facts.merged.starving {
-            self.purse.hand_back(keep);
+            // Others starve: even what calls wait for goes back first, or each would keep half of what either needs.
+            self.purse.hand_back(if facts.merged.starving { 0 } else { keep });
         }
         // Read before the totals: a hold that ends in between shows as open, and the purse is closed next time.
         let open = self.purse.holds() > 0;

@@ -45,6 +45,8 @@ use crate::{
 
 /// Accounts that may be in memory at the same time.
 const ENTRIES_MAX: usize = 100_000;
+/// An account that nobody used for this long leaves memory.
+const UNUSED: Duration = Duration::from_secs(300);
 /// Locks over the map of accounts.
 const SHARDS: usize = 32;
 /// While the store is away, an account with `on_store_loss: open` may go this share of its limit (1/n) into debt per process.
@@ -123,13 +125,23 @@ pub struct Purses {
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// The times that a process is set up with.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Between reports to the store.
+    sync: Duration,
+    /// The longest that a call waits for money.
+    budget_wait: Duration,
+    /// An account that nobody used for so long leaves memory.
+    unused: Duration,
+}
+
 /// What calls, reservations and the background task have in common.
 struct Shared {
     authority: Arc<dyn Authority>,
     journal: Journal,
     incarnation: u64,
-    sync: Duration,
-    budget_wait: Duration,
+    pace: Pace,
     shards: Vec<RwLock<HashMap<Arc<str>, Arc<Entry>>>>,
     hasher: RandomState,
     count: AtomicUsize,
@@ -190,6 +202,10 @@ impl Purses {
         sync: Duration,
         budget_wait: Duration,
     ) -> Result<Arc<Purses>, StoreError> {
+        Purses::start(authority, dir, Pace { sync, budget_wait, unused: UNUSED })
+    }
+
+    fn start(authority: Arc<dyn Authority>, dir: Arc<DataDir>, pace: Pace) -> Result<Arc<Purses>, StoreError> {
         let leftovers = journal::leftovers(&dir)?;
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|error| StoreError::Unavailable(format!("no random number: {error}")))?;
@@ -198,8 +214,7 @@ impl Purses {
             authority,
             journal: Journal::create(&dir, incarnation)?,
             incarnation,
-            sync,
-            budget_wait,
+            pace,
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             hasher: RandomState::new(),
             count: AtomicUsize::new(0),
@@ -230,7 +245,7 @@ impl Purses {
         if shared.closing.load(Ordering::SeqCst) {
             return Err(shared.unavailable());
         }
-        let deadline = Instant::now() + shared.budget_wait;
+        let deadline = Instant::now() + shared.pace.budget_wait;
         let mut holds = Vec::with_capacity(claims.len());
         // One order for all calls: two calls cannot hold what the other waits for.
         for claim in in_order(claims) {
@@ -244,7 +259,7 @@ impl Purses {
     /// How much of `wanted` could be reserved in every enforcing claim now; asks the authority at most once per account.
     /// Nothing is held: another call may take it first.
     pub async fn most(&self, claims: &[Claim], wanted: NanoUsd) -> NanoUsd {
-        let deadline = Instant::now() + self.shared.budget_wait;
+        let deadline = Instant::now() + self.shared.pace.budget_wait;
         let mut most = wanted.0.min(NANO_USD_MAX);
         for claim in in_order(claims).filter(|claim| claim.enforce) {
             most = self.shared.most(claim, most, deadline).await;
@@ -418,7 +433,7 @@ impl Shared {
     }
 
     fn unavailable(&self) -> Refused {
-        Refused::StoreUnavailable { retry_after: self.sync.max(Duration::from_secs(1)) }
+        Refused::StoreUnavailable { retry_after: self.pace.sync.max(Duration::from_secs(1)) }
     }
 
     fn refill_if_low(&self, entry: &Arc<Entry>) {

@@ -26,9 +26,7 @@ const FLIGHT_MAX: usize = 512;
 const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How soon to ask again for calls that wait for money which others may hand back.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
-/// An account that nobody used for this long leaves memory.
-const UNUSED: Duration = Duration::from_secs(300);
-/// The same for one whose period is over, and for all while memory is half full.
+/// How long an account stays in memory unused if its period is over or memory is half full.
 const UNUSED_SHORT: Duration = Duration::from_secs(10);
 
 pub(super) struct Syncer {
@@ -49,7 +47,7 @@ impl Syncer {
     /// Runs until the purses are closed.
     pub(super) async fn run(mut self) {
         self.recover().await;
-        let mut ticks = interval(self.shared.sync.max(Duration::from_millis(1)));
+        let mut ticks = interval(self.shared.pace.sync.max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.reset();
         let shared = Arc::clone(&self.shared);
@@ -118,10 +116,11 @@ impl Syncer {
         let now = Instant::now();
         let entries = self.shared.entries();
         let crowded = entries.len() > ENTRIES_MAX / 2;
+        let pace = self.shared.pace;
         let today = Timestamp::now();
         for entry in &entries {
             entry.note_demand(now);
-            let unused = if crowded || entry.is_over(today) { UNUSED_SHORT } else { UNUSED };
+            let unused = if crowded || entry.is_over(today) { UNUSED_SHORT.min(pace.unused) } else { pace.unused };
             if !entry.purse.is_retired() && entry.is_spent(now, unused) {
                 self.retire(entry);
             }

@@ -337,20 +337,23 @@ async fn two_processes_share_one_limit_to_the_last() {
 }
 
 #[tokio::test]
-async fn an_unused_purse_is_closed_and_opened_anew_without_losing_count() {
+async fn an_unused_purse_leaves_memory_and_is_opened_anew_without_losing_count() {
     let memory = Arc::new(Memory::default());
-    let (_temp, purses) = over(&memory, Duration::from_millis(5), PATIENCE);
+    let temp = tempfile::tempdir().unwrap();
+    let dir = Arc::new(DataDir::open(temp.path()).unwrap());
+    let sync = Duration::from_millis(5);
+    let pace = Pace { sync, budget_wait: PATIENCE, unused: 4 * sync };
+    let purses = Purses::start(Arc::clone(&memory) as _, dir, pace).unwrap();
     let claims = [claim("a", 100)];
-    purses.reserve(&claims, NanoUsd(60)).await.unwrap().settle(NanoUsd(60));
-    let unused = Duration::from_secs(300);
-    let entry = purses.shared.entries().pop().unwrap();
-    assert!(!entry.is_spent(Instant::now(), unused));
-    assert!(entry.is_spent(Instant::now() + unused, unused));
-    entry.purse.retire();
-    assert_eq!(purses.reserve(&claims, NanoUsd(60)).await.unwrap_err(), refused("a"));
-    purses.reserve(&claims, NanoUsd(40)).await.unwrap().settle(NanoUsd(40));
+    let held = purses.reserve(&claims, NanoUsd(60)).await.unwrap();
+    held.settle(NanoUsd(30));
+    until("it left memory", || purses.accounts().is_empty()).await;
+    assert_eq!(memory.account("a/all/total").held(), 30);
+    assert_eq!(purses.reserve(&claims, NanoUsd(71)).await.unwrap_err(), refused("a"));
+    purses.reserve(&claims, NanoUsd(70)).await.unwrap().settle(NanoUsd(70));
     purses.close().await;
     assert_eq!(memory.account("a/all/total").charged(), 100);
+    assert_eq!(memory.account("a/all/total").rows.len(), 2);
 }
 
 #[tokio::test]

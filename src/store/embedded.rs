@@ -20,7 +20,7 @@ use super::{
     private_file,
 };
 use crate::ledger::{
-    account::{self, AccountState, Row, Server},
+    account::{self, AccountState, Row, Server, Starving},
     sync::{RowId, SyncReply, Totals},
 };
 
@@ -39,6 +39,7 @@ const SCHEMA: &str = "
         run TEXT NOT NULL,
         learn_until_ms INTEGER NOT NULL,
         starving_row TEXT,
+        starving_lacking INTEGER,
         starving_until_ms INTEGER,
         archived_charged INTEGER NOT NULL,
         archived_debt INTEGER NOT NULL
@@ -205,20 +206,21 @@ fn sync_one(transaction: &Transaction<'_>, sync: &AccountSync, server: Server<'_
 
 fn load(connection: &Connection, key: &str) -> rusqlite::Result<Option<AccountState>> {
     let mut select = connection.prepare_cached(
-        "SELECT limit_nano_usd, limit_version, run, learn_until_ms, starving_row, starving_until_ms,
+        "SELECT limit_nano_usd, limit_version, run, learn_until_ms, starving_row, starving_lacking, starving_until_ms,
                 archived_charged, archived_debt FROM account WHERE key = ?1",
     )?;
     let head = select.query_row([key], |row| {
         let starving: Option<String> = row.get(4)?;
-        let until_ms: Option<u64> = row.get(5)?;
+        let starving = starving.and_then(|id| id.parse().ok());
+        let amounts: Option<(u64, u64)> = row.get::<_, Option<u64>>(5)?.zip(row.get(6)?);
         Ok(AccountState {
             limit: row.get(0)?,
             limit_version: row.get(1)?,
             run: row.get(2)?,
             learn_until_ms: row.get(3)?,
-            starving: starving.and_then(|id| id.parse().ok()).zip(until_ms),
-            archived_charged: row.get(6)?,
-            archived_debt: row.get(7)?,
+            starving: starving.zip(amounts).map(|(row, (lacking, until_ms))| Starving { row, lacking, until_ms }),
+            archived_charged: row.get(7)?,
+            archived_debt: row.get(8)?,
             rows: BTreeMap::new(),
         })
     });
@@ -244,20 +246,21 @@ fn save(
     before: Option<&AccountState>,
     after: &AccountState,
 ) -> rusqlite::Result<()> {
-    let starving = after.starving.map(|(id, _)| id.to_string());
-    transaction.prepare_cached("INSERT OR REPLACE INTO account VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(
-        params![
+    let starving = after.starving.map(|starving| starving.row.to_string());
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO account VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
+        .execute(params![
             key,
             after.limit,
             after.limit_version,
             after.run,
             after.learn_until_ms,
             starving,
-            after.starving.map(|(_, until_ms)| until_ms),
+            after.starving.map(|starving| starving.lacking),
+            after.starving.map(|starving| starving.until_ms),
             after.archived_charged,
             after.archived_debt,
-        ],
-    )?;
+        ])?;
     let known = |id: &RowId| before.and_then(|before| before.rows.get(id));
     for (id, row) in after.rows.iter().filter(|(id, row)| known(id) != Some(row)) {
         let Totals { granted, returned, charged, debt } = row.totals;
