@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
@@ -33,10 +34,10 @@ use crate::{
         coding::Decoder,
         endpoint::Dialect,
         headers,
-        openai::{
-            reply::ReplyWatch,
-            stream::{StreamWatch, UsageFilter},
-        },
+        openai::usage_filter::UsageFilter,
+        reply::ReplyWatch,
+        stream::StreamWatch,
+        usage::Usage,
     },
 };
 
@@ -208,7 +209,7 @@ impl Watched {
                         return Poll::Ready(Some(Ok(frame)));
                     }
                 }
-                Poll::Ready(None) => self.source_ended(),
+                Poll::Ready(None) => self.source_ended()?,
                 Poll::Ready(Some(Err(reason))) => self.broke(reason)?,
                 Poll::Pending => match self.poll_alarm(cx) {
                     Poll::Ready(reason) => self.broke(reason)?,
@@ -222,7 +223,7 @@ impl Watched {
     fn pass(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
         let chunk = match frame.into_data() {
             Ok(chunk) => chunk,
-            Err(other) => return other.into_trailers().ok().and_then(headers::forwarded_trailers).map(Frame::trailers),
+            Err(other) => return other.into_trailers().ok().map(forwarded_trailers),
         };
         self.last_chunk = Instant::now();
         self.look_at(&chunk);
@@ -232,44 +233,49 @@ impl Watched {
             }
             return Some(Frame::data(chunk));
         };
-        self.ready.extend(filter.push(chunk));
+        let passed = filter.push(&chunk);
+        if !passed.is_empty() {
+            self.ready.push_back(passed);
+        }
         None
     }
 
     fn look_at(&mut self, chunk: &Bytes) {
         let Watching { watch, decoder, .. } = &mut self.watching;
         match decoder {
-            Some(decoder) => decoder.push(chunk, &mut |plain| watch.push(plain)),
+            // What can't be decoded is not metered, and so charged at its bound; the client gets its bytes either way.
+            Some(decoder) => drop(decoder.push(chunk, |plain| watch.push(plain))),
             None => watch.push(chunk),
         }
         if let (Watch::Events(events), Some(record)) = (&self.watching.watch, &mut self.record)
             && record.facts().first_token.is_none()
-            && events.first_token_seen()
+            && events.has_output()
         {
             record.facts().first_token = Some(self.last_chunk - record.received());
         }
     }
 
     /// The source said that nothing more comes: believed, unless an event was left half.
-    fn source_ended(&mut self) {
+    fn source_ended(&mut self) -> Result<(), ReplyError> {
         if let Watch::Events(events) = &self.watching.watch
             && events.mid_event()
-            && !events.done()
+            && !events.ended()
         {
             // An end in the middle of an event is a cut, however politely the connection was closed.
-            let _ = self.broke("the stream ended in the middle of an event");
-            return;
+            return self.broke("the stream ended in the middle of an event");
         }
-        if let Some(filter) = &mut self.watching.filter {
-            self.ready.extend(filter.finish());
+        if let Some(filter) = self.watching.filter.take() {
+            let (rest, _) = filter.finish();
+            self.ready.extend(Some(rest).filter(|rest| !rest.is_empty()));
         }
         self.complete();
+        Ok(())
     }
 
     fn complete(&mut self) {
         self.ended = true;
         let outcome = match &self.watching.watch {
-            Watch::Events(events) if events.error_seen() && !events.done() => Outcome::Cut,
+            Watch::Events(events) if events.error().is_some() => Outcome::UpstreamError,
             _ => self.watching.outcome,
         };
         self.close(outcome, true);
@@ -347,6 +353,12 @@ impl Drop for Watched {
     }
 }
 
+/// Only what may come after a body: never framing or credentials.
+fn forwarded_trailers(mut trailers: HeaderMap) -> Frame<Bytes> {
+    headers::retain_trailers(&mut trailers);
+    Frame::trailers(trailers)
+}
+
 /// The result of an attempt whose reply's head came, as a metric label.
 fn attempt_result(outcome: Outcome) -> &'static str {
     match outcome {
@@ -388,18 +400,19 @@ impl Watch {
 
     /// What is to be charged; `None` leaves the charge that was set when the reply's head came.
     fn charge(self, complete: bool) -> Option<Charge> {
-        let (usage, output) = match self {
-            Watch::Events(events) => (events.usage(), events.into_output()),
-            Watch::Document(document) => (document.usage(), document.into_output()),
+        let (usage, complete, output) = match self {
+            Watch::Events(events) => (events.usage(), complete || events.ended(), events.into_output()),
+            Watch::Document(document) => (document.usage(), complete || document.ended(), document.into_output()),
             Watch::Nothing => return None,
         };
         Some(match usage {
-            Some(Ok(usage)) => Charge::Reported(usage),
+            Some(Ok(usage)) if complete => Charge::Reported(usage),
+            Some(Ok(usage)) => Charge::Seen { output, complete, reported: usage },
             Some(Err(absurd)) => {
                 tracing::error!(reason = %absurd, "a provider reported a usage that cannot be: charged at the bound");
                 Charge::Bound
             }
-            None => Charge::Seen { output, complete },
+            None => Charge::Seen { output, complete, reported: Usage::default() },
         })
     }
 }

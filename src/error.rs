@@ -64,22 +64,14 @@ pub enum GatewayError {
     /// An `Expect` that is not `100-continue`.
     #[error("only `Expect: 100-continue` is understood")]
     ExpectationFailed,
-    /// The money is spent.
-    #[error("budget `{budget}` is exhausted{}", resets(*.retry_after))]
+    /// The money is spent, or what is left would not pay for the call at its worst.
+    #[error("budget `{budget}` is exhausted: less is left than the {bound} USD that this call may cost{}", resets(*.retry_after))]
     BudgetExhausted {
         /// The budget.
         budget: String,
-        /// Until the period ends; `None` when it never does.
-        retry_after: Option<Duration>,
-    },
-    /// The call would cost more than its budget ever holds.
-    #[error("this call may cost up to {bound} USD, more than what is left of budget `{budget}`; lower its output cap or its input")]
-    BudgetTooSmall {
-        /// The budget.
-        budget: String,
-        /// The call's bound.
+        /// What the call may cost.
         bound: NanoUsd,
-        /// Until the period ends.
+        /// Until the period ends; `None` when it never does.
         retry_after: Option<Duration>,
     },
     /// What the call costs cannot be bounded, and a budget covers it.
@@ -178,7 +170,7 @@ impl GatewayError {
             E::UriTooLong => (414, "invalid_request_error", "request_too_large"),
             E::ExpectationFailed => (417, "invalid_request_error", "expectation_failed"),
             E::HeadersTooLarge => (431, "invalid_request_error", "request_too_large"),
-            E::BudgetExhausted { .. } | E::BudgetTooSmall { .. } => (429, "insufficient_quota", "budget_exhausted"),
+            E::BudgetExhausted { .. } => (429, "insufficient_quota", "budget_exhausted"),
             E::RateLimited { .. } => (429, "rate_limit_error", "rate_limited"),
             E::UpstreamUnreachable { .. } => (502, "upstream_error", "upstream_unreachable"),
             E::UpstreamTimeout { .. } => (504, "upstream_error", "upstream_timeout"),
@@ -207,9 +199,7 @@ impl GatewayError {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            GatewayError::BudgetExhausted { retry_after, .. } | GatewayError::BudgetTooSmall { retry_after, .. } => {
-                *retry_after
-            }
+            GatewayError::BudgetExhausted { retry_after, .. } => *retry_after,
             GatewayError::RateLimited { retry_after, .. } | GatewayError::StoreUnavailable { retry_after } => {
                 Some(*retry_after)
             }
@@ -222,7 +212,7 @@ impl GatewayError {
     #[must_use]
     pub fn should_retry(&self) -> Option<bool> {
         match self {
-            GatewayError::BudgetExhausted { .. } | GatewayError::BudgetTooSmall { .. } => Some(false),
+            GatewayError::BudgetExhausted { .. } => Some(false),
             _ => None,
         }
     }
@@ -244,7 +234,7 @@ mod tests {
             (GatewayError::UnknownEndpoint("/x".into()), 404, "unknown_endpoint"),
             (GatewayError::RequestTooLarge { limit_bytes: 1 }, 413, "request_too_large"),
             (GatewayError::HeadersTooLarge, 431, "request_too_large"),
-            (GatewayError::BudgetExhausted { budget: "b".into(), retry_after: None }, 429, "budget_exhausted"),
+            (GatewayError::BudgetExhausted { budget: "b".into(), bound: NanoUsd::USD, retry_after: None }, 429, "budget_exhausted"),
             (GatewayError::RateLimited { limit: "l".into(), what: "requests", retry_after: wait }, 429, "rate_limited"),
             (GatewayError::UpstreamUnreachable { target: "p".into(), reason: "refused" }, 502, "upstream_unreachable"),
             (GatewayError::UpstreamTimeout { target: "p".into(), waited: wait }, 504, "upstream_timeout"),
@@ -259,8 +249,8 @@ mod tests {
 
     #[test]
     fn an_exhausted_budget_tells_the_sdk_not_to_insist() {
-        let error = GatewayError::BudgetExhausted { budget: "team".into(), retry_after: Some(Duration::from_secs(60)) };
+        let error = GatewayError::BudgetExhausted { budget: "team".into(), bound: NanoUsd::USD, retry_after: Some(Duration::from_secs(60)) };
         assert_eq!(error.should_retry(), Some(false));
-        assert_eq!(error.to_string(), "budget `team` is exhausted; it resets in 60 s");
+        assert_eq!(error.to_string(), "budget `team` is exhausted: less is left than the 1.00 USD that this call may cost; it resets in 60 s");
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     record::{Outcome, Record, UsageSource},
     telemetry::{logging::CallLog, metrics},
     units::{NanoUsd, Tokens},
-    wire::{openai::stream::Output, usage::Usage},
+    wire::{output::Output, usage::Usage},
 };
 
 /// Calls that may be open at the same time before new ones wait for a slot.
@@ -44,6 +44,8 @@ pub enum Charge {
         output: Output,
         /// Whether the reply came to its end.
         complete: bool,
+        /// What the provider had reported until then: at least that was used.
+        reported: Usage,
     },
 }
 
@@ -236,10 +238,11 @@ impl Attempt {
             Charge::Seen { complete: false, .. } if self.hidden_output && self.reservation.is_some() => {
                 (Usage::default(), UsageSource::Bound)
             }
-            Charge::Seen { output, complete } => {
-                let seen = with_margin(self.output_tokens(output));
+            Charge::Seen { output, complete, reported } => {
+                let seen = with_margin(self.output_tokens(output)).max(reported.output);
                 let source = if *complete { UsageSource::Counted } else { UsageSource::Estimated };
-                (self.counted(seen), source)
+                let usage = if reported.input > Tokens::ZERO { *reported } else { self.counted(seen) };
+                (Usage { output: seen, ..usage }, source)
             }
         }
     }

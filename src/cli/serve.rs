@@ -107,7 +107,7 @@ impl Running {
 /// Keys of the configuration, and those that were created at run time.
 fn with_stored_keys(snapshot: Snapshot, store: &KeyStore) -> Result<Snapshot, ConfigError> {
     match store.active() {
-        Ok(keys) => Ok(snapshot.with_keys(keys)),
+        Ok(keys) => Ok(snapshot.with_stored_keys(keys)),
         Err(error) => {
             // A key that can't be read can't be let in; those of the configuration still are.
             tracing::error!(%error, "the key store cannot be read: only the configuration's keys are valid");

@@ -24,6 +24,7 @@ use std::{
 
 pub use problems::{Problem, Problems};
 pub use snapshot::Snapshot;
+pub use watch::Live;
 
 use self::{environment::Environment, file::File, sources::Sources, tree::Document};
 

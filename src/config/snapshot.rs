@@ -2,9 +2,13 @@
 
 use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwapOption;
+use jiff::Timestamp;
+use quick_cache::sync::Cache;
+
 use crate::{
     config::secret::SecretString,
-    ledger::period::Per,
+    ledger::period::{Per, Period},
     policy::{
         experiment::Experiment,
         keys::{Caller, KeyDigest, KeyRing},
@@ -61,6 +65,27 @@ pub struct Snapshot {
     pub ledger: LedgerSettings,
     /// What was asked for that this build does not have yet: named at start and on reload, never silently ignored.
     pub not_yet: Vec<String>,
+    /// Names that clients used, resolved once.
+    pub resolved: ResolvedNames,
+}
+
+/// A name that a client used for a model, resolved.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// Where it leads.
+    pub target: Target,
+    /// Its label in metrics, from a closed set: the row of its price, or `other`.
+    pub label: Arc<str>,
+}
+
+/// What [`Snapshot::target`] has found: looking a price up by match rules takes microseconds. Clients invent names, so it is bounded.
+#[derive(Debug)]
+pub struct ResolvedNames(Cache<Box<str>, Option<Arc<Resolved>>>);
+
+impl Default for ResolvedNames {
+    fn default() -> ResolvedNames {
+        ResolvedNames(Cache::new(1024))
+    }
 }
 
 /// Listeners and limits. `listen`, `admin` and `tls` need a restart to change.
@@ -242,6 +267,28 @@ pub struct Budget {
     pub on_store_loss: OnStoreLoss,
     /// Whether the budget refuses, or only warns.
     pub mode: BudgetMode,
+    /// The current period, worked out once: time-zone rules cost more than the rest of a quote.
+    pub current: CurrentPeriod,
+}
+
+/// A budget's period, remembered until it ends.
+#[derive(Debug, Default)]
+pub struct CurrentPeriod(ArcSwapOption<Period>);
+
+impl Budget {
+    /// The period that `at` belongs to.
+    #[must_use]
+    pub fn period_at(&self, at: Timestamp) -> Arc<Period> {
+        if let Some(current) = self.current.0.load_full()
+            && current.starts <= at
+            && current.ends.is_none_or(|end| at < end)
+        {
+            return current;
+        }
+        let period = Arc::new(self.per.period_of(at));
+        self.current.0.store(Some(period.clone()));
+        period
+    }
 }
 
 /// What an empty purse means while the store is away.
@@ -327,6 +374,26 @@ pub struct LedgerSettings {
 }
 
 impl Snapshot {
+    /// What `provider/model`, or a bare name for the default provider, leads to; `None` when nobody serves it.
+    #[must_use]
+    pub fn target(&self, name: &str) -> Option<Arc<Resolved>> {
+        if let Some(known) = self.resolved.0.get(name) {
+            return known;
+        }
+        let found = self.resolve(name).map(Arc::new);
+        self.resolved.0.insert(name.into(), found.clone());
+        found
+    }
+
+    fn resolve(&self, name: &str) -> Option<Resolved> {
+        let named = name.split_once('/').and_then(|(provider, model)| Some((self.providers.get(provider)?.clone(), model)));
+        // Names such as `meta-llama/Llama-3` have a slash too.
+        let (provider, model) = named.or_else(|| Some((self.default_provider.clone()?, name)))?;
+        let price = self.prices.find(&provider.name, provider.catalog.as_deref(), model);
+        let label = price.as_ref().map_or("other", |price| price.row().trim_start_matches("own:")).into();
+        Some(Resolved { target: Target { provider, model: model.into(), price }, label })
+    }
+
     /// The same configuration with `stored` keys beside its own. Where both have a digest or a name, the configuration's wins.
     #[must_use]
     pub fn with_stored_keys(mut self, stored: Vec<(KeyDigest, Caller)>) -> Snapshot {

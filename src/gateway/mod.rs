@@ -200,7 +200,7 @@ async fn upkeep(shared: Shared) {
         metrics::upkeep();
         metrics::in_flight(shared.in_flight.now());
         metrics::store_up(shared.purses.store_up());
-        metrics::reservations_dropped(shared.purses.dropped());
+        metrics::reservations_dropped(shared.purses.dropped_reservations());
         budgets(&shared);
         let now = Instant::now().into_std();
         for (provider, health) in shared.upstream.healths.all().iter() {
@@ -222,6 +222,6 @@ fn budgets(shared: &Shared) {
 }
 
 fn rand_u32() -> u32 {
-    let bytes = uuid::Uuid::new_v4().into_bytes();
-    u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    let bytes = uuid::Uuid::now_v7().into_bytes();
+    u32::from_be_bytes([bytes[12], bytes[13], bytes[14], bytes[15]])
 }

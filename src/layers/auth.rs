@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, header};
-use tower::Service;
 
 use crate::{
     call::{Answer, Arrival, Authenticated},

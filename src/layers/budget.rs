@@ -7,7 +7,6 @@ use std::{sync::Arc, time::SystemTime};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
-use tower::Service;
 
 use crate::{
     call::{Admitted, Answer, Failure, Opened, Payload, Quoted},
@@ -97,16 +96,13 @@ fn paying(quoted: &Quoted) -> Vec<&Arc<Budget>> {
 
 fn refusal(refused: Refused, bound: NanoUsd) -> GatewayError {
     match refused {
-        Refused::Exhausted { budget, resets_at, left } => {
+        Refused::Exhausted { budget, resets_at } => {
             let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
             let until = |end: Timestamp| end.duration_since(now).try_into().unwrap_or_default();
             let retry_after = resets_at.map(until);
-            let budget = budget.to_string();
-            match left {
-                NanoUsd::ZERO => GatewayError::BudgetExhausted { budget, retry_after },
-                _ => GatewayError::BudgetTooSmall { budget, bound, retry_after },
-            }
+            GatewayError::BudgetExhausted { budget: budget.to_string(), bound, retry_after }
         }
+        Refused::TooManyAccounts => GatewayError::Overloaded,
         Refused::StoreUnavailable { retry_after } => GatewayError::StoreUnavailable { retry_after },
     }
 }

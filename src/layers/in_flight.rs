@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use tower::Service;
 
 use crate::{
     body::InFlightCount,

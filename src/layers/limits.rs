@@ -6,7 +6,6 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
-use tower::Service;
 
 use crate::{
     call::{Answer, Failure, Opened},

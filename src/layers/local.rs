@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde_json::{Value, json};
-use tower::Service;
 
 use crate::{
     body::ReplyBody,

@@ -57,7 +57,7 @@ pub trait Step: Send + Sync + 'static {
 
 /// A [`Step`] as a `tower::Layer`.
 #[derive(Debug)]
-pub struct StepLayer<L>(&'static L);
+pub struct StepLayer<L: 'static>(&'static L);
 
 /// A [`Step`] before what stands further in.
 #[derive(Debug)]

@@ -4,7 +4,6 @@
 
 use http::HeaderMap;
 use serde_json::{Map, Value};
-use tower::Service;
 
 use crate::{
     call::{Answer, Document, Payload, Planned},

@@ -6,7 +6,6 @@
 use std::{sync::Arc, time::SystemTime};
 
 use jiff::Timestamp;
-use tower::Service;
 
 use crate::{
     call::{Answer, Ceiling, Payload, Planned, Quoted},

@@ -10,14 +10,13 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
-use tower::Service;
 
 use crate::{
     call::{Answer, Authenticated, Call, Document, Identity, Payload},
     error::GatewayError,
     layers::{Inner, Step},
     policy::keys::Caller,
-    wire::{coding::Decoder, endpoint::Endpoint, json, request},
+    wire::{coding::{DecodeError, Decoder}, endpoint::Endpoint, json, request},
 };
 
 /// Longest silence of a client that is sending its body.
@@ -128,30 +127,20 @@ fn content_coding(headers: &HeaderMap) -> Option<&str> {
 /// A bounded decode: what a few bytes blow up to is not ours to hold.
 fn decode(coding: &str, body: &[u8], limit_bytes: usize) -> Result<Bytes, GatewayError> {
     let unknown = || GatewayError::invalid(format!("content-encoding `{coding}` is not taken; send gzip, deflate, br or identity"), None);
-    let mut decoder = Decoder::for_encoding(coding).ok_or_else(unknown)?;
+    let mut decoder = Decoder::for_encoding(coding, limit_bytes as u64).ok_or_else(unknown)?;
     let mut plain = BytesMut::new();
-    let mut too_large = false;
-    decoder.push(body, &mut |chunk| {
-        if plain.len() + chunk.len() > limit_bytes {
-            too_large = true;
-        } else {
-            plain.extend_from_slice(chunk);
-        }
-    });
-    if too_large || decoder.exceeded() {
-        return Err(GatewayError::RequestTooLarge { limit_bytes });
+    match decoder.push(body, |chunk| plain.extend_from_slice(chunk)) {
+        Ok(()) => Ok(plain.freeze()),
+        Err(DecodeError::TooLarge) => Err(GatewayError::RequestTooLarge { limit_bytes }),
+        Err(_) => Err(GatewayError::invalid(format!("the request body is no proper {coding}"), None)),
     }
-    if decoder.failed() {
-        return Err(GatewayError::invalid(format!("the request body is no proper {coding}"), None));
-    }
-    Ok(plain.freeze())
 }
 
 /// Who the call is for: the first that says so of our header, other gateways' headers, the body, and else the key.
 fn identity(headers: &HeaderMap, payload: &Payload, caller: &Caller) -> Result<Identity, GatewayError> {
     let in_body = match payload {
         Payload::Json(document) => document.facts.user.as_deref(),
-        Payload::Stream(_) | Payload::Upgrade(_) => None,
+        Payload::Stream(_) | Payload::Upgrade(_) | Payload::Nothing => None,
     };
     let user = match named(headers, &USER_HEADERS)?.or(in_body) {
         Some(user) if user.len() > ID_BYTES_MAX => {

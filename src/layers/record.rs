@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use tower::Service;
 
 use crate::{
     call::{Answer, Opened, Quoted},

@@ -21,11 +21,13 @@ use crate::{
     record::Outcome,
     recorder::{self, OpenRecord, Recorder},
     telemetry::metrics,
-    wire::endpoint::{self, Dialect, Endpoint, EndpointError},
+    wire::endpoint::{Dialect, Endpoint, EndpointError},
 };
 
 /// Longest path and query together, in bytes.
 const URI_BYTES_MAX: usize = 8 * 1024;
+/// What `Allow` says.
+const METHODS: &str = "GET, POST, DELETE, PUT, PATCH, HEAD, OPTIONS";
 /// The id of a call, in requests that were refused too.
 const CALL_HEADER: HeaderName = HeaderName::from_static("x-tollgate-call");
 
@@ -195,7 +197,7 @@ fn error_response(error: &GatewayError, dialect: Dialect) -> Response<ReplyBody>
         headers.insert("x-should-retry", HeaderValue::from_static("false"));
     }
     if let GatewayError::MethodNotAllowed(_) = error {
-        headers.insert(header::ALLOW, HeaderValue::from_static(endpoint::METHODS));
+        headers.insert(header::ALLOW, HeaderValue::from_static(METHODS));
     }
     response
 }

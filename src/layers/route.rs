@@ -27,7 +27,7 @@ use crate::{
     record::Outcome,
     recorder::{Charge, OpenRecord, Sent},
     telemetry::metrics,
-    units::Tokens,
+    units::{NanoUsd, Tokens},
     upstream::{
         Upstream,
         client::{self, SendError, SendErrorKind},
@@ -39,12 +39,14 @@ use crate::{
         edit,
         endpoint::{Cost, Dialect, Endpoint},
         headers,
-        openai::{
-            reply::ReplyWatch,
-            stream::{StreamWatch, UsageFilter},
-        },
+        openai::usage_filter::UsageFilter,
+        reply::ReplyWatch,
+        stream::StreamWatch,
     },
 };
+
+/// Most bytes of a compressed reply that are decoded to meter it.
+const DECODED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -145,7 +147,7 @@ impl Route {
                 journey.tries_here = 0;
             }
             if let Err(refused) = self.reserve_again(&mut journey).await {
-                let error = error.unwrap_or_else(|| refused_again(&refused));
+                let error = error.unwrap_or_else(|| refused_again(&refused, journey.bound()));
                 return Err(journey.give_up(Charge::Nothing, error));
             }
         }
@@ -257,7 +259,7 @@ impl Route {
             drain: (call.snapshot.on_disconnect == OnDisconnect::Drain && metered).then(|| self.drain.clone()),
         };
         let mut headers = head.headers;
-        headers::strip_hop_by_hop(&mut headers);
+        headers::strip_response(&mut headers);
         if watching.filter.is_some() {
             headers.remove(header::CONTENT_LENGTH);
         }
@@ -307,7 +309,7 @@ impl Route {
                     drain: None,
                 };
                 let mut headers = head.headers;
-                headers::strip_hop_by_hop(&mut headers);
+                headers::strip_response(&mut headers);
                 let body = ReplyBody::watched(Source::Http(body), watching, record);
                 Ok(Reply { status: head.status, headers, body })
             }
@@ -371,6 +373,10 @@ impl Journey {
 
     fn ceiling(&self) -> Option<&Ceiling> {
         self.quoted.ceilings.get(self.position)
+    }
+
+    fn bound(&self) -> NanoUsd {
+        self.ceiling().map(|ceiling| ceiling.cost).unwrap_or_default()
     }
 
     fn first_byte_limit(&self) -> Duration {
@@ -546,7 +552,7 @@ fn decoder(headers: &HeaderMap, watch: &Watch) -> Option<Decoder> {
     if matches!(watch, Watch::Nothing) {
         return None;
     }
-    Decoder::for_encoding(headers.get(header::CONTENT_ENCODING)?.to_str().ok()?)
+    Decoder::for_encoding(headers.get(header::CONTENT_ENCODING)?.to_str().ok()?, DECODED_BYTES_MAX)
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
@@ -581,11 +587,12 @@ fn unsendable() -> GatewayError {
     GatewayError::invalid("the path cannot be sent to the provider", None)
 }
 
-fn refused_again(refused: &Refused) -> GatewayError {
+fn refused_again(refused: &Refused, bound: NanoUsd) -> GatewayError {
     match refused {
         Refused::StoreUnavailable { retry_after } => GatewayError::StoreUnavailable { retry_after: *retry_after },
+        Refused::TooManyAccounts => GatewayError::Overloaded,
         Refused::Exhausted { budget, .. } => {
-            GatewayError::BudgetExhausted { budget: budget.to_string(), retry_after: None }
+            GatewayError::BudgetExhausted { budget: budget.to_string(), bound, retry_after: None }
         }
     }
 }

@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use tower::Service;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
@@ -18,9 +17,6 @@ use crate::{
     policy::experiment::{Unit, Variant},
     wire::json::Edits,
 };
-
-/// The label of models that the configuration and the price catalog don't know: clients invent names.
-const OTHER: &str = "other";
 
 /// See the module.
 #[derive(Debug)]
@@ -42,7 +38,7 @@ fn plan(call: &Call) -> Result<Plan, GatewayError> {
     let snapshot = &*call.snapshot;
     let named = match &call.payload {
         Payload::Json(document) => document.facts.model.as_deref().unwrap_or(""),
-        Payload::Stream(_) | Payload::Upgrade(_) => return unread(call),
+        Payload::Stream(_) | Payload::Upgrade(_) | Payload::Nothing => return unread(call),
     };
     let (alias, pinned) = named.split_once('@').map_or((named, None), |(alias, version)| (alias, Some(version)));
     match snapshot.models.get(alias) {
@@ -68,20 +64,21 @@ fn unread(call: &Call) -> Result<Plan, GatewayError> {
 fn direct_plan(call: &Call, named: &str) -> Result<Plan, GatewayError> {
     let snapshot = &*call.snapshot;
     let not_found = || GatewayError::ModelNotFound(named.to_owned());
-    let target = snapshot.target(named).ok_or_else(not_found)?;
+    let found = snapshot.target(named).ok_or_else(not_found)?;
+    let target = &found.target;
     let resolved = format!("{}/{}", target.provider.name, target.model);
     if !call.caller.models.allows(named, Some(&resolved)) {
         return Err(GatewayError::ModelNotAllowed(named.to_owned()));
     }
-    let label = if target.listed { Arc::from(resolved) } else { Arc::from(OTHER) };
-    Ok(Plan::direct(Arc::from(named), label, target.target))
+    Ok(Plan::direct(Arc::from(named), found.label.clone(), target.clone()))
 }
 
 fn alias_plan(call: &Call, model: &Model, named: &str, pinned: Option<&str>) -> Result<Plan, GatewayError> {
     if !call.caller.models.allows(&model.name, None) {
         return Err(GatewayError::ModelNotAllowed(named.to_owned()));
     }
-    let mut plan = Plan::direct(model.name.clone(), model.name.clone(), Target::nowhere());
+    let mut variants = Vec::new();
+    let mut variant_parameters = Vec::new();
     let mut wanted = pinned.unwrap_or(&model.live);
     let mut instead = None;
     let mut prompt = None;
@@ -89,20 +86,26 @@ fn alias_plan(call: &Call, model: &Model, named: &str, pinned: Option<&str>) -> 
     let experiments = if pinned.is_some() { &[][..] } else { &model.experiments };
     for experiment in experiments {
         let Some(variant) = experiment.assign(unit(call, &experiment.unit)) else { continue };
-        plan.variants.push((experiment.name.clone(), variant.name.clone()));
-        plan.variant_parameters.extend(variant.parameters.iter().cloned());
+        variants.push((experiment.name.clone(), variant.name.clone()));
+        variant_parameters.extend(variant.parameters.iter().cloned());
         wanted = variant.version.as_deref().unwrap_or(wanted);
         instead = variant.target.as_deref().or(instead);
         prompt = variant_prompt(&call.snapshot, variant).or(prompt);
     }
     let version = model.versions.get(wanted).ok_or_else(|| GatewayError::ModelNotFound(named.to_owned()))?;
-    plan.prompt = prompt.or_else(|| version.prompt.clone());
-    plan.targets = targets(version, xxh3_64(call.head.id.as_bytes()));
-    if let Some(target) = instead.and_then(|name| call.snapshot.target(name)) {
-        plan.targets.insert(0, target.target);
+    let mut targets = targets(version, xxh3_64(call.head.id.as_bytes()));
+    if let Some(found) = instead.and_then(|name| call.snapshot.target(name)) {
+        targets.insert(0, found.target.clone());
     }
-    plan.version = Some(version.clone());
-    Ok(plan)
+    Ok(Plan {
+        named: model.name.clone(),
+        label: model.name.clone(),
+        prompt: prompt.or_else(|| version.prompt.clone()),
+        version: Some(version.clone()),
+        variants,
+        variant_parameters,
+        targets,
+    })
 }
 
 fn unit<'c>(call: &'c Call, unit: &Unit) -> &'c str {

@@ -210,6 +210,12 @@ impl Template {
         &self.version
     }
 
+    /// Whether no variable is used, so that every call gets the same.
+    #[must_use]
+    pub fn is_constant(&self) -> bool {
+        self.used.is_empty()
+    }
+
     /// The variables that a call must give.
     pub fn required(&self) -> impl Iterator<Item = &str> {
         self.used.iter().filter(|(_, expected)| expected.default.is_none()).map(|(name, _)| name.as_str())

@@ -146,7 +146,7 @@ pub struct SendError {
 }
 
 impl SendError {
-    fn new(kind: SendErrorKind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> SendError {
+    pub(super) fn new(kind: SendErrorKind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> SendError {
         SendError { kind, source: source.into() }
     }
 

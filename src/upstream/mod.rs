@@ -18,7 +18,7 @@ use crate::{
     config::snapshot::{Provider, ProviderKind},
     policy::tokens,
     upstream::{
-        client::{BodyError, Client, ClientError, SendError, UpstreamBody},
+        client::{BodyError, Client, ClientError, SendError, SendErrorKind, UpstreamBody},
         health::{Healths, RetryBudget},
     },
 };
@@ -62,7 +62,7 @@ impl Upstream {
             return Ok((head, Source::Http(body)));
         };
         let (head, body) = request.into_parts();
-        let body = body.collect().await.map_err(|error: BodyError| SendError::of_request_body(error))?.to_bytes();
+        let body = body.collect().await.map_err(|error: BodyError| SendError::new(SendErrorKind::RequestBody, error))?.to_bytes();
         let (head, body) = simulated::respond(settings, &head, body, count).await.into_parts();
         Ok((head, Source::Local(body.map_err(io::Error::other).boxed_unsync())))
     }

@@ -57,7 +57,8 @@ fn uri(head: &Head, provider: &Provider) -> Result<Uri, http::Error> {
 }
 
 fn outgoing_headers(call: &Call, provider: &Provider, travel: Travel, via: &str) -> HeaderMap {
-    let mut out = headers::forwarded(&call.head.headers);
+    let mut out = call.head.headers.clone();
+    headers::strip_request(&mut out);
     if travel.plain_reply {
         out.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     } else {

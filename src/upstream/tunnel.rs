@@ -36,7 +36,7 @@ impl Tunnels {
             }
         });
         let mut headers = std::mem::take(reply.headers_mut());
-        headers::strip_hop_by_hop(&mut headers);
+        headers::strip_response(&mut headers);
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         if let Some(protocol) = protocol {
             headers.insert(header::UPGRADE, protocol);

@@ -64,6 +64,12 @@ impl StreamWatch {
         self.parser.push(chunk, |event| seen.event(format, event));
     }
 
+    /// Whether the last byte so far lies inside of an event.
+    #[must_use]
+    pub fn mid_event(&self) -> bool {
+        self.parser.is_mid_event()
+    }
+
     /// Ends the stream; says whether it broke off inside of an event.
     pub fn finish(&mut self) -> bool {
         let (format, seen) = (self.format, &mut self.seen);

@@ -8,7 +8,7 @@ use crate::{
         file::{self, File},
         forms::{RateText, WordOr},
         problems::suggestion,
-        snapshot::{Budget, BudgetMode, OnStoreLoss},
+        snapshot::{Budget, BudgetMode, CurrentPeriod, OnStoreLoss},
         tree::Path,
     },
     ledger::period::Per,
@@ -55,6 +55,7 @@ impl Check<'_, '_, '_> {
                 Some(file::OnStoreLoss::Open) => OnStoreLoss::Open,
                 Some(file::OnStoreLoss::Closed) | None => OnStoreLoss::Closed,
             },
+            current: CurrentPeriod::default(),
             mode: match typed.mode {
                 Some(file::BudgetMode::Warn) => BudgetMode::Warn,
                 Some(file::BudgetMode::Enforce) | None => BudgetMode::Enforce,

@@ -21,7 +21,7 @@ use crate::{
         forms::SecretText,
         problems::{Problem, Problems, suggestion},
         secret::SecretString,
-        snapshot::{OnDisconnect, Snapshot, Store, StreamUsage},
+        snapshot::{OnDisconnect, ResolvedNames, Snapshot, Store, StreamUsage},
         sources::Sources,
         tree::{Document, Path},
     },
@@ -110,6 +110,7 @@ impl Check<'_, '_, '_> {
             stream_usage: stream_usage(file),
             ledger: self.ledger(&file.ledger),
             not_yet: std::mem::take(&mut self.not_yet),
+            resolved: ResolvedNames::default(),
         })
     }
 
