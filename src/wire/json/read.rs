@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::{ContainsEscape, JsonError, Kind, Problem, Scanner, Span, Token, inside};
+use super::{
+    JsonError, Kind, Problem, Span,
+    scanner::{Scanner, Token, has_escape, inside},
+};
 
 /// What stands at `span`, told by its first byte.
 #[must_use]
@@ -25,14 +28,14 @@ pub fn text(body: &[u8], span: Span) -> Option<Cow<'_, str>> {
         return None;
     }
     let spelt = std::str::from_utf8(inside(body, span)).ok()?;
-    if !spelt.as_bytes().contains_escape() {
+    if !has_escape(spelt.as_bytes()) {
         return Some(Cow::Borrowed(spelt));
     }
     Some(Cow::Owned(unescaped(spelt)))
 }
 
 /// Decodes the escapes of a string's inside; what is no escape stays.
-pub(super) fn unescaped(spelt: &str) -> String {
+fn unescaped(spelt: &str) -> String {
     let mut text = String::with_capacity(spelt.len());
     let mut rest = spelt;
     while let Some(at) = memchr::memchr(b'\\', rest.as_bytes()) {
