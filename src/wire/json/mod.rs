@@ -15,7 +15,8 @@ mod scanner;
 
 pub use edit::{Edits, Splice, escaped, quoted};
 pub use read::{
-    boolean, elements, field, fields, integer, is_null, kind, members, only_field, string_at, text, value_at, walk,
+    boolean, elements, field, fields, integer, is_null, key_is, kind, members, only_field, string_at, text, value_at,
+    walk,
 };
 
 use scanner::Scanner;
