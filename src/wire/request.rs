@@ -118,9 +118,12 @@ impl<'a> Reader<'a> {
         self.value(name).is_some()
     }
 
-    /// The text of a field; of another type, none.
-    pub(super) fn any_text(self, name: &str) -> Option<Cow<'a, str>> {
-        json::text(self.body, self.value(name)?)
+    /// The end user, by the first of the top-level `fields`, else by `metadata.user_id`; an empty name is none.
+    pub(super) fn user(self, fields: &[&str]) -> Option<String> {
+        let metadata = self.value("metadata").and_then(|metadata| json::field(self.body, metadata, "user_id"));
+        let named = fields.iter().filter_map(|name| self.value(name)).chain(metadata);
+        let mut texts = named.filter_map(|span| json::text(self.body, span));
+        texts.find(|user| !user.is_empty()).map(Into::into)
     }
 
     pub(super) fn text(self, name: &str) -> Result<Option<Cow<'a, str>>, RequestError> {
@@ -356,12 +359,15 @@ mod tests {
     }
 
     #[test]
-    fn anthropic_users_and_thinking_are_read() {
+    fn users_and_thinking_are_read() {
         let facts = messages(
             r#"{"model":"claude","max_tokens":9,"metadata":{"user_id":"u"},"thinking":{"type":"enabled"},
                 "system":[{"type":"text","text":"x","cache_control":{"type":"ephemeral"}}]}"#,
         );
         assert_eq!((facts.user.as_deref(), facts.output_cap()), (Some("u"), Some(9)));
+        assert_eq!(chat(r#"{"user":"","metadata":{"user_id":"u"}}"#).user.as_deref(), Some("u"));
+        assert_eq!(chat(r#"{"user":"a","safety_identifier":"b"}"#).user.as_deref(), Some("b"));
+        assert_eq!(chat(r#"{"user":5,"metadata":[]}"#).user, None);
         assert!(facts.reasoning && facts.cache_control);
         assert!(!messages(r#"{"thinking":{"type":"disabled"}}"#).reasoning);
     }

@@ -37,7 +37,7 @@ pub fn facts(body: &[u8], scan: &Scan) -> Result<RequestFacts, RequestError> {
         output_caps: reader.output_caps(&["max_tokens"])?,
         choices: 1,
         service_tier: reader.text("service_tier")?.map(Into::into),
-        user: user(reader),
+        user: reader.user(&[]),
         reasoning: reasons(reader),
         cache_control: reader.has("cache_control") || scan.may_hold("cache_control"),
         extra_cost: extra_cost(reader)?.map(Into::into),
@@ -50,11 +50,6 @@ pub fn facts(body: &[u8], scan: &Scan) -> Result<RequestFacts, RequestError> {
         });
     }
     Ok(facts)
-}
-
-fn user(reader: Reader<'_>) -> Option<String> {
-    let user = json::field(reader.body, reader.value("metadata")?, "user_id")?;
-    json::text(reader.body, user).map(Into::into)
 }
 
 fn reasons(reader: Reader<'_>) -> bool {

@@ -17,7 +17,7 @@ pub struct Splice {
 
 /// Changes to one body, collected in any order and applied at once.
 ///
-/// All offsets are those of the original body, so edits do not see each other: of two that replace the same bytes the
+/// All offsets are those of the original body, so edits do not see each other: of two for the same field or bytes the
 /// later wins, insertions at one place keep the order in which they were made, and an edit inside of removed bytes goes
 /// with them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,6 +74,7 @@ impl Edits {
     /// field, so that the bytes after it stay what they are.
     pub fn set_field(&mut self, scan: &Scan, name: &str, json: impl Into<Bytes>) {
         if let Some(span) = scan.get(name) {
+            self.keep_field(scan, name);
             return self.replace(span, json);
         }
         let json = json.into();
@@ -92,6 +93,13 @@ impl Edits {
         if let Some(member) = position.and_then(|i| container.members.get_mut(i)) {
             member.removed = true;
         }
+    }
+
+    /// Takes back a removal: who sets a field after another removed it wants it there.
+    fn keep_field(&mut self, scan: &Scan, name: &str) {
+        let start = scan.field(name).map(|field| field.key.start);
+        let members = self.containers.iter_mut().flat_map(|container| &mut container.members);
+        members.filter(|member| Some(member.span.start) == start).for_each(|member| member.removed = false);
     }
 
     /// Puts `json` before the elements of the array at `array`, after what was put there before.

@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::{ContainsEscape, JsonError, Kind, Problem, Scanner, Span, Token, inside};
+use super::{
+    JsonError, Kind, Problem, Span,
+    scanner::{Scanner, Token, has_escape, inside},
+};
 
 /// What stands at `span`, told by its first byte.
 #[must_use]
@@ -25,14 +28,14 @@ pub fn text(body: &[u8], span: Span) -> Option<Cow<'_, str>> {
         return None;
     }
     let spelt = std::str::from_utf8(inside(body, span)).ok()?;
-    if !spelt.as_bytes().contains_escape() {
+    if !has_escape(spelt.as_bytes()) {
         return Some(Cow::Borrowed(spelt));
     }
     Some(Cow::Owned(unescaped(spelt)))
 }
 
 /// Decodes the escapes of a string's inside; what is no escape stays.
-pub(super) fn unescaped(spelt: &str) -> String {
+fn unescaped(spelt: &str) -> String {
     let mut text = String::with_capacity(spelt.len());
     let mut rest = spelt;
     while let Some(at) = memchr::memchr(b'\\', rest.as_bytes()) {
@@ -167,10 +170,18 @@ pub fn members(body: &[u8], object: Span) -> impl Iterator<Item = (Span, Span)> 
     })
 }
 
+/// Whether a key, in whatever spelling, is `name`.
+#[inline]
+#[must_use]
+pub fn key_is(body: &[u8], key: Span, name: &str) -> bool {
+    let spelt = inside(body, key);
+    spelt == name.as_bytes() || (has_escape(spelt) && text(body, key).is_some_and(|key| key == name))
+}
+
 /// The value of the first field `name` of a nested object.
 #[must_use]
 pub fn field(body: &[u8], object: Span, name: &str) -> Option<Span> {
-    members(body, object).find(|(key, _)| text(body, *key).is_some_and(|key| key == name)).map(|(_, value)| value)
+    members(body, object).find(|(key, _)| key_is(body, *key, name)).map(|(_, value)| value)
 }
 
 /// The values of the fields `names` of an object, in one pass; of a field given twice, the last.
@@ -178,8 +189,10 @@ pub fn field(body: &[u8], object: Span, name: &str) -> Option<Span> {
 pub fn fields<const N: usize>(body: &[u8], object: Span, names: [&str; N]) -> [Option<Span>; N] {
     let mut found = [None; N];
     for (key, value) in members(body, object) {
-        let Some(key) = text(body, key) else { continue };
-        if let Some(index) = names.iter().position(|name| *name == key) {
+        let spelt = inside(body, key);
+        let decoded = has_escape(spelt).then(|| text(body, key)).flatten();
+        let key = decoded.as_ref().map_or(spelt, |text| text.as_bytes());
+        if let Some(index) = names.iter().position(|name| name.as_bytes() == key) {
             found[index] = Some(value);
         }
     }
@@ -193,7 +206,7 @@ pub fn fields<const N: usize>(body: &[u8], object: Span, names: [&str; N]) -> [O
 pub fn only_field(body: &[u8], object: Span, name: &str) -> Result<Option<Span>, JsonError> {
     let mut found = None;
     for (key, value) in members(body, object) {
-        if text(body, key).is_none_or(|key| key != name) {
+        if !key_is(body, key, name) {
             continue;
         }
         if found.replace(value).is_some() {

@@ -148,6 +148,11 @@ fn edits_keep_their_commas_right() {
     assert_eq!(edited(r#"{"z":0, "a":0 , "b":1}"#, swap), r#"{"c":9,"z":0}"#);
     assert_eq!(edited(r#"{"a":0, "z":0, "b":1}"#, swap), r#"{"c":9,"z":0}"#);
     assert_eq!(edited(r#"{"a":0,"b":1,"c":2}"#, swap), r#"{"c":9}"#);
+    let back: fn(&mut Edits, &Scan) = |edits, scan| {
+        edits.remove_field(scan, "a");
+        edits.set_field(scan, "a", "1");
+    };
+    assert_eq!(edited(r#"{"a":0,"b":1}"#, back), r#"{"a":1,"b":1}"#);
 }
 
 #[test]

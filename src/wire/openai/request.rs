@@ -76,27 +76,18 @@ pub fn facts(endpoint: &Endpoint, body: &[u8], scan: &Scan) -> Result<RequestFac
 }
 
 fn common(reader: Reader<'_>) -> Result<RequestFacts, RequestError> {
-    let user = match reader.any_text("safety_identifier").or_else(|| reader.any_text("user")) {
-        Some(user) => Some(user.into_owned()),
-        None => metadata_user(reader),
-    };
     Ok(RequestFacts {
         model: reader.text("model")?.map(Into::into),
         stream: reader.boolean("stream")?.unwrap_or(false),
         include_usage: include_usage(reader)?,
         service_tier: reader.text("service_tier")?.map(Into::into),
         choices: 1,
-        user,
+        user: reader.user(&["safety_identifier", "user"]),
         cache_control: reader.has("cache_control") || reader.scan.may_hold("cache_control"),
         // Routers with OpenAI's API take these: another model than the priced one, or a search per call.
         extra_cost: ["models", "plugins"].into_iter().find(|name| reader.has(name)).map(Into::into),
         ..RequestFacts::default()
     })
-}
-
-fn metadata_user(reader: Reader<'_>) -> Option<String> {
-    let user = json::field(reader.body, reader.value("metadata")?, "user_id")?;
-    json::text(reader.body, user).map(Into::into)
 }
 
 fn include_usage(reader: Reader<'_>) -> Result<Option<bool>, RequestError> {
