@@ -68,8 +68,6 @@ pub(super) async fn serve(loaded: Loaded, until: impl Future<Output = ()>) -> an
 pub(super) struct Running {
     /// The gateway.
     pub(super) gateway: Gateway,
-    /// The configuration that serves.
-    pub(super) live: Arc<Live>,
     watching: Arc<WatchHandle>,
     keys: tokio::task::JoinHandle<()>,
 }
@@ -93,7 +91,7 @@ impl Running {
         tracing::info!(listen = %gateway.listen, admin = %gateway.admin, config.hash = %live.load_full().hash, "ready");
         // A closed standard output is no reason not to serve.
         let _ = writeln!(io::stdout(), "ready listen={} admin={}", gateway.listen, gateway.admin);
-        Ok(Running { gateway, live, watching, keys })
+        Ok(Running { gateway, watching, keys })
     }
 
     /// Lets calls in flight end, and ends.

@@ -14,6 +14,7 @@
 //! Rules: RFC 9112 §2.2, §3.2, §5, §6.1, §6.3, §7.1; RFC 9110 §7.2.
 
 use std::{
+    future::Future,
     io,
     pin::Pin,
     sync::{
@@ -21,10 +22,14 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use memchr::memchr;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
 
 /// What hyper reads in place of a violation. A NUL is an error anywhere in a head, in a chunk's size line and after a
 /// chunk's data; `CR NUL` is one in extensions and trailers; `CRLF CRLF` makes hyper look at a head it holds half of.
@@ -166,6 +171,11 @@ struct Chunked {
 }
 
 impl Framing {
+    /// Whether a head has begun and not ended.
+    fn is_mid_head(&self) -> bool {
+        self.state == State::Head && (self.head.bytes > 0 || !self.line.is_empty())
+    }
+
     /// Follows `bytes`, the next ones of the connection.
     fn scan(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         let mut passed = 0;
@@ -513,6 +523,10 @@ pub struct Guarded<S> {
     framing: Framing,
     handle: Handle,
     end: End,
+    /// Time for a head to arrive once it has begun. hyper's own timer can't tell a slow head from an idle connection.
+    head_limit: Duration,
+    /// Runs while a head is cut in the middle and nothing more comes.
+    head_alarm: Option<Pin<Box<Sleep>>>,
 }
 
 /// What is left to say once a rule was broken.
@@ -527,10 +541,23 @@ enum End {
 }
 
 impl<S> Guarded<S> {
-    /// Puts the guard on a fresh connection.
-    pub fn new(io: S) -> (Guarded<S>, Handle) {
+    /// Puts the guard on a fresh connection, whose requests' heads each have `head_limit` to arrive.
+    pub fn new(io: S, head_limit: Duration) -> (Guarded<S>, Handle) {
         let handle = Handle::default();
-        (Guarded { io, framing: Framing::default(), handle: handle.clone(), end: End::Open }, handle)
+        let framing = Framing::default();
+        let guarded =
+            Guarded { io, framing, handle: handle.clone(), end: End::Open, head_limit, head_alarm: None };
+        (guarded, handle)
+    }
+
+    /// Whether the rest of a head is overdue. The alarm rings on from the head's first byte, however slowly more come.
+    fn poll_head_alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.framing.is_mid_head() {
+            self.head_alarm = None;
+            return Poll::Pending;
+        }
+        let limit = self.head_limit;
+        self.head_alarm.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx)
     }
 
     fn stop(&mut self, violation: Violation) {
@@ -562,7 +589,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             return Poll::Ready(this.read_end(buf));
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) else {
+            ready!(this.poll_head_alarm(cx));
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the request's head came too slowly")));
+        };
+        read?;
         if this.handle.0.tunnel.load(Ordering::Acquire) {
             return Poll::Ready(Ok(()));
         }
@@ -572,6 +603,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             if stop.passed == 0 {
                 return Poll::Ready(this.read_end(buf));
             }
+        }
+        if !this.framing.is_mid_head() {
+            this.head_alarm = None;
         }
         Poll::Ready(Ok(()))
     }
@@ -616,6 +650,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
+
+    const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
     /// What one scan, in pieces of `cut` bytes, finds.
     fn verdict(input: &[u8], cut: usize) -> Option<Violation> {
@@ -795,7 +831,7 @@ mod tests {
     /// A server that counts the requests whose body it read to a proper end.
     fn serve(io: DuplexStream) -> (Arc<AtomicUsize>, Handle) {
         let seen = Arc::new(AtomicUsize::new(0));
-        let (guarded, handle) = Guarded::new(io);
+        let (guarded, handle) = Guarded::new(io, HEAD_LIMIT);
         let counter = Arc::clone(&seen);
         let service = service_fn(move |request: Request<Incoming>| {
             let counter = Arc::clone(&counter);
@@ -896,7 +932,7 @@ mod tests {
     #[tokio::test]
     async fn an_opened_tunnel_is_untouched() {
         let (mut client, server) = duplex(4096);
-        let (guarded, handle) = Guarded::new(server);
+        let (guarded, handle) = Guarded::new(server, HEAD_LIMIT);
         let service = service_fn(move |mut request: Request<Incoming>| {
             assert!(asks_to_switch(request.headers()));
             handle.open_tunnel();
@@ -933,7 +969,7 @@ mod tests {
     async fn http_2_passes_and_http_1_is_guarded_under_hypers_automatic_choice() {
         use hyper_util::{rt::TokioExecutor, server::conn::auto};
         let serve = |io: DuplexStream| {
-            let (guarded, handle) = Guarded::new(io);
+            let (guarded, handle) = Guarded::new(io, HEAD_LIMIT);
             let service = service_fn(|request: Request<Incoming>| async move {
                 let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
                 Ok::<_, Infallible>(Response::new(Full::new(body)))

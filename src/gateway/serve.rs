@@ -186,7 +186,13 @@ impl<H: Handler> Connection<H> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = service_fn(|request| self.answer(request, None));
+        let this = Arc::new(self);
+        // hyper runs HTTP/2 streams as tasks of their own, so the service may not borrow.
+        let answering = this.clone();
+        let service = service_fn(move |request| {
+            let this = answering.clone();
+            async move { this.answer(request, None).await }
+        });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(H2_STREAMS_MAX)
@@ -198,7 +204,7 @@ impl<H: Handler> Connection<H> {
         let mut connection = pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => return Ok(ended?),
-            () = self.draining() => connection.as_mut().graceful_shutdown(),
+            () = this.draining() => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
     }

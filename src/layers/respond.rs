@@ -11,7 +11,6 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header, 
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use serde_json::json;
 use tokio::time::Instant;
-use tower::Service;
 
 use crate::{
     body::ReplyBody,

@@ -10,7 +10,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep, timeout};
@@ -413,13 +412,11 @@ impl Journey {
         }
         let plain = edits.apply(&document.bytes);
         let unchanged = edits.is_empty();
-        let wire_bytes: Bytes = match &document.coded {
-            Some(coded) if unchanged => coded.clone(),
-            _ => plain.clone(),
-        };
+        let coded = document.coded.clone().filter(|_| unchanged);
+        let keep_coding = coded.is_some();
         Outgoing {
-            body: client::full(wire_bytes),
-            travel: Travel { plain_reply: filter, keep_coding: unchanged, upgrade: false },
+            body: client::full(coded.unwrap_or_else(|| plain.clone())),
+            travel: Travel { plain_reply: filter, keep_coding, upgrade: false },
             filter,
             sent: Some(Sent { body: plain, model: target.model.clone() }),
         }

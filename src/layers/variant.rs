@@ -7,7 +7,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    call::{Answer, Call, Payload, Plan, Planned},
+    call::{Answer, Call, Document, Payload, Plan, Planned},
     config::{
         Snapshot,
         snapshot::{Model, ModelVersion, PromptRef, Target},
@@ -15,7 +15,10 @@ use crate::{
     error::GatewayError,
     layers::{Inner, Step},
     policy::experiment::{Unit, Variant},
-    wire::json::Edits,
+    wire::{
+        json::{self, Edits},
+        request,
+    },
 };
 
 /// See the module.
@@ -27,9 +30,10 @@ impl Step for ChooseVariant {
     type Next = Planned;
 
     async fn handle<S: Inner<Planned>>(&'static self, call: Call, mut inner: S) -> Answer {
+        let mut call = call;
         let plan = plan(&call)?;
-        let edits = parameters(&call, &plan);
-        inner.call(Planned { call, plan, edits }).await
+        set_parameters(&mut call, &plan)?;
+        inner.call(Planned { call, plan, edits: Edits::new() }).await
     }
 }
 
@@ -138,10 +142,25 @@ fn targets(version: &ModelVersion, draw: u64) -> Vec<Target> {
     weighted.map(|(target, _)| target).chain(&version.fallbacks).cloned().collect()
 }
 
-/// Parameters of version and variant: defaults where the client was silent, the variant's, and what is forced.
-fn parameters(call: &Call, plan: &Plan) -> Edits {
+/// Sets parameters of version and variant: defaults where the client was silent, the variant's, and what is forced.
+///
+/// A parameter may be a priced one (a cap, `n`), so the body is read again with them in it.
+fn set_parameters(call: &mut Call, plan: &Plan) -> Result<(), GatewayError> {
+    let (Payload::Json(document), Some(version)) = (&mut call.payload, &plan.version) else { return Ok(()) };
+    let edits = parameter_edits(document, version, plan);
+    if edits.is_empty() {
+        return Ok(());
+    }
+    let bytes = edits.apply(&document.bytes);
+    let wrong = |why: String| GatewayError::invalid(format!("the model's parameters do not fit this call: {why}"), None);
+    let scan = json::scan(&bytes).map_err(|error| wrong(error.to_string()))?;
+    let facts = request::facts(&call.head.endpoint, &bytes, &scan).map_err(|error| wrong(error.message))?;
+    *document = Document { bytes, coded: None, scan, facts };
+    Ok(())
+}
+
+fn parameter_edits(document: &Document, version: &ModelVersion, plan: &Plan) -> Edits {
     let mut edits = Edits::new();
-    let (Payload::Json(document), Some(version)) = (&call.payload, &plan.version) else { return edits };
     let taken = |name: &str| document.scan.get(name).is_some() || plan.variant_parameters.iter().any(|(n, _)| **n == *name);
     let defaults = version.defaults.iter().filter(|(name, _)| !taken(name));
     let unforced = |name: &str| !version.forced.iter().any(|(forced, _)| **forced == *name);
@@ -155,9 +174,20 @@ fn parameters(call: &Call, plan: &Plan) -> Edits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::snapshot::{Provider, ProviderKind};
 
     fn version(weights: &[u32]) -> ModelVersion {
-        let target = |i: usize| Target { model: Arc::from(format!("m{i}")), ..Target::nowhere() };
+        let provider = Arc::new(Provider {
+            name: "p".into(),
+            kind: ProviderKind::OpenAi,
+            base_url: http::Uri::from_static("http://127.0.0.1"),
+            api_keys: Vec::new(),
+            catalog: None,
+            organization_api: false,
+            cap_field: "max_tokens",
+            ca: None,
+        });
+        let target = |i: usize| Target { provider: provider.clone(), model: Arc::from(format!("m{i}")), price: None };
         ModelVersion {
             name: "v1".into(),
             targets: weights.iter().enumerate().map(|(i, weight)| (target(i), *weight)).collect(),

@@ -200,8 +200,8 @@ pub fn attempt(provider: &str, result: &'static str) {
 }
 
 /// Shows a provider's circuit: 0 closed, 1 half open, 2 open.
-pub fn circuit(provider: &str, state: u8) {
-    gauge!(CIRCUIT, "provider" => provider.to_owned()).set(f64::from(state));
+pub fn circuit(provider: &str, state: f64) {
+    gauge!(CIRCUIT, "provider" => provider.to_owned()).set(state);
 }
 
 /// Shows the spent share of a budget.
