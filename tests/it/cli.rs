@@ -76,19 +76,19 @@ fn the_schema_is_json_and_the_committed_one_is_fresh() {
 
 #[test]
 fn a_new_key_is_shown_once_with_the_hash_that_the_configuration_needs() {
-    let output = run(&["keys", "create", "web", "--json"]);
+    let output = run(&["keys", "create", "--name", "web", "--json"]);
 
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let key: Value = serde_json::from_str(&stdout(&output)).unwrap();
     let secret = key["secret"].as_str().expect("a secret");
     assert!(secret.len() >= 32 + 4, "192 random bits take 32 characters: {secret}");
     assert_eq!(key["hash"], json!(format!("sha256:{}", sha256(secret.as_bytes()))));
-    assert_ne!(run(&["keys", "create", "web", "--json"]).stdout, output.stdout, "another key");
+    assert_ne!(run(&["keys", "create", "--name", "web", "--json"]).stdout, output.stdout, "another key");
 }
 
 #[tokio::test]
 async fn a_new_keys_hash_lets_the_secret_in() {
-    let created: Value = serde_json::from_str(&stdout(&run(&["keys", "create", "web", "--json"]))).unwrap();
+    let created: Value = serde_json::from_str(&stdout(&run(&["keys", "create", "--name", "web", "--json"]))).unwrap();
     let (secret, hash) = (created["secret"].as_str().unwrap(), created["hash"].as_str().unwrap());
     let yaml = format!(
         "server: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\nrecords: none\nproviders: {{ sim: {{ kind: simulated }} }}\nkeys: [ {{ name: web, hash: \"{hash}\" }} ]\n"
