@@ -1,0 +1,84 @@
+# Everything that a person does with this tree. `make` alone says what there is.
+# On a fresh machine: Rust (rust-toolchain or rustup), and Debian packages for the rest, which `make test` adds where missing.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+VENV := target/venv
+NODE := tests/sdk/node
+
+.PHONY: help
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+.PHONY: build
+build: ## the release binary, target/release/tollgate
+	cargo build --release --locked
+
+.PHONY: demo
+demo: build ## calls, variants and budgets at work, with a simulated provider: no key needed
+	target/release/tollgate demo
+
+.PHONY: test
+test: test-rust test-sdk ## everything that is tested
+
+.PHONY: test-rust
+test-rust: ## unit tests and the integration suite
+	scripts/packages.sh cc:gcc
+	cargo test --locked
+
+.PHONY: test-sdk
+test-sdk: $(VENV)/sdk $(NODE)/node_modules ## the OpenAI and Anthropic SDKs against the built binary
+	cargo build --locked
+	$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/sdk/python
+	cd $(NODE) && npm test
+
+.PHONY: lint
+lint: ## formatting, clippy, and the committed schema
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo run --locked --quiet -- schema | diff - config/schema.json
+	@if command -v cargo-deny >/dev/null; then cargo deny --locked check; else echo "cargo-deny is not installed: licences and advisories unchecked"; fi
+
+.PHONY: prices
+prices: $(VENV)/prices ## the built-in price catalog, made again from genai-prices
+	$(VENV)/bin/python scripts/prices.py
+
+.PHONY: real
+real: ## real prompts to a real model on this machine: is what we charge what it reports?
+	scripts/real.sh
+
+.PHONY: bench
+bench: ## what the gateway adds
+	cargo bench --locked
+
+.PHONY: docker
+docker: ## the container image
+	docker build -t tollgate .
+
+.PHONY: install
+install: ## tollgate into ~/.cargo/bin
+	cargo install --locked --path .
+
+.PHONY: clean
+clean: ## away with what was built
+	cargo clean
+	rm -rf $(NODE)/node_modules
+
+# A stamp per set of packages, so that a set is installed again only when its list changes.
+$(VENV)/bin/python:
+	scripts/packages.sh python3:python3 python3-venv
+	python3 -m venv $(VENV)
+
+$(VENV)/sdk: tests/sdk/python/requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+$(VENV)/prices: scripts/prices-requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+$(NODE)/node_modules: $(NODE)/package-lock.json
+	scripts/packages.sh node:nodejs npm:npm
+	cd $(NODE) && npm ci --silent
+	touch $@

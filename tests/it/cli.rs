@@ -1,0 +1,174 @@
+//! The command line: what it prints, and with which code it ends.
+
+use std::{
+    io::Write as _,
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::{Value, json};
+
+use crate::support::{DEADLINE, Gateway, sha256};
+
+fn tollgate(arguments: &[&str]) -> Command {
+    Gateway::yaml("").command(arguments)
+}
+
+fn run(arguments: &[&str]) -> Output {
+    tollgate(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn run_with(arguments: &[&str], input: &str) -> Output {
+    let mut child =
+        tollgate(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn count_prints_one_line_of_tokens_per_line() {
+    // The counts of the encodings are those that OpenAI's cookbook gives; a chat adds 3 per message and 3 for the reply.
+    let cases = [
+        (json!({"encoding": "cl100k_base", "text": "tiktoken is great!"}), 6),
+        (json!({"encoding": "cl100k_base", "text": "antidisestablishmentarianism"}), 6),
+        (json!({"encoding": "cl100k_base", "text": "2 + 2 = 4"}), 7),
+        (json!({"encoding": "o200k_base", "text": "2 + 2 = 4"}), 7),
+        (json!({"encoding": "cl100k_base", "text": "お誕生日おめでとう"}), 9),
+        (json!({"encoding": "o200k_base", "text": "お誕生日おめでとう"}), 8),
+        (json!({"encoding": "cl100k_base", "text": ""}), 0),
+        (json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}), 8),
+        (json!({"model": "gpt-4", "messages": [{"role": "user", "content": "hello"}]}), 8),
+    ];
+    let input: String = cases.iter().map(|(line, _)| format!("{line}\n")).collect();
+
+    let output = run_with(&["count"], &input);
+
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let said: Vec<Value> = stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(said.len(), cases.len());
+    for (said, (asked, tokens)) in said.iter().zip(&cases) {
+        assert_eq!(said["tokens"], *tokens, "{asked}");
+    }
+}
+
+#[test]
+fn the_schema_is_json_and_the_committed_one_is_fresh() {
+    let output = run(&["schema"]);
+
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let schema: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert!(schema["$schema"].is_string() && schema["properties"]["providers"].is_object(), "{schema}");
+    let committed = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/schema.json"))
+        .expect("config/schema.json");
+    assert_eq!(
+        committed.trim_end(),
+        stdout(&output).trim_end(),
+        "write it again: tollgate schema > config/schema.json"
+    );
+}
+
+#[test]
+fn a_new_key_is_shown_once_with_the_hash_that_the_configuration_needs() {
+    let output = run(&["keys", "create", "--name", "web", "--json"]);
+
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let key: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let secret = key["secret"].as_str().expect("a secret");
+    assert!(secret.len() >= 32 + 4, "192 random bits take 32 characters: {secret}");
+    assert_eq!(key["hash"], json!(format!("sha256:{}", sha256(secret.as_bytes()))));
+    assert_ne!(run(&["keys", "create", "--name", "web", "--json"]).stdout, output.stdout, "another key");
+}
+
+#[tokio::test]
+async fn a_new_keys_hash_lets_the_secret_in() {
+    let created: Value = serde_json::from_str(&stdout(&run(&["keys", "create", "--name", "web", "--json"]))).unwrap();
+    let (secret, hash) = (created["secret"].as_str().unwrap(), created["hash"].as_str().unwrap());
+    let yaml = format!(
+        "server: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\nrecords: none\nproviders: {{ sim: {{ kind: simulated }} }}\nkeys: [ {{ name: web, hash: \"{hash}\" }} ]\n"
+    );
+    let gateway = Gateway::yaml(yaml).run().await;
+
+    gateway.get("/v1/models").key(secret).send().await.expect(200);
+    gateway.get("/v1/models").key(hash).send().await.expect(401);
+}
+
+#[test]
+fn wrong_use_and_wrong_configuration_exit_with_2() {
+    let cases: [&[&str]; 6] = [
+        &["nonsense"],
+        &["serve", "--nonsense"],
+        &["check", "not-there.yaml"],
+        &["serve", "--config", "not-there.yaml"],
+        &["keys"],
+        &["completions", "nonsense"],
+    ];
+    for arguments in cases {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
+        assert!(!output.stderr.is_empty(), "{arguments:?} says why");
+    }
+}
+
+#[test]
+fn help_and_version_exit_with_0() {
+    for arguments in [["--help"], ["--version"]] {
+        let output = run(&arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+    }
+    let help = stdout(&run(&["--help"]));
+    for command in ["serve", "demo", "check", "schema", "keys", "count"] {
+        assert!(help.contains(command), "{command} is not in {help}");
+    }
+}
+
+#[test]
+fn completions_are_printed() {
+    let output = run(&["completions", "bash"]);
+
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("tollgate"));
+}
+
+#[test]
+fn a_port_that_is_taken_is_said_and_exits_with_3() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let yaml = format!(
+        "server: {{ listen: \"{}\", admin: \"127.0.0.1:0\" }}\nproviders: {{ sim: {{ kind: simulated }} }}\nauth: none\n",
+        taken.local_addr().unwrap()
+    );
+    let setup = Gateway::yaml(yaml);
+    std::fs::write(setup.config_path(), setup.text()).unwrap();
+
+    let output = setup.command(&["serve", "--config", "tollgate.yaml"]).stdin(Stdio::null()).output().unwrap();
+
+    assert!(matches!(output.status.code(), Some(2 | 3)), "{:?} {}", output.status, stderr(&output));
+    assert!(!output.stderr.is_empty());
+}
+
+#[tokio::test]
+async fn a_demo_needs_no_key_and_ends_by_itself_when_told_once() {
+    let setup = Gateway::yaml("");
+    let mut child = setup
+        .command(&["demo", "--once"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+
+    let mut status = None;
+    crate::support::wait_until("the demo ends", 3 * DEADLINE, || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    })
+    .await;
+
+    assert_eq!(status.unwrap().code(), Some(0));
+}

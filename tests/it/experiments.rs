@@ -1,0 +1,173 @@
+//! Experiments: the same user gets the same variant everywhere and always; weights move only who they must.
+
+use std::collections::BTreeMap;
+
+use futures_util::{StreamExt as _, stream};
+use serde_json::json;
+
+use crate::support::{Gateway, KEY, Reply, Upstream, gateway::Setup};
+
+const USERS: usize = 400;
+
+fn split(upstream: &Upstream, control: u32, warm: u32) -> Setup {
+    Gateway::before(upstream)
+        .model("support", "target: upstream/m")
+        .prompt("greeting", "system: \"Be warm.\"")
+        .experiment("tone", &format!("model: support, unit: user, variants: {{ control: {{ weight: {control} }}, warm: {{ weight: {warm}, prompt: greeting@v1 }} }}"))
+}
+
+/// The variant of each of [`USERS`] users, as the response says.
+async fn variants(gateway: &Gateway) -> BTreeMap<String, String> {
+    let calls: Vec<_> = (0..USERS)
+        .map(|number| format!("user-{number}"))
+        .map(|user| (gateway.hello("support").user(&user), user))
+        .collect();
+    let calls = stream::iter(calls).map(|(call, user)| async move {
+        let response = call.send().await.expect(200);
+        let variant =
+            response.header("x-tollgate-variant").unwrap_or_else(|| panic!("no variant for {user}")).to_owned();
+        (user, variant)
+    });
+    calls.buffer_unordered(16).collect().await
+}
+
+fn share(variants: &BTreeMap<String, String>, name: &str) -> f64 {
+    variants.values().filter(|variant| *variant == name).count() as f64 / USERS as f64
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_and_a_restart_agree_on_every_user() {
+    let upstream = Upstream::run().await;
+    let first = Gateway::everything(&upstream).run().await;
+    let second = Gateway::everything(&upstream).run().await;
+
+    let seen = variants(&first).await;
+
+    assert_eq!(variants(&second).await, seen, "another process");
+    assert_eq!(variants(&first.kill_and_restart().await).await, seen, "after a restart");
+    // Half of 400, give or take four standard deviations.
+    assert!((share(&seen, "tone=control") - 0.5).abs() < 0.1, "{}", share(&seen, "tone=control"));
+    assert!((share(&seen, "tone=warm") - 0.5).abs() < 0.1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raising_a_weight_moves_users_only_into_that_variant() {
+    let upstream = Upstream::run().await;
+    let before = variants(&split(&upstream, 90, 10).run().await).await;
+    let after = variants(&split(&upstream, 80, 20).run().await).await;
+
+    let back = before.iter().filter(|(user, variant)| *variant == "tone=warm" && after[*user] != "tone=warm").count();
+    assert_eq!(back, 0, "users left the variant whose weight rose");
+    assert!((share(&before, "tone=warm") - 0.1).abs() < 0.06, "{}", share(&before, "tone=warm"));
+    assert!((share(&after, "tone=warm") - 0.2).abs() < 0.08, "{}", share(&after, "tone=warm"));
+}
+
+#[tokio::test]
+async fn a_variant_of_weight_zero_gets_nobody() {
+    let upstream = Upstream::run().await;
+    let gateway = split(&upstream, 100, 0).run().await;
+
+    for number in 0..50 {
+        let response = gateway.hello("support").user(&number.to_string()).send().await.expect(200);
+        assert_eq!(response.header("x-tollgate-variant"), Some("tone=control"));
+    }
+}
+
+#[tokio::test]
+async fn a_user_is_the_same_however_it_is_told() {
+    let upstream = Upstream::run().await;
+    let gateway = split(&upstream, 50, 50).run().await;
+
+    for number in 0..20 {
+        let user = format!("person-{number}");
+        let by_header = gateway.hello("support").user(&user).send().await.expect(200);
+        let body = json!({"model": "support", "user": user, "messages": [{"role": "user", "content": "hi"}]});
+        let by_body = gateway.chat(&body).send().await.expect(200);
+
+        assert_eq!(by_body.header("x-tollgate-variant"), by_header.header("x-tollgate-variant"), "{user}");
+    }
+}
+
+#[tokio::test]
+async fn a_variant_does_what_it_says() {
+    let upstream = Upstream::run().await;
+    let gateway = split(&upstream, 50, 50).run().await;
+
+    for number in 0..30 {
+        let response = gateway.hello("support").user(&number.to_string()).send().await.expect(200);
+
+        let heard = upstream.next_request().await.json();
+        let warm = response.header("x-tollgate-variant") == Some("tone=warm");
+        assert_eq!(heard["messages"][0]["content"] == "Be warm.", warm, "{heard}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_without_a_user_is_its_keys() {
+    let upstream = Upstream::run().await;
+    let gateway = split(&upstream, 50, 50).run().await;
+
+    let first = gateway.hello("support").send().await.expect(200);
+    for _ in 0..5 {
+        let next = gateway.hello("support").send().await.expect(200);
+        assert_eq!(next.header("x-tollgate-variant"), first.header("x-tollgate-variant"));
+    }
+}
+
+#[tokio::test]
+async fn calls_of_other_models_take_no_part() {
+    let upstream = Upstream::run().await;
+    let gateway = split(&upstream, 50, 50).run().await;
+
+    let response = gateway.hello("upstream/m").user("ann").send().await.expect(200);
+
+    assert_eq!(response.header("x-tollgate-variant"), None);
+    assert_eq!(gateway.next_record().await.text("variant"), "");
+}
+
+#[tokio::test]
+async fn each_call_is_recorded_and_counted_under_its_variant() {
+    let upstream = Upstream::run().await;
+    let gateway = split(&upstream, 50, 50).run().await;
+
+    let mut warm = 0.0;
+    for number in 0..20 {
+        let response = gateway.hello("support").user(&number.to_string()).send().await.expect(200);
+        let record = gateway.next_record().await;
+        let expected = response.header("x-tollgate-variant").unwrap().trim_start_matches("tone=");
+        assert_eq!((record.text("experiment"), record.text("variant")), ("tone", expected));
+        warm += f64::from(u8::from(expected == "warm"));
+    }
+
+    let metrics = gateway.metrics().await;
+    let count = |variant: &str| {
+        metrics.value("tollgate_experiment_calls_total", &[("experiment", "tone"), ("variant", variant)])
+    };
+    assert_eq!((count("warm"), count("control")), (warm, 20.0 - warm), "{}", metrics.text);
+}
+
+#[tokio::test]
+async fn a_fallback_keeps_the_assigned_variant() {
+    let broken = Upstream::always(Reply::bodyless(503).header("content-length", "0")).await;
+    let spare = Upstream::run().await;
+    let gateway = Gateway::new()
+        .provider_at("first", &broken.url())
+        .provider_at("spare", &spare.url())
+        .top("routing", "{ attempts: 2, eject: off }")
+        .model("support", "target: first/m, fallbacks: [ spare/m ]")
+        .experiment(
+            "tone",
+            "model: support, unit: user, variants: { only: { weight: 1, parameters: { temperature: 0.5 } } }",
+        )
+        .key("dev", KEY, "")
+        .run()
+        .await;
+
+    let response = gateway.hello("support").user("ann").send().await.expect(200);
+
+    assert_eq!(response.header("x-tollgate-variant"), Some("tone=only"));
+    assert_eq!(response.header("x-tollgate-model"), Some("spare/m"));
+    assert_eq!(spare.next_request().await.json()["temperature"], json!(0.5));
+    let record = gateway.next_record().await;
+    assert_eq!((record.text("variant"), record.text("provider")), ("only", "spare"));
+}

@@ -1,0 +1,23 @@
+//! The gateway as its users meet it: the real binary over sockets, in front of scripted providers.
+//!
+//! A file a subject; `support` holds the language they are written in. Port 0 everywhere, no network, no order.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop where it is")]
+
+mod auth;
+mod budgets;
+mod cli;
+mod config;
+mod costs;
+mod drain;
+mod experiments;
+mod fixtures;
+mod http;
+mod limits;
+mod metrics;
+mod prompts;
+mod ranks;
+mod realtime;
+mod routing;
+mod streams;
+mod support;
+mod transparency;

@@ -1,0 +1,165 @@
+//! Metrics: the contract's names, labels from closed sets only, and counts that add up.
+
+use futures_util::{StreamExt as _, stream};
+use serde_json::json;
+
+use crate::support::{
+    DEADLINE, Gateway, KEY, Reply, Upstream, eventually,
+    upstream::{DONE, USAGE, chunk, usage_chunk},
+    wait_until,
+};
+
+/// Every metric of the contract.
+const CONTRACT: [&str; 17] = [
+    "tollgate_requests_total",
+    "tollgate_request_duration_seconds",
+    "tollgate_time_to_first_token_seconds",
+    "tollgate_time_per_output_token_seconds",
+    "tollgate_overhead_seconds",
+    "tollgate_tokens_total",
+    "tollgate_cost_usd_total",
+    "tollgate_budget_spent_ratio",
+    "tollgate_refusals_total",
+    "tollgate_experiment_calls_total",
+    "tollgate_upstream_attempts_total",
+    "tollgate_circuit_state",
+    "tollgate_store_up",
+    "tollgate_records_dropped_total",
+    "tollgate_config_reloads_total",
+    "tollgate_config_info",
+    "tollgate_in_flight",
+];
+
+#[tokio::test]
+async fn every_name_of_the_contract_is_there() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::before(&upstream)
+        .model("support", "target: upstream/m")
+        .experiment("tone", "model: support, unit: user, variants: { only: { weight: 1 } }")
+        .price("upstream/m", "input: 1 USD/1M, output: 1 USD/1M, max_output: 100")
+        .budget("name: all, scope: { team: red }, limit: 1 USD, per: month")
+        .limit("name: all, scope: { team: red }, requests: 2/min")
+        .run()
+        .await;
+
+    gateway.hello_stream("support").send().await.expect(200);
+    gateway.hello("support").send().await.expect(200);
+    while gateway.hello("support").send().await.status != 429 {
+        assert!(upstream.request_count() < 10, "the limit never bites");
+    }
+    gateway.replace_config("nonsense: 1\n");
+
+    let metrics = eventually(
+        "the reload is counted",
+        DEADLINE,
+        || gateway.metrics(),
+        |metrics| metrics.value("tollgate_config_reloads_total", &[]) > 0.0,
+    )
+    .await;
+    let missing: Vec<_> = CONTRACT.into_iter().filter(|name| !metrics.names(name)).collect();
+    assert!(missing.is_empty(), "{missing:?} are missing from\n{}", metrics.text);
+    assert_eq!(metrics.value("tollgate_store_up", &[]), 1.0);
+    assert_eq!(metrics.value("tollgate_records_dropped_total", &[]), 0.0);
+    for name in CONTRACT {
+        assert!(metrics.text.contains(&format!("# TYPE {name} ")), "{name} has a type");
+    }
+}
+
+#[tokio::test]
+async fn requests_carry_the_contracts_labels() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::before(&upstream).run().await;
+
+    gateway.hello("upstream/m").send().await.expect(200);
+    gateway.next_record().await;
+
+    let metrics = gateway.metrics().await;
+    let mut labels: Vec<_> = metrics
+        .series("tollgate_requests_total")
+        .next()
+        .expect("a series")
+        .labels
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    labels.sort_unstable();
+    assert_eq!(labels, ["endpoint", "model", "outcome", "provider", "status"]);
+    assert_eq!(
+        metrics.value("tollgate_requests_total", &[("status", "200"), ("provider", "upstream"), ("outcome", "ok")]),
+        1.0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_invented_models_and_users_make_no_series() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::everything(&upstream).run().await;
+
+    let calls: Vec<_> = (0..1000).map(|number| {
+        let body = json!({"model": format!("upstream/invented-{number}"), "user": format!("invented-user-{number}"), "messages": [{"role": "user", "content": "hi"}]});
+        let path = if number % 10 == 0 { format!("/v1/invented/{number}") } else { "/v1/chat/completions".to_owned() };
+        gateway.post(&path).key(KEY).header("x-tollgate-tags", &format!("invented-{number}=1")).json(&body)
+    }).collect();
+    stream::iter(calls).map(|call| async move { call.send().await }).buffer_unordered(16).for_each(|_| async {}).await;
+    for number in 0..100 {
+        gateway.get("/v1/models").key(&format!("invented-key-{number}")).send().await.expect(401);
+        gateway.post(&format!("/invented-{number}")).key(KEY).json(&json!({})).send().await.expect(404);
+    }
+
+    let metrics = gateway.metrics().await;
+    assert!(metrics.series_count() <= 500, "{} series", metrics.series_count());
+    assert!(!metrics.text.contains("invented"), "a client's invention is a label:\n{}", metrics.text);
+    assert!(metrics.value("tollgate_requests_total", &[("model", "other")]) > 0.0, "{}", metrics.text);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_hundred_streams_the_ten_that_break_are_the_ten_that_are_counted() {
+    let upstream = Upstream::answering(|request| {
+        let reply = Reply::stream().data(chunk("one")).data(chunk("two"));
+        if request.json()["seed"].as_u64().expect("sent below") % 10 == 3 {
+            reply.cut()
+        } else {
+            reply.data(usage_chunk(USAGE)).data(DONE)
+        }
+    })
+    .await;
+    let gateway = Gateway::everything(&upstream).run().await;
+
+    let calls: Vec<_> = (0..100).map(|number| {
+        gateway.chat(&json!({"model": "upstream/gpt-4o-mini", "stream": true, "seed": number, "messages": [{"role": "user", "content": "hi"}]}))
+    }).collect();
+    stream::iter(calls).map(|call| async move { call.send().await }).buffer_unordered(8).for_each(|_| async {}).await;
+    gateway.wait_for_records(100).await;
+
+    let metrics = gateway.metrics().await;
+    let outcome = |outcome: &str| metrics.value("tollgate_requests_total", &[("outcome", outcome)]);
+    assert_eq!((outcome("ok"), outcome("cut")), (90.0, 10.0), "{}", metrics.text);
+    assert_eq!(metrics.value("tollgate_time_to_first_token_seconds_count", &[]), 100.0);
+    let statuses: Vec<_> = gateway.records().iter().map(|record| record.text("outcome").to_owned()).collect();
+    assert_eq!(statuses.iter().filter(|outcome| *outcome == "cut").count(), 10);
+    assert!(metrics.value("tollgate_tokens_total", &[("direction", "output")]) >= 90.0 * USAGE.1 as f64);
+}
+
+#[tokio::test]
+async fn every_log_line_is_one_json_object_whatever_a_client_sends() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::before(&upstream).run().await;
+
+    for name in ["a\\n{\\\"level\\\":\\\"ERROR\\\"}", "\\u001b[31mred", "\\u0000", "\\u2028"] {
+        let body = format!(
+            "{{\"model\":\"upstream/{name}\",\"user\":\"{name}\",\"messages\":[{{\"role\":\"user\",\"content\":\"hi\"}}]}}"
+        );
+        gateway.post("/v1/chat/completions").key(KEY).body("application/json", body).send().await;
+    }
+    gateway.hello("upstream/m").send().await.expect(200);
+    wait_until("the last call is logged", DEADLINE, || {
+        gateway.records().iter().any(|record| record.text("outcome") == "ok")
+    })
+    .await;
+
+    for line in gateway.log_text().lines() {
+        let parsed: Result<serde_json::Value, _> = serde_json::from_str(line);
+        assert!(parsed.is_ok_and(|line| line.is_object()), "not one JSON object: {line:?}");
+        assert!(!line.contains('\u{1b}'), "{line:?}");
+    }
+}
