@@ -79,8 +79,8 @@ impl Embedded {
         // SQLite would create it for everybody; its -wal and -shm files take the mode of this one.
         let unavailable = |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
         private_file().open(&path).map_err(unavailable)?;
-        let connection = Connection::open(&path).map_err(store_error)?;
-        prepare(&connection).map_err(store_error)?;
+        let connection = Connection::open(&path).map_err(|error| store_error(&error))?;
+        prepare(&connection).map_err(|error| store_error(&error))?;
         let (jobs, queue) = mpsc::sync_channel(QUEUE_MAX);
         let work = move || {
             run(connection, &queue);
@@ -148,7 +148,8 @@ fn run(mut connection: Connection, queue: &mpsc::Receiver<Job>) {
                 Job::Sync(requests, reply) => batch.push((requests, reply)),
                 Job::List(after, count_max, reply) => {
                     // The one who asked may be gone; nothing is lost with the answer.
-                    let _gone = reply.send(list(&connection, after.as_deref(), count_max).map_err(store_error));
+                    let _gone =
+                        reply.send(list(&connection, after.as_deref(), count_max).map_err(|error| store_error(&error)));
                 }
             }
         }
@@ -163,7 +164,7 @@ fn answer(connection: &mut Connection, batch: Vec<Waiting>) {
         return;
     }
     let requests: Vec<&[AccountSync]> = batch.iter().map(|(requests, _)| requests.as_slice()).collect();
-    match sync_all(connection, &requests, now_ms()).map_err(store_error) {
+    match sync_all(connection, &requests, now_ms()).map_err(|error| store_error(&error)) {
         Ok(replies) => {
             for ((_, reply), answer) in batch.into_iter().zip(replies) {
                 let _gone = reply.send(Ok(answer));
@@ -298,7 +299,7 @@ fn list(connection: &Connection, after: Option<&str>, count_max: usize) -> rusql
     rows.collect()
 }
 
-fn store_error(error: rusqlite::Error) -> StoreError {
+fn store_error(error: &rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged(error.to_string()),
         Some(_) => StoreError::Unavailable(error.to_string()),
