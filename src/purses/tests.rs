@@ -223,6 +223,20 @@ async fn a_changed_limit_takes_effect_with_the_next_claim_and_zeroes_nothing() {
 }
 
 #[tokio::test]
+async fn a_new_process_brings_its_limit_even_if_clocks_were_set_back() {
+    let memory = Arc::new(Memory::default());
+    let (_temp, before) = over(&memory, SECOND, PATIENCE);
+    before.reserve(&[claim("a", 100)], NanoUsd(100)).await.unwrap().settle(NanoUsd(100));
+    before.close().await;
+    memory.accounts.lock().unwrap().values_mut().flatten().for_each(|account| account.limit_version = u64::MAX / 2);
+
+    let (_temp, after) = over(&memory, SECOND, PATIENCE);
+    after.reserve(&[claim("a", 150)], NanoUsd(50)).await.unwrap().settle(NanoUsd(50));
+    assert_eq!(after.reserve(&[claim("a", 150)], NanoUsd(1)).await.unwrap_err(), refused("a"));
+    after.close().await;
+}
+
+#[tokio::test]
 async fn a_budget_that_warns_never_refuses_and_shows_the_excess_as_debt() {
     let (_temp, purses) = embedded();
     let claims = [Claim { enforce: false, ..claim("a", 100) }];
@@ -364,4 +378,68 @@ async fn too_many_accounts_for_one_call_are_refused() {
     purses.reserve(&claims[..32], NanoUsd(1)).await.unwrap().settle(NanoUsd(1));
     purses.close().await;
     assert!(purses.stored().await.unwrap().iter().all(|account| account.held == 1 && account.charged == 1));
+}
+
+/// What a process did that will be killed: `d` when a call was dispatched, `s` when it was settled; single writes.
+#[cfg(unix)]
+mod killed {
+    use std::{io::Write as _, path::PathBuf, process::Command};
+
+    use super::*;
+
+    const DIR: &str = "TOLLGATE_TEST_VICTIM";
+    const BOUND: u64 = 1000;
+    const LIMIT: u64 = 1_000_000_000;
+
+    fn actual(call: u64) -> u64 {
+        call * 37 % BOUND
+    }
+
+    #[tokio::test]
+    #[ignore = "the process that `each_attempt_counts_once_after_kill_9` kills"]
+    async fn victim() {
+        let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else { return };
+        let purses = Purses::open(&dir.join("data"), Duration::from_millis(3), PATIENCE).unwrap();
+        let mut log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
+        for call in 0.. {
+            let reservation = purses.reserve(&[claim("a", LIMIT)], NanoUsd(BOUND)).await.unwrap();
+            log.write_all(format!("d {call}\n").as_bytes()).unwrap();
+            reservation.settle(NanoUsd(actual(call)));
+            log.write_all(format!("s {call}\n").as_bytes()).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn each_attempt_counts_once_after_kill_9() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut charged_before = 0;
+        for start in 0..6u64 {
+            let _none = std::fs::remove_file(temp.path().join("log"));
+            let mut victim = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "purses::tests::killed::victim", "--ignored", "--nocapture"])
+                .env(DIR, temp.path())
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            let log = || std::fs::read_to_string(temp.path().join("log")).unwrap_or_default();
+            until("the victim is at work", || log().lines().count() as u64 > 20 + 150 * start).await;
+            victim.kill().unwrap();
+            victim.wait().unwrap();
+
+            let log = log();
+            let settled: u64 =
+                log.lines().filter_map(|line| line.strip_prefix("s ")).map(|n| actual(n.parse().unwrap())).sum();
+            let open = log.lines().last().and_then(|line| line.strip_prefix("d "));
+            let purses = Purses::open(&temp.path().join("data"), SECOND, PATIENCE).unwrap();
+            purses.most(&[claim("a", LIMIT)], NanoUsd(1)).await;
+            purses.close().await;
+            let stored = purses.stored().await.unwrap().remove(0);
+            let charged = stored.charged - charged_before;
+            // The last call may have been settled, or the next one intended, without a line that says so.
+            let last = open.map_or(0, |call| actual(call.parse().unwrap()));
+            assert!([settled + last, settled + BOUND].contains(&charged), "{charged} of {settled} + {last}");
+            assert_eq!((stored.held, stored.debt), (stored.charged, 0), "start {start}");
+            charged_before = stored.charged;
+        }
+    }
 }
