@@ -89,6 +89,16 @@ fn reserved(purses: &Purses) -> u64 {
     purses.accounts().iter().map(|account| account.reserved.0).sum()
 }
 
+/// What a killed process leaves: its files as they are now.
+fn as_killed(data_dir: &tempfile::TempDir) -> tempfile::TempDir {
+    let killed = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(data_dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, killed.path().join(path.file_name().unwrap())).unwrap();
+    }
+    killed
+}
+
 /// Lets background work run until `done`; fails the test when it never is.
 async fn until(what: &str, done: impl Fn() -> bool) {
     let started = Instant::now();
@@ -173,12 +183,7 @@ async fn after_a_kill_settled_calls_count_what_they_cost_and_open_ones_their_bou
     purses.reserve(&claims, NanoUsd(1000)).await.unwrap().settle(NanoUsd(10));
     let open = purses.reserve(&claims, NanoUsd(1000)).await.unwrap();
 
-    // What a killed process leaves: its files as they are now.
-    let killed = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(temp.path()).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, killed.path().join(path.file_name().unwrap())).unwrap();
-    }
+    let killed = as_killed(&temp);
     for start in 0..3 {
         let next = Purses::open(killed.path(), SECOND, PATIENCE).unwrap();
         assert_eq!(next.most(&claims, NanoUsd(10_000)).await, NanoUsd(8990), "start {start}");
@@ -188,6 +193,50 @@ async fn after_a_kill_settled_calls_count_what_they_cost_and_open_ones_their_bou
         drop(next);
     }
     open.settle(NanoUsd(1000));
+    purses.close().await;
+}
+
+#[tokio::test]
+async fn a_damaged_journal_counts_all_that_was_granted_as_spent() {
+    let (temp, purses) = embedded();
+    let claims = [claim("a", 10_000)];
+    purses.reserve(&claims, NanoUsd(1000)).await.unwrap().settle(NanoUsd(10));
+    let killed = as_killed(&temp);
+    let files = std::fs::read_dir(killed.path()).unwrap().map(|entry| entry.unwrap().path());
+    let journal = files.into_iter().find(|path| path.extension().is_some_and(|end| end == "log")).unwrap();
+    let mut bytes = std::fs::read(&journal).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&journal, bytes).unwrap();
+
+    let next = Purses::open(killed.path(), SECOND, PATIENCE).unwrap();
+    assert_eq!(next.most(&claims, NanoUsd(10_000)).await, NanoUsd(9000));
+    next.close().await;
+    let stored = &next.stored().await.unwrap()[0];
+    assert_eq!((stored.held, stored.charged), (1000, 1000));
+    purses.close().await;
+}
+
+#[tokio::test]
+async fn an_account_that_the_store_lost_is_restored_with_what_was_spent() {
+    let memory = Arc::new(Memory::default());
+    let (_temp, purses) = over(&memory, Duration::from_millis(5), PATIENCE);
+    let claims = [claim("a", 100)];
+    purses.reserve(&claims, NanoUsd(60)).await.unwrap().settle(NanoUsd(60));
+    memory.accounts.lock().unwrap().clear();
+    assert_eq!(purses.reserve(&claims, NanoUsd(50)).await.unwrap_err(), refused("a"));
+    assert_eq!(memory.account("a/all/total").charged(), 60);
+    purses.close().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_down_is_refused_where_the_budget_is_strict() {
+    let (_temp, purses) = embedded();
+    let strict = Claim { account: "x".repeat(journal::KEY_BYTES_MAX + 1), ..claim("a", 100) };
+    let refusal = purses.reserve(std::slice::from_ref(&strict), NanoUsd(1)).await.unwrap_err();
+    assert!(matches!(refusal, Refused::StoreUnavailable { .. }), "{refusal:?}");
+    let lenient = Claim { enforce: false, ..strict };
+    purses.reserve(&[lenient], NanoUsd(1)).await.unwrap().settle(NanoUsd(1));
+    assert_eq!(purses.unbooked_calls(), 1);
     purses.close().await;
 }
 
@@ -368,6 +417,49 @@ async fn an_unused_purse_leaves_memory_and_is_opened_anew_without_losing_count()
     purses.close().await;
     assert_eq!(memory.account("a/all/total").charged(), 100);
     assert_eq!(memory.account("a/all/total").rows.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn under_load_the_books_agree_with_what_was_settled() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = Arc::new(DataDir::open(temp.path()).unwrap());
+    let authority = Arc::new(Embedded::open(Arc::clone(&dir)).unwrap());
+    // So short that purses are refilled, emptied, closed and opened anew all the time.
+    let sync = Duration::from_millis(1);
+    let purses = Purses::start(authority, dir, Pace { sync, budget_wait: PATIENCE, unused: sync }).unwrap();
+    let tasks = (0..8u64).map(|task| {
+        let purses = Arc::clone(&purses);
+        tokio::spawn(async move {
+            let (mut all, mut own) = (0, 0);
+            for call in 0..300 {
+                let claims = [claim("all", 400_000), claim(&format!("own-{}", task % 3), 300_000)];
+                let cost = (call * 7919 + task * 104_729) % 400;
+                match purses.reserve(&claims, NanoUsd(400)).await {
+                    Ok(reservation) if call % 5 == 0 => {
+                        tokio::time::sleep(Duration::from_micros(cost)).await;
+                        reservation.settle(NanoUsd(cost));
+                    }
+                    Ok(reservation) => reservation.settle(NanoUsd(cost)),
+                    Err(Refused::Exhausted { .. }) => continue,
+                    Err(other) => panic!("{other:?}"),
+                }
+                (all, own) = (all + cost, own + cost);
+            }
+            (task % 3, all, own)
+        })
+    });
+    let mut expected: BTreeMap<String, u64> = BTreeMap::new();
+    for task in join_all(tasks).await {
+        let (number, all, own) = task.unwrap();
+        *expected.entry("all/all/total".to_owned()).or_default() += all;
+        *expected.entry(format!("own-{number}/all/total")).or_default() += own;
+    }
+    purses.close().await;
+    let stored = purses.stored().await.unwrap();
+    assert!(stored.iter().all(|account| account.held == account.charged && account.debt == 0), "{stored:?}");
+    let charged: BTreeMap<_, _> = stored.iter().map(|a| (a.account.to_string(), a.charged)).collect();
+    assert_eq!(charged, expected);
+    assert!(expected["all/all/total"] > 300_000, "{expected:?}");
 }
 
 #[tokio::test]

@@ -362,6 +362,21 @@ mod tests {
         assert!(matches!(refused, StoreError::Damaged(_)), "{refused}");
     }
 
+    #[test]
+    fn a_full_disk_is_an_error_of_which_nothing_took_effect() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(SCHEMA).unwrap();
+        let pages: u64 = connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
+        let many: Vec<AccountSync> =
+            (0..500).map(|n| for_account(&format!("account-{n:0200}"), request(1, Totals::default(), 10))).collect();
+        let error = store_error(&sync_all(&mut connection, &[&many], 1).unwrap_err());
+        assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("full")), "{error}");
+        assert_eq!(list(&connection, None, 10).unwrap(), []);
+        connection.pragma_update_and_check(None, "max_page_count", 100_000, |_| Ok(())).unwrap();
+        assert_eq!(sync_all(&mut connection, &[&many], 1).unwrap()[0].len(), 500);
+    }
+
     fn step() -> impl Strategy<Value = (u8, u64, u8, u64, u64, u64, u64)> {
         (0u8..3, 1u64..4, 0u8..12, 0u64..30, 0u64..30, 0u64..900, 0u64..2_000_000)
     }
