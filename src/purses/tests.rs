@@ -58,9 +58,14 @@ impl Authority for Memory {
 
 fn over(memory: &Arc<Memory>, sync: Duration, budget_wait: Duration) -> (tempfile::TempDir, Arc<Purses>) {
     let temp = tempfile::tempdir().unwrap();
+    let purses = over_in(&temp, memory, sync, budget_wait);
+    (temp, purses)
+}
+
+fn over_in(temp: &tempfile::TempDir, memory: &Arc<Memory>, sync: Duration, budget_wait: Duration) -> Arc<Purses> {
     let dir = Arc::new(DataDir::open(temp.path()).unwrap());
     let authority: Arc<dyn Authority> = Arc::clone(memory) as _;
-    (temp, Purses::over(authority, dir, sync, budget_wait).unwrap())
+    Purses::over(authority, dir, sync, budget_wait).unwrap()
 }
 
 fn embedded() -> (tempfile::TempDir, Arc<Purses>) {
@@ -174,6 +179,50 @@ async fn what_is_idle_goes_back_and_the_journal_goes_when_all_is_settled() {
         .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("journal"));
     assert_eq!(journals.count(), 0);
     assert!(matches!(purses.reserve(&claims, NanoUsd(1)).await, Err(Refused::StoreUnavailable { .. })));
+}
+
+#[tokio::test]
+async fn a_call_that_outlives_its_purses_is_settled_by_the_next_start() {
+    let memory = Arc::new(Memory::default());
+    let (temp, purses) = over(&memory, SECOND, PATIENCE);
+    let open = purses.reserve(&[claim("a", 100)], NanoUsd(60)).await.unwrap();
+    purses.close().await;
+    assert_eq!(memory.account("a/all/total").held(), 60, "the open reservation, and nothing idle");
+    open.settle(NanoUsd(40));
+    drop(purses);
+
+    over_in(&temp, &memory, SECOND, PATIENCE).close().await;
+    let account = memory.account("a/all/total");
+    assert_eq!((account.held(), account.charged()), (40, 40));
+}
+
+#[tokio::test]
+async fn idle_money_goes_back_while_nobody_asks_for_it() {
+    let memory = Arc::new(Memory::default());
+    let (_temp, purses) = over(&memory, Duration::from_millis(2), PATIENCE);
+    for _ in 0..20 {
+        purses.reserve(&[claim("a", 1_000_000)], NanoUsd(1000)).await.unwrap().settle(NanoUsd(1));
+    }
+    until("all but what was spent is back", || memory.account("a/all/total").held() == 20).await;
+    assert_eq!(purses.accounts().len(), 1, "and the account is still in memory");
+    purses.close().await;
+}
+
+#[tokio::test]
+async fn a_process_that_is_short_gets_what_another_holds_idle() {
+    let memory = Arc::new(Memory::default());
+    let (_temp, rich) = over(&memory, Duration::from_millis(20), PATIENCE);
+    let (_temp, poor) = over(&memory, Duration::from_millis(20), PATIENCE);
+    let held = rich.reserve(&[claim("a", 1000)], NanoUsd(1000)).await.unwrap();
+    let claims = [claim("a", 1000)];
+    let mut short = Box::pin(poor.reserve(&claims, NanoUsd(900)));
+    assert!(futures_util::poll!(&mut short).is_pending());
+    until("it is known to be short", || memory.account("a/all/total").starving.is_some()).await;
+    held.settle(NanoUsd(100));
+    short.await.unwrap().settle(NanoUsd(900));
+    poor.close().await;
+    rich.close().await;
+    assert_eq!(memory.account("a/all/total").charged(), 1000);
 }
 
 #[tokio::test]
