@@ -113,6 +113,8 @@ impl AccountState {
             server.run.clone_into(&mut self.run);
             self.learn_until_ms = server.now_ms.saturating_add(server.learn_ms);
         }
+        // Clocks that were set back must not make it learn for longer.
+        self.learn_until_ms = self.learn_until_ms.min(server.now_ms.saturating_add(server.learn_ms));
     }
 
     fn take_limit(&mut self, request: &SyncRequest) {
@@ -172,7 +174,9 @@ impl AccountState {
 
     /// The purse of another process for which money is kept.
     fn starving_other(&self, own: RowId, now_ms: u64) -> Option<Starving> {
-        self.starving.filter(|starving| starving.row.incarnation != own.incarnation && now_ms < starving.until_ms)
+        // The upper end is for clocks that were set back.
+        let is_on = |until_ms: u64| now_ms < until_ms && until_ms <= now_ms + STARVING_MS;
+        self.starving.filter(|starving| starving.row.incarnation != own.incarnation && is_on(starving.until_ms))
     }
 
     /// Folds rows that were closed long ago into two sums, so that restarts don't make an account grow.

@@ -375,18 +375,25 @@ impl Entry {
     pub(super) fn merge(self: &Arc<Self>, merged: Merged) {
         self.purse.merge_granted(merged.totals.granted);
         let mut facts = self.facts();
+        // A purse that was just opened has the newest configuration, whatever clocks said when the stored limit was set.
+        let outdated = !facts.seen && merged.limit != self.limit.load(Ordering::Relaxed).min(NANO_USD_MAX);
+        if outdated {
+            facts.limit_version = facts.limit_version.max(merged.limit_version + 1);
+        }
         facts.seen = true;
         facts.answers += 1;
         facts.merged = merged;
         let lease = lease(&facts, self.purse.taken());
         drop(facts);
-        let low_water = if merged.free > 0 { lease / 2 } else { 0 };
-        self.low_water.store(low_water, Ordering::Relaxed);
         self.serve(|first, available| {
             let (Want::Take(wanted) | Want::Most(wanted)) = first.want;
-            let may_come = merged.learning || merged.elsewhere > 0 || available.saturating_add(merged.free) >= wanted;
+            let hoped_for = available.saturating_add(merged.free).saturating_add(merged.elsewhere);
+            let may_come = outdated || merged.learning || hoped_for >= wanted;
             (first.asked && !may_come).then_some(Verdict::Exhausted)
         });
+        // Half of what there is at most, so that a purse that cannot be filled does not ask with every call.
+        let low_water = if merged.free > 0 { (lease / 2).min(self.purse.available() / 2) } else { 0 };
+        self.low_water.store(low_water, Ordering::Relaxed);
     }
 
     /// The authority does not know the account any more: the next report restores it, and is not granted anything at once.

@@ -442,9 +442,9 @@ impl Shared {
         }
     }
 
-    /// Puts an account at the head of the next flight.
+    /// Puts an account at the head of the next flight. A store that is away is only asked at each tick.
     fn kick(&self, entry: &Arc<Entry>) {
-        if entry.mark_urgent() {
+        if self.store_up.load(Ordering::Relaxed) && entry.mark_urgent() {
             self.urgent.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(entry));
             self.wake.notify_one();
         }

@@ -79,8 +79,8 @@ impl Embedded {
         // SQLite would create it for everybody; its -wal and -shm files take the mode of this one.
         let unavailable = |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
         private_file().open(&path).map_err(unavailable)?;
-        let connection = Connection::open(&path).map_err(store_error)?;
-        prepare(&connection).map_err(store_error)?;
+        let connection = Connection::open(&path).map_err(|error| store_error(&error))?;
+        prepare(&connection).map_err(|error| store_error(&error))?;
         let (jobs, queue) = mpsc::sync_channel(QUEUE_MAX);
         let work = move || {
             run(connection, &queue);
@@ -148,7 +148,8 @@ fn run(mut connection: Connection, queue: &mpsc::Receiver<Job>) {
                 Job::Sync(requests, reply) => batch.push((requests, reply)),
                 Job::List(after, count_max, reply) => {
                     // The one who asked may be gone; nothing is lost with the answer.
-                    let _gone = reply.send(list(&connection, after.as_deref(), count_max).map_err(store_error));
+                    let _gone =
+                        reply.send(list(&connection, after.as_deref(), count_max).map_err(|error| store_error(&error)));
                 }
             }
         }
@@ -163,7 +164,7 @@ fn answer(connection: &mut Connection, batch: Vec<Waiting>) {
         return;
     }
     let requests: Vec<&[AccountSync]> = batch.iter().map(|(requests, _)| requests.as_slice()).collect();
-    match sync_all(connection, &requests, now_ms()).map_err(store_error) {
+    match sync_all(connection, &requests, now_ms()).map_err(|error| store_error(&error)) {
         Ok(replies) => {
             for ((_, reply), answer) in batch.into_iter().zip(replies) {
                 let _gone = reply.send(Ok(answer));
@@ -298,7 +299,7 @@ fn list(connection: &Connection, after: Option<&str>, count_max: usize) -> rusql
     rows.collect()
 }
 
-fn store_error(error: rusqlite::Error) -> StoreError {
+fn store_error(error: &rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged(error.to_string()),
         Some(_) => StoreError::Unavailable(error.to_string()),
@@ -359,6 +360,21 @@ mod tests {
         std::fs::write(dir.path().join("ledger.db"), [b'x'; 8192]).unwrap();
         let refused = Embedded::open(Arc::new(DataDir::open(dir.path()).unwrap())).unwrap_err();
         assert!(matches!(refused, StoreError::Damaged(_)), "{refused}");
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_of_which_nothing_took_effect() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(SCHEMA).unwrap();
+        let pages: u64 = connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
+        let many: Vec<AccountSync> =
+            (0..500).map(|n| for_account(&format!("account-{n:0200}"), request(1, Totals::default(), 10))).collect();
+        let error = store_error(&sync_all(&mut connection, &[&many], 1).unwrap_err());
+        assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("full")), "{error}");
+        assert_eq!(list(&connection, None, 10).unwrap(), []);
+        connection.pragma_update_and_check(None, "max_page_count", 100_000, |_| Ok(())).unwrap();
+        assert_eq!(sync_all(&mut connection, &[&many], 1).unwrap()[0].len(), 500);
     }
 
     fn step() -> impl Strategy<Value = (u8, u64, u8, u64, u64, u64, u64)> {
