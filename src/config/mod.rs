@@ -1,6 +1,176 @@
-//! Configuration: what was typed ([`file`]), checked whole ([`validate`]), becomes what is true ([`Snapshot`]).
+//! Configuration: what was typed ([`file`]), checked whole (`validate`), becomes what is true ([`Snapshot`]).
+//!
+//! The text is parsed into a tree that knows its places (`tree`), values from the environment are put into it
+//! (`substitute`), and typed values are read out of it (`de`), so that every mistake can be pointed at, whenever it is found.
 
+mod de;
+pub mod environment;
+pub mod file;
+pub mod forms;
+pub mod problems;
+pub mod schema;
 pub mod secret;
 pub mod snapshot;
+mod sources;
+mod substitute;
+mod tree;
+mod validate;
+pub mod watch;
 
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+pub use problems::{Problem, Problems};
 pub use snapshot::Snapshot;
+
+use self::{environment::Environment, file::File, sources::Sources, tree::Document};
+
+/// Where a configuration is looked for when none is named.
+pub const DEFAULT_PATH: &str = "config/tollgate.yaml";
+/// The environment variable that names a configuration.
+pub const PATH_VARIABLE: &str = "TOLLGATE_CONFIG";
+
+/// A configuration that was read and is valid.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What is true.
+    pub snapshot: Snapshot,
+    /// Where it came from.
+    pub origin: Origin,
+    /// What is allowed but probably not meant, such as secrets in a file that everybody can read.
+    pub warnings: Vec<String>,
+}
+
+/// Where a configuration came from, to read it again when that changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The configuration; `None` when there is only the environment.
+    pub path: Option<PathBuf>,
+    /// Every file that was read or looked for: configuration, `.env`, secrets, prompts, prices.
+    pub files: Vec<PathBuf>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: cannot be read: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is wrong: every problem, one a line.
+    #[error("{0}")]
+    Problems(#[from] Problems),
+    /// There is no file, and the environment holds no provider's key.
+    #[error(
+        "nothing is configured: there is no {DEFAULT_PATH}, {PATH_VARIABLE} is not set, and so is no provider's key; set \
+         OPENAI_API_KEY or ANTHROPIC_API_KEY, name a file with --config, or try `tollgate demo`, which needs no key"
+    )]
+    NothingConfigured,
+    /// It is valid, but differs from the running one in what cannot change while it runs.
+    #[error("restart to change {}; the running configuration stays", .0.join(", "))]
+    NeedsRestart(Vec<&'static str>),
+}
+
+/// Reads `path`, or else what `$TOLLGATE_CONFIG` names, or else `config/tollgate.yaml`, or else the environment alone.
+///
+/// # Errors
+/// When there is nothing, it cannot be read, or it is wrong; then all of its problems are named.
+pub fn load(path: Option<&Path>) -> Result<Loaded, ConfigError> {
+    read(path.map(Path::to_owned).or_else(default_path).as_deref()).0
+}
+
+/// The configuration to read when none is named; `None` when there is none.
+fn default_path() -> Option<PathBuf> {
+    let named = std::env::var_os(PATH_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
+    named.or_else(|| Some(PathBuf::from(DEFAULT_PATH)).filter(|path| path.exists()))
+}
+
+/// Reads `path`, or the environment alone, and says which files that hangs on, whether it is valid or not.
+fn read(path: Option<&Path>) -> (Result<Loaded, ConfigError>, Vec<PathBuf>) {
+    let base_dir = path.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
+    let dotenv = base_dir.join(".env");
+    let mut files: Vec<PathBuf> = path.map(Path::to_owned).into_iter().chain([dotenv.clone()]).collect();
+    let environment = match Environment::of_process(&dotenv) {
+        Ok(environment) => environment,
+        Err(error) => return (Err(error), files),
+    };
+    let text = match path {
+        Some(path) => sources::read_text(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })
+            .map(|text| (text, path.display().to_string())),
+        None => environment
+            .configuration()
+            .map(|text| (text, "environment".to_owned()))
+            .ok_or(ConfigError::NothingConfigured),
+    };
+    let (text, name) = match text {
+        Ok(text) => text,
+        Err(error) => return (Err(error), files),
+    };
+    let variable = |name: &str| environment.variable(name);
+    let mut sources = Sources::new(&variable, &base_dir);
+    let parsed = parse(&text, &name, &mut sources);
+    files.append(&mut sources.files);
+    let loaded = parsed.map_err(ConfigError::from).map(|checked| {
+        let mut warnings = checked.warnings;
+        // Secrets that are mounted as files are left to whoever mounts them.
+        let private = path.filter(|_| checked.inline_secret).into_iter().chain([dotenv.as_path()]);
+        warnings.extend(private.filter_map(readable_by_everybody));
+        let origin = Origin { path: path.map(Path::to_owned), files: files.clone() };
+        Loaded { snapshot: checked.snapshot, origin, warnings }
+    });
+    (loaded, files)
+}
+
+/// Reads a configuration from a text. `name` is what messages call it, `env` the environment; relative paths are relative to
+/// `base_dir`.
+///
+/// # Errors
+/// Every problem of the text.
+pub fn parse_str(
+    text: &str,
+    name: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+    base_dir: &Path,
+) -> Result<Loaded, Problems> {
+    let mut sources = Sources::new(env, base_dir);
+    let checked = parse(text, name, &mut sources)?;
+    let origin = Origin { path: None, files: sources.files };
+    Ok(Loaded { snapshot: checked.snapshot, origin, warnings: checked.warnings })
+}
+
+fn parse(text: &str, name: &str, sources: &mut Sources<'_>) -> Result<validate::Checked, Problems> {
+    let mut problems = Problems::default();
+    sources.note(text.as_bytes());
+    let mut document = Document::parse(name, text, &mut problems).map_err(|problem| Problems(vec![problem]))?;
+    document.substitute(&mut |name| sources.variable(name), &mut problems);
+    match document.read::<File>(&mut problems) {
+        Some(file) => validate::validate(file, &document, sources, problems),
+        None => Err(problems.sorted()),
+    }
+}
+
+/// A warning when everybody on this machine can read the secrets of `path`.
+#[cfg(unix)]
+fn readable_by_everybody(path: &Path) -> Option<String> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(path).ok()?.permissions().mode();
+    let path = path.display();
+    (mode & 0o004 != 0)
+        .then(|| format!("{path}: holds secrets and can be read by everybody here; run `chmod 600 {path}`"))
+}
+
+/// File modes exist only on Unix.
+#[cfg(not(unix))]
+fn readable_by_everybody(_: &Path) -> Option<String> {
+    None
+}
+
+#[cfg(test)]
+mod tests;

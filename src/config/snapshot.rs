@@ -7,7 +7,7 @@ use crate::{
     ledger::period::Per,
     policy::{
         experiment::Experiment,
-        keys::{Caller, KeyRing},
+        keys::{Caller, KeyDigest, KeyRing},
         limits::Limit,
         pricing::{Catalog, Price},
         prompt::Template,
@@ -31,6 +31,10 @@ pub struct Snapshot {
     pub auth: Auth,
     /// The virtual keys.
     pub keys: KeyRing,
+    /// Those of them that stand in the configuration: see [`Snapshot::with_stored_keys`].
+    pub config_keys: Vec<(KeyDigest, Caller)>,
+    /// Given, key digests are HMACs with it.
+    pub key_pepper: Option<SecretString>,
     /// Providers by name.
     pub providers: HashMap<Box<str>, Arc<Provider>>,
     /// Where bare, unknown model names and calls that name no model go.
@@ -323,6 +327,14 @@ pub struct LedgerSettings {
 }
 
 impl Snapshot {
+    /// The same configuration with `stored` keys beside its own. Where both have a digest or a name, the configuration's wins.
+    #[must_use]
+    pub fn with_stored_keys(mut self, stored: Vec<(KeyDigest, Caller)>) -> Snapshot {
+        let taken = |caller: &Caller| self.config_keys.iter().any(|(_, own)| own.name == caller.name);
+        self.keys = self.keys.with(stored.into_iter().filter(|(_, caller)| !taken(caller)).collect());
+        self
+    }
+
     /// The caller to use where nobody is asked ([`Auth::None`], [`Auth::Passthrough`]).
     #[must_use]
     pub fn anonymous(&self) -> Arc<Caller> {

@@ -1,0 +1,599 @@
+//! Configurations as their users write them: what loads, what is refused, and in which words.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    Loaded, Problems, environment, parse_str,
+    snapshot::{Auth, ProviderKind, Unpriced},
+};
+use crate::{
+    policy::{keys::ModelAccess, scope::Match},
+    units::NanoUsd,
+};
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
+}
+
+fn variables(name: &str) -> Option<String> {
+    let value = match name {
+        "OPENAI_API_KEY" => "sk-openai",
+        "DEV_KEY" | "CLIENT_KEY" => "sk-client-0123456789",
+        "UPSTREAM" => "http://127.0.0.1:9999",
+        "NUMBER" => "7",
+        "EMPTY" => "",
+        "BLANK" => "  ",
+        _ => return None,
+    };
+    Some(value.to_owned())
+}
+
+fn parse(text: &str) -> Result<Loaded, Problems> {
+    parse_str(text, "t.yaml", &variables, &repository())
+}
+
+/// The problems of `text`, one a line.
+fn problems(text: &str) -> Vec<String> {
+    match parse(text) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.0.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// A valid configuration, with `more` after it.
+fn with(more: &str) -> String {
+    format!("providers:\n  sim: {{ kind: simulated }}\nauth: none\n{more}")
+}
+
+fn loads(text: &str) -> Loaded {
+    parse(text).unwrap_or_else(|problems| panic!("{problems}\n{text}"))
+}
+
+/// Each text is appended to a valid configuration of three lines, so that its own first line is line 4.
+#[track_caller]
+fn each_is_refused(table: &[(&str, &[&str])]) {
+    for (text, expected) in table {
+        assert_eq!(problems(&with(text)), *expected, "{text}");
+    }
+}
+
+#[test]
+fn the_contracts_configurations_run_as_they_stand() {
+    for name in ["everything.yaml", "minimal.yaml", "transparent.yaml"] {
+        let path = repository().join("tests/data/contract").join(name);
+        let text = std::fs::read_to_string(&path).expect("a copy of the contract's file");
+        let loaded = parse_str(&text, name, &variables, &repository()).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(loaded.warnings, [""; 0], "{name}");
+        assert_eq!(loaded.snapshot.not_yet, [""; 0], "{name}");
+    }
+}
+
+#[test]
+fn the_committed_example_runs_without_any_key() {
+    let text = std::fs::read_to_string(repository().join("config/tollgate.yaml")).expect("the example");
+    let loaded = parse_str(&text, "tollgate.yaml", &|_| None, &repository().join("config"));
+    let loaded = loaded.unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!((loaded.warnings, loaded.snapshot.not_yet), (Vec::new(), Vec::new()));
+    assert_eq!(loaded.snapshot.auth, Auth::None);
+}
+
+#[test]
+fn everything_of_the_contract_arrives_in_the_snapshot() {
+    let text = std::fs::read_to_string(repository().join("tests/data/contract/everything.yaml")).expect("a copy");
+    let snapshot = loads(&text).snapshot;
+
+    assert_eq!(snapshot.server.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!((snapshot.routing.attempts, snapshot.routing.eject), (1, None));
+    let upstream = &snapshot.providers["upstream"];
+    assert_eq!(upstream.base_url, "http://127.0.0.1:9999/v1");
+    assert_eq!(upstream.api_keys[0].expose(), "sk-upstream");
+    let support = &snapshot.models["support"];
+    let version = &support.versions["v1"];
+    assert!(version.targets[0].0.price.is_some());
+    assert_eq!(version.defaults, [("temperature".into(), "0.2".into())]);
+    assert_eq!(version.prompt.as_ref().map(|prompt| &*prompt.version), Some("v1"));
+    assert_eq!(support.experiments.len(), 1);
+    let budgets: Vec<_> = snapshot.budgets.iter().map(|b| (&*b.name, b.limit)).collect();
+    assert_eq!(budgets, [("each-user", NanoUsd(100_000_000_000)), ("product-month", NanoUsd(1_000_000_000_000))]);
+    assert_eq!(snapshot.budgets[0].scope.user, Some(Match::Each));
+    assert_eq!(snapshot.limits[0].tokens.map(|rate| rate.count), Some(100_000_000_000));
+    let caller = &snapshot.config_keys[0].1;
+    assert_eq!(caller.models, ModelAccess::Only(["support".into(), "upstream/*".into()].into()));
+}
+
+#[test]
+fn words_of_the_contract_keep_their_meaning() {
+    let transparent =
+        std::fs::read_to_string(repository().join("tests/data/contract/transparent.yaml")).expect("a copy");
+    let snapshot = loads(&transparent).snapshot;
+    assert!(snapshot.providers["upstream"].organization_api);
+    assert!(matches!(snapshot.unpriced, Unpriced::Charge(_)));
+    assert_eq!(snapshot.config_keys[0].1.models, ModelAccess::All);
+}
+
+#[test]
+fn every_mistake_is_reported_at_once_in_the_order_of_the_file() {
+    let text = "\
+server: { lisen: 127.0.0.1:80, limits: { body: 32Mi } }
+default_provider: opanai
+providers:
+  openai: { kind: openai, api_key: \"${NOT_SET}\" }
+  other: { kind: opanai }
+routing: { attempts: many, eject: on, retry_budget: 200% }
+models:
+  support:
+    live: v3
+    versions:
+      v1: { target: openia/gpt }
+      v2: { target: gpt }
+keys:
+  - { name: a, secret: one-secret }
+  - { name: a, secret: one-secret, models: [suport] }
+budgets:
+  - { name: b, limit: 5, per: fortnight }
+";
+    assert_eq!(
+        problems(text),
+        [
+            "t.yaml:1:11: server.lisen: unknown key; did you mean `listen`?",
+            "t.yaml:1:48: server.limits.body: `32Mi` is not a size; write it as `512KiB`, `32MiB` or `1GiB`",
+            "t.yaml:2:19: default_provider: no provider is named `opanai`; did you mean `openai`?",
+            "t.yaml:4:36: providers.openai.api_key: the environment variable NOT_SET is not set; set it (a .env beside the \
+             configuration will do) or write ${NOT_SET:-default}",
+            "t.yaml:5:18: providers.other.kind: `opanai` is not known; did you mean `openai`?",
+            "t.yaml:6:22: routing.attempts: `many` is not a number that fits here",
+            "t.yaml:6:53: routing.retry_budget: must be at most 100%",
+            "t.yaml:9:11: models.support.live: no version is named `v3`; known: v1, v2",
+            "t.yaml:11:21: models.support.versions.v1.target: no provider is named `openia`; did you mean `openai`?",
+            "t.yaml:12:21: models.support.versions.v2.target: `gpt` is not a target; write it as `provider/model`",
+            "t.yaml:15:5: keys[1]: is the same key as keys[0]; each key has one name",
+            "t.yaml:15:13: keys[1].name: `a` is the name of keys[0] too",
+            "t.yaml:17:23: budgets[0].limit: `5` names no currency; write `5 USD`",
+            "t.yaml:17:31: budgets[0].per: `fortnight` is not a period; write hour, day, week, month, year or total",
+        ]
+    );
+}
+
+#[test]
+fn unknown_keys_name_the_nearest_known_one() {
+    each_is_refused(&[
+        ("budgts: []", &["t.yaml:4:1: budgts: unknown key; did you mean `budgets`?"]),
+        ("server: { tsl: {} }", &["t.yaml:4:11: server.tsl: unknown key; did you mean `tls`?"]),
+        ("alerts: { mail: x }", &["t.yaml:4:11: alerts.mail: unknown key; known: webhook"]),
+        (
+            "prices: { sim/m: { inptu: 1 USD/1M } }",
+            &["t.yaml:4:20: prices.sim/m.inptu: unknown key; did you mean `input`?"],
+        ),
+    ]);
+}
+
+#[test]
+fn values_of_the_wrong_kind_name_the_mend() {
+    each_is_refused(&[
+        ("routing: { attempts: many }", &["t.yaml:4:22: routing.attempts: `many` is not a number that fits here"]),
+        ("routing: { attempts: -1 }", &["t.yaml:4:22: routing.attempts: `-1` is not a number that fits here"]),
+        ("keys: web", &["t.yaml:4:7: keys: a text stands where a list is due; put it in [ ]"]),
+        ("keys: { a: b }", &["t.yaml:4:1: keys: a map stands where a list is due; begin each item with `- `"]),
+        ("models: [ a ]", &["t.yaml:4:1: models: a list stands where a map is due; write `name: …` without `- `"]),
+        ("data_dir: [ a ]", &["t.yaml:4:1: data_dir: a list stands where a string is due"]),
+        ("on_disconnect: drian", &["t.yaml:4:16: on_disconnect: `drian` is not known; did you mean `drain`?"]),
+        ("on_disconnect: {}", &["t.yaml:4:1: on_disconnect: a map stands where one of cancel, drain is due"]),
+        (
+            "server: { drain: 3 }",
+            &["t.yaml:4:11: server.drain: unknown key; known: admin, admin_token, limits, listen, tls"],
+        ),
+        (
+            "server: { limits: { drain: 3 } }",
+            &["t.yaml:4:28: server.limits.drain: `3` has no unit; write `3s` for seconds"],
+        ),
+        ("routing: { eject: never }", &["t.yaml:4:19: routing.eject: `never` is neither on nor off"]),
+        (
+            "server: { listen: \":80\" }",
+            &[
+                "t.yaml:4:19: server.listen: `:80` names no address; write `127.0.0.1:80`, or `0.0.0.0:80` for every interface",
+            ],
+        ),
+        (
+            "limits: [ { name: a, requests: 60 } ]",
+            &["t.yaml:4:32: limits[0].requests: `60` is not a rate; write it as `600/min`"],
+        ),
+        ("unpriced: free", &["t.yaml:4:11: unpriced: `free` is not known; known: refuse"]),
+    ]);
+}
+
+#[test]
+fn references_lead_somewhere() {
+    each_is_refused(&[
+        (
+            "models: { a: { versions: { v1: { target: smi/m } } } }",
+            &["t.yaml:4:42: models.a.versions.v1.target: no provider is named `smi`; did you mean `sim`?"],
+        ),
+        (
+            "models: { a: { versions: { v1: { target: m } } } }",
+            &["t.yaml:4:42: models.a.versions.v1.target: `m` is not a target; write it as `provider/model`"],
+        ),
+        (
+            "models: { a: { live: v2, versions: { v1: { target: sim/m } } } }",
+            &["t.yaml:4:22: models.a.live: no version is named `v2`; known: v1"],
+        ),
+        (
+            "models: { a: { versions: { v1: { target: sim/m }, v2: { target: sim/m } } } }",
+            &["t.yaml:4:11: models.a.live: is missing; name the version that serves: v1, v2"],
+        ),
+        (
+            "models: { a: { versions: { v1: { target: sim/m, prompt: p } } } }",
+            &["t.yaml:4:57: models.a.versions.v1.prompt: no prompt is named `p`; `prompts` has none"],
+        ),
+        (
+            "models: { a: { versions: { v1: { targets: [ { use: sim/m, weight: 0 } ] } } } }",
+            &["t.yaml:4:34: models.a.versions.v1.targets: no weight is above 0; give at least one target a weight"],
+        ),
+        (
+            "models: { a: { versions: { v1: { target: sim/m, parameters: { model: x } } } } }",
+            &[
+                "t.yaml:4:70: models.a.versions.v1.parameters.model: is not a parameter that a rule may set; take it out",
+            ],
+        ),
+        (
+            "experiments: { e: { model: a, variants: { c: { weight: 1 } } } }",
+            &["t.yaml:4:28: experiments.e.model: no model is named `a`; `models` has none"],
+        ),
+        (
+            "models: { a: { versions: { v1: { target: sim/m } } } }\n\
+             experiments: { e: { model: a, variants: { c: { weight: 0 }, d: { weight: 0, version: v2 } } } }",
+            &[
+                "t.yaml:5:31: experiments.e.variants: no weight is above 0; give at least one variant a weight",
+                "t.yaml:5:86: experiments.e.variants.d.version: no version of the model `a` is named `v2`; known: v1",
+            ],
+        ),
+        (
+            "keys: [ { name: k, secret: s, models: [ gpt ] } ]",
+            &["t.yaml:4:41: keys[0].models[0]: no model is named `gpt`; `models` has none"],
+        ),
+        (
+            "budgets: [ { name: b, limit: 1 USD, per: day, timezone: Europe/Berln } ]",
+            &[
+                "t.yaml:4:57: budgets[0].timezone: `Europe/Berln` is not a time zone of this system's tz database; write it like \
+               `Europe/Berlin`",
+            ],
+        ),
+        (
+            "budgets: [ { name: b, limit: 1 USD, per: day, on_exhausted: { downgrade: x } } ]",
+            &["t.yaml:4:74: budgets[0].on_exhausted.downgrade: no model is named `x`; `models` has none"],
+        ),
+    ]);
+}
+
+#[test]
+fn what_must_be_given_is_asked_for() {
+    assert_eq!(
+        problems("auth: none"),
+        [
+            "t.yaml:1:1: providers: is missing; name at least one, such as `openai: { kind: openai, api_key: \"${OPENAI_API_KEY}\" }`"
+        ]
+    );
+    each_is_refused(&[
+        (
+            "keys: [ { name: k } ]",
+            &["t.yaml:4:9: keys[0].secret: is missing; write `secret: \"${NAME}\"`, or a `hash`"],
+        ),
+        (
+            "budgets: [ { limit: 1 USD, per: day } ]",
+            &["t.yaml:4:12: budgets[0].name: is missing; name it: errors and metrics show the name"],
+        ),
+        (
+            "limits: [ { name: a } ]",
+            &["t.yaml:4:11: limits[0]: limits nothing; write `requests`, `tokens` or `concurrent`"],
+        ),
+        (
+            "prices: { sim/m: { input: 1 USD/1M }, m: { input: 1 USD/1M, output: 1 USD/1M } }",
+            &[
+                "t.yaml:4:11: prices.sim/m: a price needs `output`, since nothing is free by silence; write `0 USD/1M` where it \
+                 is (embeddings have no output)",
+                "t.yaml:4:39: prices.m: `m` is not `provider/model`",
+            ],
+        ),
+        (
+            "prompts: { p: { versions: { v1: { system: \"{{ a\", variables: { a: { type: integer, default: x } } } } } }",
+            &["t.yaml:4:93: prompts.p.versions.v1.variables.a.default: the default of `a` must be an integer"],
+        ),
+        (
+            "prompts: { p: { versions: { v1: {} } } }",
+            &[
+                "t.yaml:4:29: prompts.p.versions.v1: says nothing; write `system`, `developer`, `before_user`, `after_user` or `file`",
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn names_and_keys_are_given_once() {
+    each_is_refused(&[
+        (
+            "keys: [ { name: a, secret: s1 }, { name: a, secret: s2 } ]",
+            &["t.yaml:4:42: keys[1].name: `a` is the name of keys[0] too"],
+        ),
+        (
+            "keys: [ { name: a, secret: s1 }, { name: b, secret: s1 } ]",
+            &["t.yaml:4:34: keys[1]: is the same key as keys[0]; each key has one name"],
+        ),
+        ("data_dir: a\ndata_dir: b", &["t.yaml:5:1: data_dir: is given twice; the first is on line 4"]),
+        (
+            "limits: [ { name: a, concurrent: 1 }, { name: a, concurrent: 2 } ]",
+            &["t.yaml:4:47: limits[1].name: `a` is the name of limits[0] too"],
+        ),
+    ]);
+}
+
+#[test]
+fn doors_are_not_left_open() {
+    let listen = "providers:\n  sim: { kind: simulated }\nauth: none\nserver: { listen: 0.0.0.0:80 }";
+    assert_eq!(
+        problems(listen),
+        [
+            "t.yaml:3:7: auth: `none` would let everybody who reaches 0.0.0.0:80 spend; listen on 127.0.0.1, or write `required`"
+        ]
+    );
+    each_is_refused(&[
+        (
+            "server: { admin: 0.0.0.0:9090 }",
+            &["t.yaml:4:1: server.admin_token: is missing; `admin` listens on 0.0.0.0:9090, beyond loopback; write \
+               `admin_token: \"${TOLLGATE_ADMIN_TOKEN}\"`"],
+        ),
+        (
+            "server: { admin: 0.0.0.0:9090, admin_token: \"${EMPTY:-}\" }",
+            &["t.yaml:4:32: server.admin_token: is empty; `admin` listens on 0.0.0.0:9090, beyond loopback; write \
+               `admin_token: \"${TOLLGATE_ADMIN_TOKEN}\"`"],
+        ),
+        (
+            "server: { admin: 127.0.0.1:8080 }",
+            &["t.yaml:4:18: server.admin: takes the port of `listen` (127.0.0.1:8080); give it a port of its own"],
+        ),
+    ]);
+}
+
+#[test]
+fn an_empty_secret_is_never_a_secret() {
+    const EMPTY: &str = "is empty; an empty secret protects nothing: set it, or take the line out";
+    for value in ["\"\"", "\"  \"", "\"${EMPTY}\"", "\"${BLANK}\"", "\"${BLANK:-}\""] {
+        for (text, path) in [
+            (format!("keys: [ {{ name: k, secret: {value} }} ]"), "keys[0].secret"),
+            (format!("key_pepper: {value}"), "key_pepper"),
+            (format!("server: {{ admin_token: {value} }}"), "server.admin_token"),
+        ] {
+            let found = problems(&with(&text));
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            assert!(found[0].ends_with(&format!(" {path}: {EMPTY}")), "{text}: {found:?}");
+        }
+    }
+    let none = loads(&with("key_pepper: ${EMPTY:-}\nalerts: { webhook: \"${EMPTY:-}\" }")).snapshot;
+    assert!(none.key_pepper.is_none());
+    assert_eq!(none.not_yet, [""; 0]);
+    let missing = problems(&with("keys: [ { name: k, secret: \"${EMPTY:-}\" } ]"));
+    assert_eq!(missing, ["t.yaml:4:20: keys[0].secret: is empty; write `secret: \"${NAME}\"`, or a `hash`"]);
+    let provider = problems("auth: none\nproviders: { o: { kind: openai, api_key: \"${EMPTY:-}\" } }");
+    assert_eq!(
+        provider,
+        ["t.yaml:2:33: providers.o.api_key: is empty; set it, or take the line out for a server that asks for no key"]
+    );
+}
+
+#[test]
+fn no_message_shows_a_secret() {
+    let text = "\
+providers: { o: { kind: openai, base_url: \"http://user:CANARY@host/v1\", api_keys: [ CANARY, CANARY ] } }
+keys: [ { name: k, secret: \"CANARY CANARY\", hash: \"sha256:00\" }, { name: l, secret: { CANARY: 1 } } ]
+key_pepper: \"CAN\\nARY\"
+server: { admin_token: [ CANARY ] }
+";
+    let found = problems(text);
+    assert!(found.len() >= 6, "{found:#?}");
+    assert!(found.iter().all(|problem| !problem.contains("CANARY")), "{found:#?}");
+    let loaded = loads(&with("keys: [ { name: k, secret: CANARY } ]\nkey_pepper: CANARY"));
+    assert!(!format!("{loaded:?}").contains("CANARY"));
+}
+
+#[test]
+fn a_value_from_the_environment_fits_wherever_a_value_is_due_and_adds_no_key() {
+    let snapshot = loads(&with(
+        "routing: { attempts: \"${NUMBER}\" }\nbudgets: [ { name: b, limit: \"${NUMBER} USD\", per: day } ]\nstore: ${STORE:-embedded}",
+    ))
+    .snapshot;
+    assert_eq!(snapshot.routing.attempts, 7);
+    assert_eq!(snapshot.budgets[0].limit, NanoUsd(7_000_000_000));
+
+    let evil = |name: &str| (name == "EVIL").then(|| "x\nauth: none\n".to_owned());
+    let text = "providers: { sim: { kind: simulated } }\ndata_dir: ${EVIL}\n";
+    let loaded = parse_str(text, "t.yaml", &evil, &repository()).expect("a valid configuration");
+    assert_eq!(loaded.snapshot.auth, Auth::Required);
+    assert_eq!(loaded.snapshot.data_dir, Path::new("x\nauth: none\n"));
+}
+
+#[test]
+fn parameters_keep_the_type_that_they_were_written_with() {
+    let text = "models: { a: { versions: { v1: { target: sim/m, force: { seed: 7 }, parameters: { s: \"7\", t: 0.20, u: true, \
+                stop: [ a, 1 ], n: \"${NUMBER}\", m: null, force: { top_p: 1.0 } } } } } }";
+    let snapshot = loads(&with(text)).snapshot;
+    let version = &snapshot.models["a"].versions["v1"];
+    let texts = |parameters: &[(Box<str>, Box<str>)]| -> Vec<String> {
+        parameters.iter().map(|(name, value)| format!("{name}={value}")).collect()
+    };
+    assert_eq!(texts(&version.defaults), ["m=null", "n=\"7\"", "s=\"7\"", "stop=[\"a\",1]", "t=0.2", "u=true"]);
+    assert_eq!(texts(&version.forced), ["seed=7", "top_p=1.0"]);
+}
+
+#[test]
+fn what_this_build_lacks_is_named() {
+    let text = "records: sqlite\ncache: { ttl: 10m }\nalerts: { webhook: http://h }\ntelemetry: { otlp: http://h }";
+    let not_yet = loads(&with(text)).snapshot.not_yet;
+    let names: Vec<&str> = not_yet.iter().filter_map(|line| line.split(':').next()).collect();
+    assert_eq!(names, ["records", "cache", "alerts.webhook", "telemetry.otlp"]);
+    each_is_refused(&[
+        ("store: mysql://u:p@h", &["t.yaml:4:8: store: is not a store; write `embedded`"]),
+        ("records: mysql://u:p@h", &["t.yaml:4:10: records: is not a call log; write sqlite, postgres://… or none"]),
+        (
+            "ledger: { sync: 0s }\nserver: { limits: { in_flight: 0 } }",
+            &[
+                "t.yaml:4:17: ledger.sync: must be above 0",
+                "t.yaml:5:32: server.limits.in_flight: must be from 1 to 1000000, got 0",
+            ],
+        ),
+    ]);
+    each_is_refused(&[(
+        "store: redis://127.0.0.1",
+        &["t.yaml:4:8: store: a Redis store is not available in this build yet; write `embedded`, or leave it out"],
+    )]);
+}
+
+#[test]
+fn prompts_and_prices_and_secrets_come_from_files() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("written");
+    write("p.md", "Be {{ tone }}.\n");
+    write("prices.yaml", "sim/m: { input: 1 USD/1M, output: 2 USD/1M }\n");
+    write("key", "sk-from-file\n");
+    let text = "\
+auth: none
+providers: { sim: { kind: simulated }, o: { kind: openai, base_url: http://h/v1, api_key: file:key } }
+prices: prices.yaml
+prompts: { p: { versions: { v1: { file: p.md, variables: { tone: { default: kind } } } } } }
+models: { a: { versions: { v1: { target: sim/m } } } }
+";
+    let parse = || parse_str(text, "t.yaml", &|_| None, dir.path());
+    let loaded = parse().expect("a valid configuration");
+    assert_eq!(loaded.snapshot.providers["o"].api_keys[0].expose(), "sk-from-file");
+    assert!(loaded.snapshot.models["a"].versions["v1"].targets[0].0.price.is_some());
+    let mut names: Vec<_> = loaded.origin.files.iter().filter_map(|file| file.file_name()?.to_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["key", "p.md", "prices.yaml"]);
+
+    write("prices.yaml", "sim/m: { input: 1 USD/1M, out: 2 USD/1M }\nsim/n: { input: cheap }\n");
+    write("p.md", "one\n{{ tone");
+    std::fs::remove_file(dir.path().join("key")).expect("removed");
+    let found: Vec<String> = parse().expect_err("wrong").0.iter().map(ToString::to_string).collect();
+    assert_eq!(found.len(), 4, "{found:#?}");
+    assert!(found[0].starts_with("prices.yaml:1:27: sim/m.out: unknown key"), "{found:#?}");
+    assert!(found[1].starts_with("prices.yaml:2:"), "{found:#?}");
+    assert!(found[2].contains("providers.o.api_key: the file key cannot be read: "), "{found:#?}");
+    assert!(found[3].contains("prompts.p.versions.v1.file: p.md: "), "{found:#?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn secrets_that_everybody_can_read_are_warned_of() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("t.yaml");
+    let warnings = |key: &str, mode: u32| {
+        std::fs::write(&path, with(&format!("keys: [ {{ name: k, secret: {key} }} ]"))).expect("written");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("changed");
+        super::load(Some(&path)).expect("valid").warnings.len()
+    };
+    assert_eq!(warnings("sk-inline", 0o644), 1);
+    assert_eq!(warnings("sk-inline", 0o640), 0);
+    assert_eq!(warnings("\"${CARGO_PKG_NAME:-sk-x}\"", 0o644), 0);
+}
+
+#[test]
+fn the_hash_tells_configurations_apart_by_all_that_was_read() {
+    let hash = |text: &str, value: &'static str| {
+        let env = move |name: &str| (name == "V").then(|| value.to_owned());
+        parse_str(text, "t.yaml", &env, &repository()).expect("valid").snapshot.hash
+    };
+    let text = with("data_dir: ${V}");
+    assert_eq!(hash(&text, "a"), hash(&text, "a"));
+    assert_ne!(hash(&text, "a"), hash(&text, "b"));
+    assert_ne!(hash(&text, "a"), hash(&with("data_dir: ${V} # x"), "a"));
+    assert_eq!(hash(&text, "a").len(), 12);
+}
+
+#[test]
+fn anchors_and_merges_work_and_bombs_do_not() {
+    let text = with("budgets:\n  - &b { name: a, limit: 1 USD, per: day }\n  - { <<: *b, name: c }");
+    assert_eq!(loads(&text).snapshot.budgets.len(), 2);
+
+    let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+    for i in 1..12 {
+        let aliases = vec![format!("*a{}", i - 1); 10].join(", ");
+        bomb.push_str(&format!("a{i}: &a{i} [{aliases}]\n"));
+    }
+    assert_eq!(problems(&bomb).len(), 1);
+    assert_eq!(problems(&"[".repeat(10_000)).len(), 1);
+}
+
+#[test]
+fn text_that_is_no_yaml_has_a_place_and_a_hint() {
+    let found = problems("providers:\n  o: { kind: openai, api_key: ${OPENAI_API_KEY} }\n");
+    assert_eq!(found.len(), 1);
+    assert!(found[0].starts_with("t.yaml:2:"), "{found:?}");
+    assert!(found[0].ends_with("write \"${NAME}\" in quotes"), "{found:?}");
+    assert_eq!(problems("").len(), 1);
+    assert_eq!(problems("- a\n- b\n"), ["t.yaml:1:1: a list stands where a map is due; write `name: …` without `- `"]);
+}
+
+#[test]
+fn keys_of_the_environment_are_a_configuration() {
+    let env = |name: &str| match name {
+        "ANTHROPIC_API_KEY" => Some("sk-ant".to_owned()),
+        "GROQ_API_KEY" => Some("gsk".to_owned()),
+        "OPENAI_API_KEY" => Some(" ".to_owned()),
+        _ => None,
+    };
+    let text = environment::configuration(&env).expect("a configuration");
+    assert!(!text.contains("sk-ant"), "{text}");
+    let snapshot = parse_str(&text, "environment", &env, &repository()).expect("valid").snapshot;
+    assert_eq!(snapshot.default_provider.as_ref().map(|p| &*p.name), Some("anthropic"));
+    assert_eq!(snapshot.providers["anthropic"].kind, ProviderKind::Anthropic);
+    assert_eq!(snapshot.providers["groq"].base_url, "https://api.groq.com/openai/v1");
+    assert_eq!((snapshot.providers.len(), snapshot.auth), (2, Auth::None));
+
+    let local = |name: &str| (name == "OPENAI_BASE_URL").then(|| "http://127.0.0.1:11434/v1".to_owned());
+    let text = environment::configuration(&local).expect("a configuration");
+    let snapshot = parse_str(&text, "environment", &local, &repository()).expect("valid").snapshot;
+    assert_eq!(snapshot.providers["openai"].base_url, "http://127.0.0.1:11434/v1");
+
+    assert_eq!(environment::configuration(&|_| None), None);
+}
+
+#[test]
+fn stored_keys_stand_beside_the_configured_ones() {
+    use crate::policy::keys::{Caller, KeyDigest};
+    let snapshot = loads(&with("keys: [ { name: k, secret: s } ]")).snapshot;
+    let stored = Caller { name: "stored".into(), team: None, models: ModelAccess::All, tags: [].into() };
+    let snapshot = snapshot.with_stored_keys(vec![(KeyDigest::of("t", None), stored)]);
+    assert_eq!(snapshot.config_keys.len(), 1);
+}
+
+mod hostile {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const EVERYTHING: &str = include_str!("../../tests/data/contract/everything.yaml");
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_mutated_configuration_loads_or_is_refused_with_a_reason(
+            start in 0..EVERYTHING.len(),
+            length in 0_usize..40,
+            inserted in "[a-z0-9:,{}\\[\\]\"'$&*!|>#%@ \\n\\t-]{0,12}",
+        ) {
+            let start = EVERYTHING.floor_char_boundary(start);
+            let end = EVERYTHING.floor_char_boundary((start + length).min(EVERYTHING.len()));
+            let text = format!("{}{inserted}{}", &EVERYTHING[..start], &EVERYTHING[end..]);
+            if let Err(problems) = parse(&text) {
+                prop_assert!(!problems.is_empty());
+                prop_assert!(problems.0.iter().all(|problem| !problem.message.is_empty()));
+            }
+        }
+
+        #[test]
+        fn no_text_at_all_is_a_panic(text in "\\PC{0,200}") {
+            if let Err(problems) = parse(&text) {
+                prop_assert!(!problems.is_empty());
+            }
+        }
+    }
+}
