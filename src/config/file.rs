@@ -1,7 +1,7 @@
-//! What was typed: the whole configuration as serde types. What it means is decided by [`super::validate`].
+//! What was typed: the whole configuration as serde types. What it means is decided by `validate`.
 //!
 //! Unknown keys are errors. Every field may be absent here, so that reading can go on after a mistake and find the next
-//! one ([`super::de`]); what must be given is checked afterwards. These types are also the source of the JSON Schema: their
+//! one (`de`); what must be given is checked afterwards. These types are also the source of the JSON Schema: their
 //! doc comments are what an editor shows.
 
 use std::collections::BTreeMap;
@@ -402,7 +402,7 @@ pub struct Key {
     pub hash: Option<String>,
     /// The team that it belongs to.
     pub team: Option<String>,
-    /// What it may name: aliases, `provider/model`, `provider/*` or `*`. Default: everything.
+    /// What it may name: aliases, `provider/model`, `provider/*`, `gpt-4*` or `*`. Default: everything.
     pub models: Option<Vec<String>>,
     /// Tags of all of its calls.
     pub tags: BTreeMap<String, String>,

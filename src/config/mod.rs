@@ -120,10 +120,9 @@ fn read(path: Option<&Path>) -> (Result<Loaded, ConfigError>, Vec<PathBuf>) {
     files.append(&mut sources.files);
     let loaded = parsed.map_err(ConfigError::from).map(|checked| {
         let mut warnings = checked.warnings;
-        let mut private = sources.private_files;
-        private.extend(path.filter(|_| checked.inline_secret).map(Path::to_owned));
-        private.push(dotenv);
-        warnings.extend(private.iter().filter_map(|path| readable_by_everybody(path)));
+        // Secrets that are mounted as files are left to whoever mounts them.
+        let private = path.filter(|_| checked.inline_secret).into_iter().chain([dotenv.as_path()]);
+        warnings.extend(private.filter_map(readable_by_everybody));
         let origin = Origin { path: path.map(Path::to_owned), files: files.clone() };
         Loaded { snapshot: checked.snapshot, origin, warnings }
     });

@@ -1,6 +1,6 @@
 //! What is wrong with a configuration: each problem with its place, its path and its mend.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 /// A place in a file; both count from 1. Line 0 stands for the file as a whole.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,17 +24,30 @@ pub struct Problem {
     pub message: String,
 }
 
+/// One line, whatever is quoted in it.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.file)?;
+        write_line(f, &self.file)?;
+        f.write_str(":")?;
         if self.place.line > 0 {
             write!(f, "{}:{}:", self.place.line, self.place.column)?;
         }
         if !self.path.is_empty() {
-            write!(f, " {}:", self.path)?;
+            f.write_str(" ")?;
+            write_line(f, &self.path)?;
+            f.write_str(":")?;
         }
-        write!(f, " {}", self.message)
+        f.write_str(" ")?;
+        write_line(f, &self.message)
     }
+}
+
+/// Escapes control characters: a quoted value must not forge a second line, or speak to the terminal.
+fn write_line(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    text.chars().try_for_each(|c| match c.is_control() {
+        true => write!(f, "{}", c.escape_default()),
+        false => f.write_char(c),
+    })
 }
 
 /// Every problem of a configuration, in the order of the file; never empty when it is an error.
@@ -135,5 +148,7 @@ mod tests {
         let problem =
             Problem { file: "x.yaml".into(), place: Place::default(), path: String::new(), message: "cannot".into() };
         assert_eq!(problem.to_string(), "x.yaml: cannot");
+        let forged = Problem { message: "`a\nok: \u{1b}[2J`".into(), ..problem };
+        assert_eq!(forged.to_string(), "x.yaml: `a\\nok: \\u{1b}[2J`");
     }
 }

@@ -88,6 +88,7 @@ impl Default for ResolvedNames {
     }
 }
 
+
 /// Listeners and limits. `listen`, `admin` and `tls` need a restart to change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
@@ -291,6 +292,7 @@ impl Budget {
     }
 }
 
+
 /// What an empty purse means while the store is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnStoreLoss {
@@ -397,12 +399,8 @@ impl Snapshot {
     /// The same configuration with `stored` keys beside its own. Where both have a digest or a name, the configuration's wins.
     #[must_use]
     pub fn with_stored_keys(mut self, stored: Vec<(KeyDigest, Caller)>) -> Snapshot {
-        let mut entries = self.config_keys.clone();
-        let taken = |digest: &KeyDigest, caller: &Caller| {
-            self.config_keys.iter().any(|(d, c)| d == digest || c.name == caller.name)
-        };
-        entries.extend(stored.into_iter().filter(|(digest, caller)| !taken(digest, caller)));
-        self.keys = KeyRing::new(entries, self.key_pepper.as_ref().map(|pepper| pepper.expose().as_bytes()));
+        let taken = |caller: &Caller| self.config_keys.iter().any(|(_, own)| own.name == caller.name);
+        self.keys = self.keys.with(stored.into_iter().filter(|(_, caller)| !taken(caller)).collect());
         self
     }
 

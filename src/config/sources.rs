@@ -20,20 +20,12 @@ pub(super) struct Sources<'a> {
     hasher: Sha256,
     /// Every file that was read, or that could not be.
     pub(super) files: Vec<PathBuf>,
-    /// Those of them that hold secrets.
-    pub(super) private_files: Vec<PathBuf>,
 }
 
 impl<'a> Sources<'a> {
     /// Relative paths are relative to `base_dir`.
     pub(super) fn new(environment: &'a dyn Fn(&str) -> Option<String>, base_dir: &Path) -> Sources<'a> {
-        Sources {
-            environment,
-            base_dir: base_dir.to_owned(),
-            hasher: Sha256::new(),
-            files: Vec::new(),
-            private_files: Vec::new(),
-        }
+        Sources { environment, base_dir: base_dir.to_owned(), hasher: Sha256::new(), files: Vec::new() }
     }
 
     /// The value of `name`, or else the content of the file that `name_FILE` names.
@@ -65,7 +57,6 @@ impl<'a> Sources<'a> {
     /// As [`Sources::file`].
     pub(super) fn secret_file(&mut self, path: &str) -> io::Result<String> {
         let mut text = self.file(path)?;
-        self.private_files.push(self.resolve(path));
         if text.ends_with('\n') {
             text.pop();
             if text.ends_with('\r') {
@@ -97,12 +88,20 @@ impl<'a> Sources<'a> {
 /// # Errors
 /// When it cannot be read, is no UTF-8, or is absurdly large.
 pub(super) fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let read = std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
-    if read as u64 > FILE_BYTES_MAX {
+    String::from_utf8(read_bytes(path)?).map_err(|_| io::Error::other("not UTF-8"))
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// When it cannot be read or is absurdly large.
+pub(super) fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(io::Error::other("larger than 16 MiB"));
     }
-    Ok(text)
+    Ok(bytes)
 }
 
 /// The assignments of a `.env` file: `NAME=value`, `export NAME="value"`, `#` comments. Values are taken literally.
@@ -161,6 +160,6 @@ mod tests {
         let environment = |name: &str| (name == "KEY_FILE").then(|| "key".to_owned());
         let mut sources = Sources::new(&environment, dir.path());
         assert_eq!(sources.variable("KEY").as_deref(), Some("sk-1"));
-        assert_eq!(sources.private_files, [dir.path().join("key")]);
+        assert_eq!(sources.files, [dir.path().join("key")]);
     }
 }

@@ -149,7 +149,7 @@ budgets:
             "t.yaml:15:5: keys[1]: is the same key as keys[0]; each key has one name",
             "t.yaml:15:13: keys[1].name: `a` is the name of keys[0] too",
             "t.yaml:17:23: budgets[0].limit: `5` names no currency; write `5 USD`",
-            "t.yaml:17:31: budgets[0].per: `fortnight` is not a period; write hour, day, week, month or total",
+            "t.yaml:17:31: budgets[0].per: `fortnight` is not a period; write hour, day, week, month, year or total",
         ]
     );
 }
@@ -195,9 +195,7 @@ fn values_of_the_wrong_kind_name_the_mend() {
         ),
         (
             "limits: [ { name: a, requests: 60 } ]",
-            &[
-                "t.yaml:4:32: limits[0].requests: `60` is not a rate; write it as `60/min`, `10/s`, `1000/h` or `5000/day`",
-            ],
+            &["t.yaml:4:32: limits[0].requests: `60` is not a rate; write it as `600/min`"],
         ),
         ("unpriced: free", &["t.yaml:4:11: unpriced: `free` is not known; known: refuse"]),
     ]);
@@ -255,7 +253,8 @@ fn references_lead_somewhere() {
         (
             "budgets: [ { name: b, limit: 1 USD, per: day, timezone: Europe/Berln } ]",
             &[
-                "t.yaml:4:57: budgets[0].timezone: `Europe/Berln` is not a time zone of the IANA list such as `Europe/Berlin`",
+                "t.yaml:4:57: budgets[0].timezone: `Europe/Berln` is not a time zone of this system's tz database; write it like \
+               `Europe/Berlin`",
             ],
         ),
         (
@@ -285,6 +284,18 @@ fn what_must_be_given_is_asked_for() {
         (
             "limits: [ { name: a } ]",
             &["t.yaml:4:11: limits[0]: limits nothing; write `requests`, `tokens` or `concurrent`"],
+        ),
+        (
+            "prices: { sim/m: { input: 1 USD/1M }, m: { input: 1 USD/1M, output: 1 USD/1M } }",
+            &[
+                "t.yaml:4:11: prices.sim/m: a price needs `output`, since nothing is free by silence; write `0 USD/1M` where it \
+                 is (embeddings have no output)",
+                "t.yaml:4:39: prices.m: `m` is not `provider/model`",
+            ],
+        ),
+        (
+            "prompts: { p: { versions: { v1: { system: \"{{ a\", variables: { a: { type: integer, default: x } } } } } }",
+            &["t.yaml:4:93: prompts.p.versions.v1.variables.a.default: the default of `a` must be an integer"],
         ),
         (
             "prompts: { p: { versions: { v1: {} } } }",
@@ -417,6 +428,17 @@ fn what_this_build_lacks_is_named() {
     let not_yet = loads(&with(text)).snapshot.not_yet;
     let names: Vec<&str> = not_yet.iter().filter_map(|line| line.split(':').next()).collect();
     assert_eq!(names, ["records", "cache", "alerts.webhook", "telemetry.otlp"]);
+    each_is_refused(&[
+        ("store: mysql://u:p@h", &["t.yaml:4:8: store: is not a store; write `embedded`"]),
+        ("records: mysql://u:p@h", &["t.yaml:4:10: records: is not a call log; write sqlite, postgres://… or none"]),
+        (
+            "ledger: { sync: 0s }\nserver: { limits: { in_flight: 0 } }",
+            &[
+                "t.yaml:4:17: ledger.sync: must be above 0",
+                "t.yaml:5:32: server.limits.in_flight: must be from 1 to 1000000, got 0",
+            ],
+        ),
+    ]);
     each_is_refused(&[(
         "store: redis://127.0.0.1",
         &["t.yaml:4:8: store: a Redis store is not available in this build yet; write `embedded`, or leave it out"],
@@ -454,6 +476,22 @@ models: { a: { versions: { v1: { target: sim/m } } } }
     assert!(found[1].starts_with("prices.yaml:2:"), "{found:#?}");
     assert!(found[2].contains("providers.o.api_key: the file key cannot be read: "), "{found:#?}");
     assert!(found[3].contains("prompts.p.versions.v1.file: p.md: "), "{found:#?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn secrets_that_everybody_can_read_are_warned_of() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("t.yaml");
+    let warnings = |key: &str, mode: u32| {
+        std::fs::write(&path, with(&format!("keys: [ {{ name: k, secret: {key} }} ]"))).expect("written");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("changed");
+        super::load(Some(&path)).expect("valid").warnings.len()
+    };
+    assert_eq!(warnings("sk-inline", 0o644), 1);
+    assert_eq!(warnings("sk-inline", 0o640), 0);
+    assert_eq!(warnings("\"${CARGO_PKG_NAME:-sk-x}\"", 0o644), 0);
 }
 
 #[test]

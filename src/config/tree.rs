@@ -185,6 +185,14 @@ impl Document {
         self.written(path).is_some_and(|node| self.is_struck(node))
     }
 
+    /// Whether something in the map at `path` is wrong, which is reported already.
+    pub(super) fn has_struck_below(&self, path: &Path) -> bool {
+        match self.written(path).map(|node| &node.value) {
+            Some(Value::Map(entries)) => entries.iter().any(|entry| self.is_struck(&entry.node)),
+            _ => false,
+        }
+    }
+
     /// Whether the value at `path` came from the environment, wholly or in part.
     pub(super) fn is_filled(&self, path: &Path) -> bool {
         self.written(path).is_some_and(|node| self.filled.contains(&node.id))

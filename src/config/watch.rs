@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher, event::AccessKind};
 use sha2::{Digest, Sha256};
 
-use crate::config::{ConfigError, Loaded, Origin, Snapshot};
+use crate::config::{ConfigError, Loaded, Origin, Snapshot, sources};
 
 /// How often content is compared without being told.
 const POLL: Duration = Duration::from_millis(500);
@@ -219,7 +219,7 @@ fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
 fn fingerprint(files: &[PathBuf]) -> Fingerprint {
     files
         .iter()
-        .map(|file| (file.clone(), std::fs::read(file).ok().map(|bytes| Sha256::digest(&bytes).into())))
+        .map(|file| (file.clone(), sources::read_bytes(file).ok().map(|bytes| Sha256::digest(&bytes).into())))
         .collect()
 }
 

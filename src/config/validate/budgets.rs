@@ -6,14 +6,14 @@ use super::{Check, shown};
 use crate::{
     config::{
         file::{self, File},
-        forms::{RateText, WordOr},
+        forms::WordOr,
         problems::suggestion,
         snapshot::{Budget, BudgetMode, CurrentPeriod, OnStoreLoss},
         tree::Path,
     },
     ledger::period::Per,
     policy::{
-        limits::{Limit, Rate},
+        limits::Limit,
         scope::{Match, Scope},
     },
     units::Tokens,
@@ -95,8 +95,8 @@ impl Check<'_, '_, '_> {
             let at = Path::default().key("limits").index(i);
             self.unique_name(&at, "limits", typed.name.as_deref(), i, &mut names);
             let scope = self.scope(&at.key("scope"), &typed.scope, file);
-            let requests = self.rate(&at.key("requests"), typed.requests);
-            let tokens = self.rate(&at.key("tokens"), typed.tokens);
+            let requests = typed.requests.map(|rate| rate.0);
+            let tokens = typed.tokens.map(|rate| rate.0);
             self.at_least_one(&at.key("concurrent"), typed.concurrent.map(u64::from));
             let written = ["requests", "tokens", "concurrent"].iter().any(|key| self.document.has(&at.key(key)));
             if !written {
@@ -107,12 +107,6 @@ impl Check<'_, '_, '_> {
             limits.push(Arc::new(limit));
         }
         limits
-    }
-
-    fn rate(&mut self, at: &Path, rate: Option<RateText>) -> Option<Rate> {
-        let rate = rate?.0;
-        self.at_least_one(at, Some(rate.count));
-        Some(rate)
     }
 
     fn at_least_one(&mut self, at: &Path, count: Option<u64>) {

@@ -54,7 +54,7 @@ impl Check<'_, '_, '_> {
             }
             let digest = self.digest(&at, typed, pepper);
             if let Some(digest) = &digest
-                && let Some(first) = digests.insert(digest.clone(), i)
+                && let Some(first) = digests.insert(*digest, i)
             {
                 self.problem(&at, format!("is the same key as keys[{first}]; each key has one name"));
             }
@@ -93,7 +93,7 @@ impl Check<'_, '_, '_> {
 
     fn hash(&mut self, at: &Path, hash: &str, has_pepper: bool) -> Option<KeyDigest> {
         match KeyDigest::parse(hash.trim()) {
-            Ok(_) if hash.starts_with("hmac-") && !has_pepper => {
+            Ok(digest) if digest.is_peppered() && !has_pepper => {
                 self.problem(at, "was made with a pepper; give that pepper as `key_pepper`");
                 None
             }
@@ -111,17 +111,17 @@ impl Check<'_, '_, '_> {
             self.problem(at, "names no model; leave it out to allow all of them");
         }
         for (i, model) in models.iter().enumerate() {
-            self.model_name(&at.index(i), model, file);
+            let is_prefix = model.ends_with('*') && !model.contains('/');
+            if !is_prefix {
+                self.model_name(&at.index(i), model, file);
+            }
         }
-        if models.iter().any(|model| model == "*") {
-            return ModelAccess::All;
-        }
-        ModelAccess::Only(models.iter().map(|model| model.as_str().into()).collect())
+        ModelAccess::listed(models.iter().map(String::as_str))
     }
 
-    /// A model as clients name it: an alias, `provider/model`, `provider/*`, `*`, or a bare name for the default provider.
+    /// A model as clients name it: an alias, `provider/model`, or a bare name for the default provider.
     pub(super) fn model_name(&mut self, at: &Path, model: &str, file: &File) {
-        if model == "*" || self.is_written("models", model) {
+        if self.is_written("models", model) {
             return;
         }
         if model.contains('/') {

@@ -3,6 +3,7 @@
 //! A part that is wrong is reported and left out, and the checking goes on; a [`Snapshot`] comes out only when nothing was
 //! wrong. References to a part that is wrong itself are not reported a second time.
 
+mod absent;
 mod budgets;
 mod experiments;
 mod keys;
@@ -21,7 +22,7 @@ use crate::{
         forms::SecretText,
         problems::{Problem, Problems, suggestion},
         secret::SecretString,
-        snapshot::{OnDisconnect, ResolvedNames, Snapshot, Store, StreamUsage},
+        snapshot::{OnDisconnect, Snapshot, StreamUsage},
         sources::Sources,
         tree::{Document, Path},
     },
@@ -87,6 +88,7 @@ impl Check<'_, '_, '_> {
         let limits = self.limits(file);
         let routing = self.routing(&file.routing);
         let store = self.store(file.store.as_deref());
+        let ledger = self.ledger(&file.ledger);
         self.name_what_is_not_here_yet(file);
         Some(Snapshot {
             hash: self.sources.hash(),
@@ -108,61 +110,10 @@ impl Check<'_, '_, '_> {
             routing,
             on_disconnect: on_disconnect(file),
             stream_usage: stream_usage(file),
-            ledger: self.ledger(&file.ledger),
+            ledger,
             not_yet: std::mem::take(&mut self.not_yet),
             resolved: ResolvedNames::default(),
         })
-    }
-
-    fn store(&mut self, store: Option<&str>) -> Option<Store> {
-        let at = Path::default().key("store");
-        match store {
-            None | Some("embedded") => return Some(Store::Embedded),
-            Some(url) if url.starts_with("redis") => {
-                self.problem(
-                    &at,
-                    "a Redis store is not available in this build yet; write `embedded`, or leave it out",
-                );
-            }
-            Some(other) => self.problem(&at, format!("`{}` is not a store; write `embedded`", shown(other))),
-        }
-        None
-    }
-
-    fn name_what_is_not_here_yet(&mut self, file: &File) {
-        match file.records.as_deref() {
-            None | Some("none") => {}
-            Some(records) if records == "sqlite" || records.starts_with("postgres") => self.not_yet.push(
-                "records: the call log is not available in this build yet; calls are logged as one line each"
-                    .to_owned(),
-            ),
-            Some(other) => {
-                let message = format!("`{}` is not a call log; write sqlite, postgres://… or none", shown(other));
-                self.problem(&Path::default().key("records"), message);
-            }
-        }
-        let given = |text: Option<&str>| text.is_some_and(|text| !text.trim().is_empty());
-        let mut missing = |wanted: bool, what: &str| {
-            if wanted {
-                self.not_yet.push(what.to_owned());
-            }
-        };
-        missing(
-            matches!(file.cache, Some(super::forms::WordOr::Map(_))),
-            "cache: the response cache is not available in this build yet; every call goes upstream",
-        );
-        missing(
-            given(file.alerts.webhook.as_ref().map(|url| url.0.as_str())),
-            "alerts.webhook: alerts are not available in this build yet; they are logged",
-        );
-        missing(
-            given(file.telemetry.otlp.as_deref()),
-            "telemetry.otlp: traces are not available in this build yet; metrics and logs are",
-        );
-        missing(
-            file.ledger.wait_replicas.is_some_and(|replicas| replicas > 0),
-            "ledger.wait_replicas: has no meaning for the embedded store",
-        );
     }
 
     // === what the checks share ===

@@ -7,10 +7,11 @@ use crate::{
     config::{
         file::{Charge, Refuse},
         forms::WordOr,
+        problems::Problem,
         snapshot::Unpriced,
         tree::{Document, Path},
     },
-    policy::pricing::{Catalog, Price, PriceRow},
+    policy::pricing::{Catalog, Price, PriceError, PriceRow},
 };
 
 /// Rows by `provider/model`.
@@ -47,28 +48,16 @@ impl Check<'_, '_, '_> {
     }
 
     fn rows(&mut self, document: &Document, at: &Path, rows: Rows) -> Arc<Catalog> {
-        let names: Vec<String> = rows.keys().cloned().collect();
-        for name in names.iter().filter(|name| !is_provider_and_model(name)) {
-            self.push_problem(document.problem(&at.key(name), "rows are named `provider/model`"));
-        }
         let builtin = Catalog::builtin();
-        match builtin.with_rows(rows.into_iter().collect()) {
-            Ok(catalog) => Arc::new(catalog),
-            Err(error) => {
-                let message = error.to_string();
-                let row = names.iter().filter(|name| message.contains(name.as_str())).max_by_key(|name| name.len());
-                let problem = match row {
-                    // The path names the row already.
-                    Some(name) => {
-                        let rest = message.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix(": "));
-                        document.problem(&at.key(name), rest.unwrap_or(&message))
-                    }
-                    None => document.problem(at, message),
-                };
-                self.push_problem(problem);
-                builtin
-            }
+        let rows: Vec<(String, PriceRow)> = rows.into_iter().collect();
+        if let Ok(catalog) = builtin.with_rows(rows.clone()) {
+            return Arc::new(catalog);
         }
+        for row in rows {
+            let problem = builtin.with_rows(vec![row]).err().and_then(|error| price_problem(document, at, &error));
+            self.problems.0.extend(problem);
+        }
+        builtin
     }
 
     pub(super) fn unpriced(&mut self, unpriced: Option<&WordOr<Refuse, Charge>>) -> Option<Unpriced> {
@@ -85,6 +74,20 @@ impl Check<'_, '_, '_> {
     }
 }
 
-fn is_provider_and_model(name: &str) -> bool {
-    name.split_once('/').is_some_and(|(provider, model)| !provider.is_empty() && !model.is_empty())
+/// Points at the row, or at the rate in it; `None` when the row lacks only what was wrong and is reported already.
+fn price_problem(document: &Document, at: &Path, error: &PriceError) -> Option<Problem> {
+    let row = match error {
+        PriceError::Amount { row, field, source } => {
+            return Some(document.problem(&at.key(row).key(field), source.to_string()));
+        }
+        PriceError::NotAModel(row) | PriceError::Twice(row) => {
+            return Some(document.problem(&at.key(row), error.to_string()));
+        }
+        PriceError::Empty(row) | PriceError::Incomplete { row, .. } => row,
+    };
+    let at = at.key(row);
+    // The path says the row's name already.
+    let message = error.to_string();
+    let message = message.strip_prefix(&format!("{row}: ")).unwrap_or(&message);
+    (!document.has_struck_below(&at)).then(|| document.problem(&at, message))
 }

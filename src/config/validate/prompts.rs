@@ -9,7 +9,7 @@ use crate::{
         snapshot::{Prompt, PromptRef},
         tree::Path,
     },
-    policy::prompt::{Template, TemplateSource, Variable, VariableKind},
+    policy::prompt::{PromptError, Template, TemplateSource, Variable, VariableKind},
 };
 
 /// Prompts by name.
@@ -55,17 +55,26 @@ impl Check<'_, '_, '_> {
             developer: typed.developer.clone(),
             before_user: typed.before_user.clone(),
             after_user: typed.after_user.clone(),
-            variables: self.variables(at, &typed.variables),
+            variables: variables(&typed.variables),
         };
-        Template::compile(version.into(), source)
-            .map_err(|error| {
-                let (at, file) = match &typed.file {
-                    Some(file) => (at.key("file"), format!("{}: ", shown(file))),
-                    None => (at.clone(), String::new()),
-                };
-                self.problem(&at, format!("{file}{error}"));
-            })
-            .ok()
+        Template::compile(version.into(), source).map_err(|error| self.prompt_problem(at, typed, &error)).ok()
+    }
+
+    /// Points at the part or the variable that a template fails in.
+    fn prompt_problem(&mut self, at: &Path, typed: &file::PromptVersion, error: &PromptError) {
+        let part = match error {
+            PromptError::Syntax { part, .. } | PromptError::ForbiddenTag { part, .. } => *part,
+            PromptError::SourceTooLong { part } => *part,
+            PromptError::WrongDefault { name, .. } => {
+                let at = at.key("variables").key(name).key("default");
+                return self.problem(&at, error.to_string());
+            }
+            _ => return self.problem(at, error.to_string()),
+        };
+        match &typed.file {
+            Some(file) if part == "system" => self.problem(&at.key("file"), format!("{}: {error}", shown(file))),
+            _ => self.problem(&at.key(part), error.to_string()),
+        }
     }
 
     /// The system message from its file; `None` when that is a problem.
@@ -82,26 +91,6 @@ impl Check<'_, '_, '_> {
                 None
             }
         }
-    }
-
-    fn variables(&mut self, at: &Path, typed: &BTreeMap<String, file::Variable>) -> Vec<Variable> {
-        let mut variables = Vec::with_capacity(typed.len());
-        for (name, variable) in typed {
-            let kind = variable.kind.unwrap_or(VariableType::String);
-            if let Some(default) = &variable.default
-                && !fits(kind, default)
-            {
-                let at = at.key("variables").key(name).key("default");
-                self.problem(&at, format!("{default} is not {}", due(kind)));
-            }
-            variables.push(Variable {
-                name: name.clone(),
-                kind: variable_kind(kind),
-                default: variable.default.clone(),
-                description: variable.description.clone(),
-            });
-        }
-        variables
     }
 
     /// `name` or `name@version`.
@@ -127,22 +116,14 @@ impl Check<'_, '_, '_> {
     }
 }
 
-fn fits(kind: VariableType, value: &serde_json::Value) -> bool {
-    match kind {
-        VariableType::String => value.is_string(),
-        VariableType::Number => value.is_number(),
-        VariableType::Integer => value.is_i64() || value.is_u64(),
-        VariableType::Boolean => value.is_boolean(),
-    }
-}
-
-fn due(kind: VariableType) -> &'static str {
-    match kind {
-        VariableType::String => "a string; put it in quotes",
-        VariableType::Number => "a number",
-        VariableType::Integer => "a whole number",
-        VariableType::Boolean => "true or false",
-    }
+fn variables(typed: &BTreeMap<String, file::Variable>) -> Vec<Variable> {
+    let variable = |(name, variable): (&String, &file::Variable)| Variable {
+        name: name.clone(),
+        kind: variable_kind(variable.kind.unwrap_or(VariableType::String)),
+        default: variable.default.clone(),
+        description: variable.description.clone(),
+    };
+    typed.iter().map(variable).collect()
 }
 
 fn variable_kind(kind: VariableType) -> VariableKind {
