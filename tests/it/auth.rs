@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Call, Gateway, KEY, PROVIDER_KEY, Reply, Upstream, closed_port};
+use crate::support::{Call, Dice, Gateway, KEY, PROVIDER_KEY, RawClient, Reply, Upstream, closed_port};
 
 const OTHER: &str = "tg-test-other-ffffffffffffffffffffffffffffffff";
 
@@ -75,7 +75,7 @@ async fn messages_refuses_in_anthropics_shape() {
 #[tokio::test]
 async fn a_model_outside_the_keys_list_is_refused() {
     let upstream = Upstream::run().await;
-    let gateway = Gateway::new()
+    let gateway = Gateway::bare()
         .upstream(&upstream)
         .top("default_provider", "upstream")
         .model("support", "target: upstream/gpt-4o-mini")
@@ -103,7 +103,7 @@ async fn a_model_outside_the_keys_list_is_refused() {
 #[tokio::test]
 async fn the_list_of_models_is_what_the_key_may_name() {
     let upstream = Upstream::run().await;
-    let gateway = Gateway::new()
+    let gateway = Gateway::bare()
         .upstream(&upstream)
         .model("support", "target: upstream/gpt-4o-mini")
         .model("secret", "target: upstream/gpt-4o-mini")
@@ -123,7 +123,7 @@ async fn the_list_of_models_is_what_the_key_may_name() {
 #[tokio::test]
 async fn an_unknown_provider_is_a_model_not_found() {
     let upstream = Upstream::run().await;
-    let gateway = Gateway::new().upstream(&upstream).key("dev", KEY, "").run().await;
+    let gateway = Gateway::bare().upstream(&upstream).key("dev", KEY, "").run().await;
 
     for model in ["nowhere/gpt-4o", "gpt-4o"] {
         assert_eq!(gateway.hello(model).send().await.expect(404).error_code(), "model_not_found", "{model}");
@@ -205,10 +205,63 @@ async fn organization_endpoints_are_refused_unless_allowed() {
 async fn without_auth_anyone_on_loopback_may_call() {
     let upstream = Upstream::run().await;
     let gateway =
-        Gateway::new().upstream(&upstream).top("default_provider", "upstream").top("auth", "none").run().await;
+        Gateway::bare().upstream(&upstream).top("default_provider", "upstream").top("auth", "none").run().await;
 
     let body: Value = json!({"model": "upstream/m", "messages": [{"role": "user", "content": "hi"}]});
     gateway.post("/v1/chat/completions").json(&body).send().await.expect(200);
 
     assert_eq!(upstream.next_request().await.headers.all("authorization"), [format!("Bearer {PROVIDER_KEY}")]);
+}
+
+#[tokio::test]
+async fn no_fuzzed_host_path_or_key_gets_in() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::transparent(&upstream).run().await;
+    let mut dice = Dice::seeded(5);
+    let hosts = ["gateway", "127.0.0.1", "localhost:1", "[::1]", "admin", "a..b", "%00", "a,b", "", "*"];
+    let paths = [
+        "/v1/chat/completions",
+        "/v1/models",
+        "/healthz/../v1/models",
+        "/readyz/%2e%2e/v1/models",
+        "/V1/models",
+        "/v1//models",
+        "http://x/v1/models",
+        "/v1/models;/healthz",
+        "/healthz?/v1/models",
+    ];
+    let schemes = ["Bearer ", "bearer", "Basic ", "", "Bearer  ", "Token ", "Bearer\t", "sha256:"];
+    let keys = [
+        &KEY[..KEY.len() - 1],
+        &KEY.to_uppercase(),
+        &format!("{KEY} "),
+        &format!("{KEY},{KEY}"),
+        &format!("x{KEY}"),
+        "null",
+        "undefined",
+        "*",
+        "' or ''='",
+        "../../key",
+    ]
+    .map(str::to_owned);
+
+    for _ in 0..1000 {
+        let key: &str = &keys[dice.below(keys.len())];
+        // A trailing space is no part of a header's value: with it the key is right.
+        let key = if key.trim_end() == KEY { "wrong" } else { key };
+        let (method, path) = (dice.pick(&["GET", "POST", "HEAD", "get", "OPTIONS"]), dice.pick(&paths));
+        let (host, header, scheme) =
+            (dice.pick(&hosts), dice.pick(&["authorization", "x-api-key", "api-key"]), dice.pick(&schemes));
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {host}\r\n{header}: {scheme}{key}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        );
+
+        let mut client = RawClient::connect(gateway.listen).await;
+        client.send(&request).await;
+        if let Some(response) = client.response_to(method).await {
+            let health = path.starts_with("/healthz?");
+            assert!(response.status >= 400 || health, "{} for {request:?}", response.status);
+        }
+    }
+    assert_eq!(upstream.request_count(), 0);
 }

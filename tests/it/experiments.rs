@@ -150,7 +150,7 @@ async fn each_call_is_recorded_and_counted_under_its_variant() {
 async fn a_fallback_keeps_the_assigned_variant() {
     let broken = Upstream::always(Reply::bodyless(503).header("content-length", "0")).await;
     let spare = Upstream::run().await;
-    let gateway = Gateway::new()
+    let gateway = Gateway::bare()
         .provider_at("first", &broken.url())
         .provider_at("spare", &spare.url())
         .top("routing", "{ attempts: 2, eject: off }")

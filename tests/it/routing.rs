@@ -16,7 +16,7 @@ fn error(code: &str) -> Value {
 }
 
 fn two(first: &str, second: &Upstream, routing: &str) -> Setup {
-    Gateway::new()
+    Gateway::bare()
         .provider_at("first", first)
         .provider_at("second", &second.url())
         .top("routing", routing)
@@ -207,7 +207,7 @@ async fn redirects_are_not_followed_with_the_providers_key() {
 #[tokio::test]
 async fn weights_share_calls_between_targets() {
     let (first, second) = (Upstream::run().await, Upstream::run().await);
-    let gateway = Gateway::new()
+    let gateway = Gateway::bare()
         .provider_at("first", &first.url())
         .provider_at("second", &second.url())
         .model("support", "targets: [ { use: first/m, weight: 80 }, { use: second/m, weight: 20 } ]")

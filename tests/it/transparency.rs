@@ -157,6 +157,41 @@ async fn the_response_says_which_call_it_was_and_who_served_it() {
     assert_eq!(Some(record.text("call.id")), response.header("x-tollgate-call"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_bodies_pass_whole_and_cost_little_more_than_themselves() {
+    let upstream = Upstream::answering(|request| Reply::bytes(200, "application/json", request.body.clone())).await;
+    let gateway = Gateway::transparent(&upstream).run().await;
+    let before = gateway.memory_bytes("VmHWM:");
+
+    for size in [32_769, 1 << 20, 20 << 20] {
+        let text = "é日 ".repeat(size / 6);
+        let body = format!("{{\"model\":\"gpt-4o-mini\",\"messages\":[{{\"role\":\"user\",\"content\":\"{text}\"}}]}}");
+        let call = gateway.post("/v1/chat/completions").key(KEY).body("application/json", &*body);
+        let response = call.send().await.expect(200);
+
+        assert_eq!(sha256(&upstream.next_request().await.body), sha256(body.as_bytes()), "{size} bytes out");
+        assert_eq!(sha256(&response.body), sha256(body.as_bytes()), "{size} bytes back");
+    }
+
+    // Twice the largest body, and what the process needs besides.
+    let grown = gateway.memory_bytes("VmHWM:") - before;
+    assert!(grown < (2 * 20 + 24) << 20, "grew by {grown} bytes");
+}
+
+#[tokio::test]
+async fn a_lone_surrogate_passes_verbatim_or_is_refused() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::transparent(&upstream).run().await;
+
+    let body = r#"{"model":"gpt-4o-mini","messages":[{"role":"user","content":"\ud83d"}]}"#;
+    let response = gateway.post("/v1/chat/completions").key(KEY).body("application/json", body).send().await;
+
+    match response.status {
+        200 => assert_eq!(upstream.next_request().await.body, body.as_bytes()),
+        status => assert_eq!(status, 400, "{}", response.text()),
+    }
+}
+
 // === exchanges that no SDK would write ===
 
 struct Exchange {

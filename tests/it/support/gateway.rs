@@ -25,7 +25,7 @@ pub(crate) const KEY: &str = "tg-test-client-0123456789abcdef0123456789abcdef";
 /// The key that the provider expects.
 pub(crate) const PROVIDER_KEY: &str = "sk-upstream-fedcba9876543210";
 
-const LISTENERS: &str = r#"server: { listen: "127.0.0.1:0", admin: "127.0.0.1:0" }"#;
+const LISTENERS: &str = r#"{ listen: "127.0.0.1:0", admin: "127.0.0.1:0" }"#;
 
 /// A gateway that is not running yet: its configuration, its environment, its directory.
 #[derive(Debug, Clone)]
@@ -245,15 +245,14 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     /// Nothing but the two listeners on free ports, the embedded store, and one attempt per call.
-    pub(crate) fn new() -> Setup {
+    pub(crate) fn bare() -> Setup {
         let setup = Setup::new(None).top("data_dir", "data").top("records", "none");
-        let (_, server) = LISTENERS.split_once(": ").expect("a constant");
-        setup.top("server", server).top("routing", "{ attempts: 1, eject: off }")
+        setup.top("server", LISTENERS).top("routing", "{ attempts: 1, eject: off }")
     }
 
     /// A provider `upstream`, the default one, and the key [`KEY`] that may name every model.
     pub(crate) fn before(upstream: &Upstream) -> Setup {
-        Self::new().upstream(upstream).top("default_provider", "upstream").key(
+        Self::bare().upstream(upstream).top("default_provider", "upstream").key(
             "dev",
             KEY,
             r#", team: red, models: ["*"]"#,
@@ -365,7 +364,7 @@ impl Gateway {
     pub(crate) fn memory_bytes(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("a live process");
         let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of that name");
-        let kibibytes: u64 = line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
+        let kibibytes: u64 = line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number");
         kibibytes * 1024
     }
 
