@@ -545,8 +545,7 @@ impl<S> Guarded<S> {
     pub fn new(io: S, head_limit: Duration) -> (Guarded<S>, Handle) {
         let handle = Handle::default();
         let framing = Framing::default();
-        let guarded =
-            Guarded { io, framing, handle: handle.clone(), end: End::Open, head_limit, head_alarm: None };
+        let guarded = Guarded { io, framing, handle: handle.clone(), end: End::Open, head_limit, head_alarm: None };
         (guarded, handle)
     }
 
