@@ -27,14 +27,25 @@ pub struct AccountState {
     pub run: String,
     /// Nothing is granted before this instant.
     pub learn_until_ms: u64,
-    /// The purse that went short last, and until when others hand money back for it.
-    pub starving: Option<(RowId, u64)>,
+    /// A purse for which others hand money back. One at a time: of two that each hold half of what they need, one gets it.
+    pub starving: Option<Starving>,
     /// Spent by rows that are no longer kept apart.
     pub archived_charged: u64,
     /// Debt of rows that are no longer kept apart.
     pub archived_debt: u64,
     /// One row per purse.
     pub rows: BTreeMap<RowId, Row>,
+}
+
+/// A purse that is short of what its calls wait for, while others hold money.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Starving {
+    /// Which.
+    pub row: RowId,
+    /// Nano-USD that it lacks; kept for it.
+    pub lacking: u64,
+    /// When others need not wait for it any more.
+    pub until_ms: u64,
 }
 
 /// What the account knows of one purse.
@@ -102,6 +113,8 @@ impl AccountState {
             server.run.clone_into(&mut self.run);
             self.learn_until_ms = server.now_ms.saturating_add(server.learn_ms);
         }
+        // Clocks that were set back must not make it learn for longer.
+        self.learn_until_ms = self.learn_until_ms.min(server.now_ms.saturating_add(server.learn_ms));
     }
 
     fn take_limit(&mut self, request: &SyncRequest) {
@@ -129,28 +142,41 @@ impl AccountState {
     /// Raises the row's grant towards the target. What calls wait for comes first; beyond it, a purse gets all that is free
     /// only while it is alone, else a share that leaves something for the others.
     fn grant(&mut self, request: &SyncRequest, now_ms: u64) {
-        let free = self.free();
+        let kept = self.starving_other(request.row, now_ms).map_or(0, |starving| starving.lacking);
+        let free = self.free().saturating_sub(kept);
         let sharing = 1 + self.others(request.row, now_ms).count() as u64;
         let share = if sharing == 1 { free } else { free / (2 * sharing) };
         let elsewhere = self.elsewhere(request.row, now_ms);
+        let learning = now_ms < self.learn_until_ms;
         let Some(row) = self.rows.get_mut(&request.row).filter(|row| row.closed_ms.is_none()) else { return };
         let granted = row.totals.granted;
-        if now_ms >= self.learn_until_ms {
+        if !learning {
             let needed = request.need.min(NANO_USD_MAX).saturating_sub(granted);
             let wished = request.target.min(NANO_USD_MAX).saturating_sub(granted).max(needed);
             row.totals.granted += wished.min(needed.max(share)).min(free);
         }
-        let short = request.need > row.totals.granted;
-        self.note_starving(request.row, short && elsewhere > 0, now_ms);
+        let lacking = request.need.min(NANO_USD_MAX).saturating_sub(row.totals.granted);
+        self.note_starving(request.row, if elsewhere > 0 { lacking } else { 0 }, now_ms);
     }
 
-    fn note_starving(&mut self, row: RowId, starves: bool, now_ms: u64) {
-        match self.starving {
-            Some((starving, _)) if starving == row && !starves => self.starving = None,
-            Some((_, until_ms)) if until_ms > now_ms + STARVING_MS / 2 => {}
-            _ if starves => self.starving = Some((row, now_ms + STARVING_MS)),
-            _ => {}
+    fn note_starving(&mut self, row: RowId, lacking: u64, now_ms: u64) {
+        if self.starving_other(row, now_ms).is_some() {
+            return;
         }
+        let noted = self.starving.filter(|starving| starving.row == row && starving.lacking == lacking);
+        let is_fresh = noted.is_some_and(|starving| starving.until_ms > now_ms + STARVING_MS / 2);
+        if lacking == 0 {
+            self.starving = None;
+        } else if !is_fresh {
+            self.starving = Some(Starving { row, lacking, until_ms: now_ms + STARVING_MS });
+        }
+    }
+
+    /// The purse of another process for which money is kept.
+    fn starving_other(&self, own: RowId, now_ms: u64) -> Option<Starving> {
+        // The upper end is for clocks that were set back.
+        let is_on = |until_ms: u64| now_ms < until_ms && until_ms <= now_ms + STARVING_MS;
+        self.starving.filter(|starving| starving.row.incarnation != own.incarnation && is_on(starving.until_ms))
     }
 
     /// Folds rows that were closed long ago into two sums, so that restarts don't make an account grow.
@@ -168,9 +194,7 @@ impl AccountState {
     }
 
     fn reply_to(&self, row: RowId, now_ms: u64) -> Merged {
-        let asked_back = self
-            .starving
-            .is_some_and(|(starving, until_ms)| starving.incarnation != row.incarnation && now_ms < until_ms);
+        let asked_back = self.starving_other(row, now_ms).is_some();
         Merged {
             totals: self.rows.get(&row).copied().unwrap_or_default().totals,
             free: self.free(),
@@ -325,6 +349,20 @@ mod tests {
         sync(&mut state, &back, SERVER);
         assert_eq!(merged(sync(&mut state, &wish(2, Totals::default(), 10, 10), SERVER)).totals.granted, 10);
         assert!(!merged(sync(&mut state, &back, SERVER)).starving);
+    }
+
+    #[test]
+    fn of_two_that_hold_half_of_what_they_need_one_gets_it() {
+        let mut state = None;
+        for incarnation in [1, 2] {
+            sync(&mut state, &wish(incarnation, Totals::default(), 500, 500), SERVER);
+        }
+        merged(sync(&mut state, &wish(1, granted(500), 1000, 1000), SERVER));
+        let second = merged(sync(&mut state, &wish(2, granted(500), 1000, 1000), SERVER));
+        assert!(second.starving, "the first was first");
+        let back = wish(2, Totals { returned: 500, ..granted(500) }, 1500, 1500);
+        assert_eq!(merged(sync(&mut state, &back, SERVER)).totals.granted, 500, "what came back is kept for the first");
+        assert_eq!(merged(sync(&mut state, &wish(1, granted(500), 1000, 1000), SERVER)).totals.granted, 1000);
     }
 
     #[test]

@@ -17,3 +17,6 @@ pub mod account;
 pub mod period;
 pub mod purse;
 pub mod sync;
+
+#[cfg(test)]
+mod simulation;

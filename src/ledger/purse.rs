@@ -118,7 +118,7 @@ impl Purse {
     pub fn hand_back(&self, keep: u64) {
         let idle_beyond = |available: u64| {
             let idle = available & !RETIRED;
-            (idle > keep).then_some(available - (idle - keep))
+            (idle > keep).then(|| available - (idle - keep))
         };
         let swapped = self.available.fetch_update(Ordering::SeqCst, Ordering::SeqCst, idle_beyond);
         if let Ok(before) = swapped {
@@ -278,6 +278,15 @@ mod tests {
         purse.hand_back(0);
         assert_eq!(purse.totals(), Totals { granted: 10, returned: 7, charged: 3, debt: 0 });
         assert_eq!((purse.holds(), purse.idle()), (0, 0));
+    }
+
+    #[test]
+    fn nothing_is_handed_back_below_what_is_kept() {
+        let purse = purse(10);
+        purse.hand_back(11);
+        assert_eq!(purse.available(), 10);
+        purse.hand_back(4);
+        assert_eq!((purse.available(), purse.totals().returned), (4, 6));
     }
 
     #[test]

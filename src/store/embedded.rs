@@ -20,7 +20,7 @@ use super::{
     private_file,
 };
 use crate::ledger::{
-    account::{self, AccountState, Row, Server},
+    account::{self, AccountState, Row, Server, Starving},
     sync::{RowId, SyncReply, Totals},
 };
 
@@ -39,6 +39,7 @@ const SCHEMA: &str = "
         run TEXT NOT NULL,
         learn_until_ms INTEGER NOT NULL,
         starving_row TEXT,
+        starving_lacking INTEGER,
         starving_until_ms INTEGER,
         archived_charged INTEGER NOT NULL,
         archived_debt INTEGER NOT NULL
@@ -78,8 +79,8 @@ impl Embedded {
         // SQLite would create it for everybody; its -wal and -shm files take the mode of this one.
         let unavailable = |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
         private_file().open(&path).map_err(unavailable)?;
-        let connection = Connection::open(&path).map_err(store_error)?;
-        prepare(&connection).map_err(store_error)?;
+        let connection = Connection::open(&path).map_err(|error| store_error(&error))?;
+        prepare(&connection).map_err(|error| store_error(&error))?;
         let (jobs, queue) = mpsc::sync_channel(QUEUE_MAX);
         let work = move || {
             run(connection, &queue);
@@ -147,7 +148,8 @@ fn run(mut connection: Connection, queue: &mpsc::Receiver<Job>) {
                 Job::Sync(requests, reply) => batch.push((requests, reply)),
                 Job::List(after, count_max, reply) => {
                     // The one who asked may be gone; nothing is lost with the answer.
-                    let _gone = reply.send(list(&connection, after.as_deref(), count_max).map_err(store_error));
+                    let _gone =
+                        reply.send(list(&connection, after.as_deref(), count_max).map_err(|error| store_error(&error)));
                 }
             }
         }
@@ -162,7 +164,7 @@ fn answer(connection: &mut Connection, batch: Vec<Waiting>) {
         return;
     }
     let requests: Vec<&[AccountSync]> = batch.iter().map(|(requests, _)| requests.as_slice()).collect();
-    match sync_all(connection, &requests, now_ms()).map_err(store_error) {
+    match sync_all(connection, &requests, now_ms()).map_err(|error| store_error(&error)) {
         Ok(replies) => {
             for ((_, reply), answer) in batch.into_iter().zip(replies) {
                 let _gone = reply.send(Ok(answer));
@@ -205,20 +207,21 @@ fn sync_one(transaction: &Transaction<'_>, sync: &AccountSync, server: Server<'_
 
 fn load(connection: &Connection, key: &str) -> rusqlite::Result<Option<AccountState>> {
     let mut select = connection.prepare_cached(
-        "SELECT limit_nano_usd, limit_version, run, learn_until_ms, starving_row, starving_until_ms,
+        "SELECT limit_nano_usd, limit_version, run, learn_until_ms, starving_row, starving_lacking, starving_until_ms,
                 archived_charged, archived_debt FROM account WHERE key = ?1",
     )?;
     let head = select.query_row([key], |row| {
         let starving: Option<String> = row.get(4)?;
-        let until_ms: Option<u64> = row.get(5)?;
+        let starving = starving.and_then(|id| id.parse().ok());
+        let amounts: Option<(u64, u64)> = row.get::<_, Option<u64>>(5)?.zip(row.get(6)?);
         Ok(AccountState {
             limit: row.get(0)?,
             limit_version: row.get(1)?,
             run: row.get(2)?,
             learn_until_ms: row.get(3)?,
-            starving: starving.and_then(|id| id.parse().ok()).zip(until_ms),
-            archived_charged: row.get(6)?,
-            archived_debt: row.get(7)?,
+            starving: starving.zip(amounts).map(|(row, (lacking, until_ms))| Starving { row, lacking, until_ms }),
+            archived_charged: row.get(7)?,
+            archived_debt: row.get(8)?,
             rows: BTreeMap::new(),
         })
     });
@@ -244,20 +247,21 @@ fn save(
     before: Option<&AccountState>,
     after: &AccountState,
 ) -> rusqlite::Result<()> {
-    let starving = after.starving.map(|(id, _)| id.to_string());
-    transaction.prepare_cached("INSERT OR REPLACE INTO account VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(
-        params![
+    let starving = after.starving.map(|starving| starving.row.to_string());
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO account VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
+        .execute(params![
             key,
             after.limit,
             after.limit_version,
             after.run,
             after.learn_until_ms,
             starving,
-            after.starving.map(|(_, until_ms)| until_ms),
+            after.starving.map(|starving| starving.lacking),
+            after.starving.map(|starving| starving.until_ms),
             after.archived_charged,
             after.archived_debt,
-        ],
-    )?;
+        ])?;
     let known = |id: &RowId| before.and_then(|before| before.rows.get(id));
     for (id, row) in after.rows.iter().filter(|(id, row)| known(id) != Some(row)) {
         let Totals { granted, returned, charged, debt } = row.totals;
@@ -295,7 +299,7 @@ fn list(connection: &Connection, after: Option<&str>, count_max: usize) -> rusql
     rows.collect()
 }
 
-fn store_error(error: rusqlite::Error) -> StoreError {
+fn store_error(error: &rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged(error.to_string()),
         Some(_) => StoreError::Unavailable(error.to_string()),
@@ -356,6 +360,21 @@ mod tests {
         std::fs::write(dir.path().join("ledger.db"), [b'x'; 8192]).unwrap();
         let refused = Embedded::open(Arc::new(DataDir::open(dir.path()).unwrap())).unwrap_err();
         assert!(matches!(refused, StoreError::Damaged(_)), "{refused}");
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_of_which_nothing_took_effect() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(SCHEMA).unwrap();
+        let pages: u64 = connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
+        let many: Vec<AccountSync> =
+            (0..500).map(|n| for_account(&format!("account-{n:0200}"), request(1, Totals::default(), 10))).collect();
+        let error = store_error(&sync_all(&mut connection, &[&many], 1).unwrap_err());
+        assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("full")), "{error}");
+        assert_eq!(list(&connection, None, 10).unwrap(), []);
+        connection.pragma_update_and_check(None, "max_page_count", 100_000, |_| Ok(())).unwrap();
+        assert_eq!(sync_all(&mut connection, &[&many], 1).unwrap()[0].len(), 500);
     }
 
     fn step() -> impl Strategy<Value = (u8, u64, u8, u64, u64, u64, u64)> {
