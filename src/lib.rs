@@ -48,3 +48,5 @@ pub mod policy;
 pub mod config;
 pub mod store;
 pub mod telemetry;
+
+pub mod purses;
