@@ -994,6 +994,7 @@ mod tests {
         let (mut client, server) = duplex(4096);
         let handle = serve(server);
         client.write_all(b"GET / HTTP/1.1\nHost: a\n\n").await.unwrap();
+        client.shutdown().await.unwrap();
         let mut reply = String::new();
         client.read_to_string(&mut reply).await.unwrap();
         assert!(reply.starts_with("HTTP/1.1 400"), "{reply}");
