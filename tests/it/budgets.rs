@@ -204,11 +204,22 @@ async fn spend_survives_a_kill_exactly() {
     let gateway = gateway.kill_and_restart().await;
 
     assert_eq!(before.charged_nanousd, 3 * COST_NANOUSD);
-    assert_eq!(gateway.budget("all").await.charged_nanousd, before.charged_nanousd);
     let calls: Vec<_> = (0..20).map(|_| gateway.chat(&dear(1000))).collect();
     let responses = join_all(calls.iter().map(|call| call.send())).await;
     assert_eq!(responses.iter().filter(|response| response.status == 200).count(), 7);
     assert_eq!(settled(&gateway, "all").await.charged_nanousd, 10 * COST_NANOUSD);
+}
+
+#[tokio::test]
+async fn spend_is_shown_at_once_after_a_restart() {
+    let upstream = exact_upstream().await;
+    let gateway = budgeted(&upstream, "name: all, scope: { team: red }, limit: 0.1 USD, per: month").run().await;
+    gateway.chat(&dear(1000)).send().await.expect(200);
+    settled(&gateway, "all").await;
+
+    let gateway = gateway.kill_and_restart().await;
+
+    assert_eq!(gateway.budget("all").await.charged_nanousd, COST_NANOUSD);
 }
 
 #[tokio::test]
@@ -276,7 +287,7 @@ async fn a_call_pays_from_every_budget_it_touches_or_from_none() {
 async fn a_model_without_a_price_is_refused_under_a_budget_or_charged_as_set() {
     let upstream = exact_upstream().await;
     let budget = "name: all, scope: { team: red }, limit: 1 USD, per: month";
-    let strict = Gateway::before(&upstream).budget(budget).run().await;
+    let strict = Gateway::before(&upstream).budget(budget).top("unpriced", "refuse").run().await;
     let set = Gateway::before(&upstream)
         .budget(budget)
         .top("unpriced", "{ charge: { input: 0 USD/1M, output: 10 USD/1M } }")

@@ -2,19 +2,25 @@
 
 use std::{
     io::Write as _,
-    process::{Command, Output, Stdio},
+    process::{Output, Stdio},
 };
 
 use serde_json::{Value, json};
 
 use crate::support::{DEADLINE, Gateway, sha256};
 
-fn tollgate(arguments: &[&str]) -> Command {
-    Gateway::yaml("").command(arguments)
+/// `tollgate ARGUMENTS` in an empty directory, with `input` on its standard input.
+fn run_with(arguments: &[&str], input: &str) -> Output {
+    let setup = Gateway::yaml("");
+    let mut command = setup.command(arguments);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A command that reads nothing may be gone already.
+    let _ = child.stdin.take().expect("piped above").write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
 }
 
 fn run(arguments: &[&str]) -> Output {
-    tollgate(arguments).stdin(Stdio::null()).output().unwrap()
+    run_with(arguments, "")
 }
 
 fn stdout(output: &Output) -> String {
@@ -23,13 +29,6 @@ fn stdout(output: &Output) -> String {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn run_with(arguments: &[&str], input: &str) -> Output {
-    let mut child =
-        tollgate(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    child.wait_with_output().unwrap()
 }
 
 #[test]

@@ -244,9 +244,10 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Nothing but the two listeners on free ports, the embedded store, and one attempt per call.
+    /// Nothing but the two listeners on free ports, the embedded store, one attempt per call, and a price for every model.
     pub(crate) fn bare() -> Setup {
         let setup = Setup::new(None).top("data_dir", "data").top("records", "none");
+        let setup = setup.top("unpriced", "{ charge: { input: 1 USD/1M, output: 1 USD/1M } }");
         setup.top("server", LISTENERS).top("routing", "{ attempts: 1, eject: off }")
     }
 

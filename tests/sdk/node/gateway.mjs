@@ -69,6 +69,7 @@ export async function startGateway(provider) {
   writeFileSync(config, `
 server: { listen: "127.0.0.1:0", admin: "127.0.0.1:0" }
 records: none
+unpriced: { charge: { input: 1 USD/1M, output: 1 USD/1M } }
 default_provider: mock
 routing: { attempts: 1, eject: off }
 providers:

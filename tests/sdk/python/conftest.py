@@ -21,6 +21,7 @@ CONFIG = """
 server: {{ listen: "127.0.0.1:0", admin: "127.0.0.1:0" }}
 records: none
 default_provider: mock
+unpriced: {{ charge: {{ input: 1 USD/1M, output: 1 USD/1M }} }}
 routing: {{ attempts: 1, eject: off }}
 providers:
   mock: {{ kind: openai, base_url: "{url}/v1", api_key: sk-provider }}
