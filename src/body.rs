@@ -98,6 +98,8 @@ pub struct Watching {
     pub dialect: Dialect,
     /// How the call ends if the body comes to its end.
     pub outcome: Outcome,
+    /// Whether only the connection's close tells the body's end (RFC 9112 §6.3, rule 8), as it would tell a cut.
+    pub ends_by_close: bool,
     /// Time limits.
     pub times: BodyTimes,
     /// Reads on when the client has left; `None` cancels.
@@ -250,14 +252,13 @@ impl Watched {
         }
     }
 
-    /// The source said that nothing more comes: believed, unless an event was left half.
+    /// The source said that nothing more comes: believed, unless a closed connection is all it said it with.
     fn source_ended(&mut self) -> Result<(), ReplyError> {
         if let Watch::Events(events) = &self.watching.watch
-            && events.mid_event()
+            && self.watching.ends_by_close
             && !events.ended()
         {
-            // An end in the middle of an event is a cut, however politely the connection was closed.
-            return self.broke("the stream ended in the middle of an event");
+            return self.broke("the connection closed before the stream said that it was over");
         }
         if let Some(filter) = self.watching.filter.take() {
             let (rest, _) = filter.finish();

@@ -121,11 +121,11 @@ fn count_tokens() -> ExitCode {
 
 /// Keys are kept where the gateway looks for them: in its data_dir, hashed with its pepper.
 fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys::KeysCommand) -> ExitCode {
-    let loaded: Option<Loaded> = match (config::load(config), &data_dir) {
-        (Ok(loaded), _) => Some(loaded),
-        // A data_dir alone will do, as long as no configuration was named.
-        (Err(config::ConfigError::NothingConfigured), Some(_)) => None,
-        (Err(error), _) => return fail(&error.into(), WRONG),
+    let loaded: Option<Loaded> = match config::load(config) {
+        Ok(loaded) => Some(loaded),
+        // Keys can come before a configuration does.
+        Err(config::ConfigError::NothingConfigured) => None,
+        Err(error) => return fail(&error.into(), WRONG),
     };
     let pepper = loaded.as_ref().and_then(|loaded| loaded.snapshot.key_pepper.clone());
     let data_dir = data_dir.or_else(|| Some(loaded?.snapshot.data_dir)).unwrap_or_else(|| PathBuf::from("data"));

@@ -17,7 +17,7 @@ use crate::{
         self, ConfigError, Loaded, Snapshot,
         watch::{Live, ReloadSummary, WatchHandle, watch},
     },
-    gateway::{Gateway, StartError},
+    process::{Gateway, StartError},
     store::keys::KeyStore,
     telemetry::{logging, metrics},
 };

@@ -16,6 +16,7 @@ use crate::{
     layers::{Inner, Step},
     policy::experiment::{Unit, Variant},
     wire::{
+        endpoint::Endpoint,
         json::{self, Edits},
         request,
     },
@@ -56,12 +57,18 @@ fn unread(call: &Call) -> Result<Plan, GatewayError> {
     let provider = call.snapshot.default_provider.clone().ok_or_else(|| {
         GatewayError::ModelNotFound("(none named, and the configuration has no default_provider)".to_owned())
     })?;
+    if call.head.endpoint == Endpoint::Organization && !provider.organization_api {
+        let name = &provider.name;
+        return Err(GatewayError::Forbidden(format!(
+            "/v1/organization/ administrates the provider's account and is closed here; `providers.{name}.organization_api: on` opens it"
+        )));
+    }
     if !call.caller.models.allows_all_of(&provider.name) {
         return Err(GatewayError::ModelNotAllowed(format!("{}/*", provider.name)));
     }
     let nothing: Arc<str> = Arc::from("");
     let target = Target { provider, model: nothing.clone(), price: None };
-    Ok(Plan::direct(nothing.clone(), nothing, target))
+    Ok(Plan::direct(nothing, Arc::from("none"), target))
 }
 
 /// `provider/model`, or a bare name for the default provider.

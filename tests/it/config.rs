@@ -51,7 +51,7 @@ async fn a_changed_file_serves_within_a_second_and_shows_its_hash() {
         "the new alias answers",
         Duration::from_secs(1),
         || gateway.hello("after").send_owned(),
-        |response| response.status == 200,
+        |response| response.header("x-tollgate-version") == Some("v1"),
     )
     .await;
     gateway.hello("before").send().await.expect(404);
