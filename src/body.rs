@@ -31,13 +31,8 @@ use crate::{
     recorder::{Charge, OpenRecord},
     telemetry::metrics,
     wire::{
-        coding::Decoder,
-        endpoint::Dialect,
-        headers,
-        openai::usage_filter::UsageFilter,
-        reply::ReplyWatch,
-        stream::StreamWatch,
-        usage::Usage,
+        coding::Decoder, endpoint::Dialect, headers, openai::usage_filter::UsageFilter, reply::ReplyWatch,
+        stream::StreamWatch, usage::Usage,
     },
 };
 

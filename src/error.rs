@@ -234,7 +234,11 @@ mod tests {
             (GatewayError::UnknownEndpoint("/x".into()), 404, "unknown_endpoint"),
             (GatewayError::RequestTooLarge { limit_bytes: 1 }, 413, "request_too_large"),
             (GatewayError::HeadersTooLarge, 431, "request_too_large"),
-            (GatewayError::BudgetExhausted { budget: "b".into(), bound: NanoUsd::USD, retry_after: None }, 429, "budget_exhausted"),
+            (
+                GatewayError::BudgetExhausted { budget: "b".into(), bound: NanoUsd::USD, retry_after: None },
+                429,
+                "budget_exhausted",
+            ),
             (GatewayError::RateLimited { limit: "l".into(), what: "requests", retry_after: wait }, 429, "rate_limited"),
             (GatewayError::UpstreamUnreachable { target: "p".into(), reason: "refused" }, 502, "upstream_unreachable"),
             (GatewayError::UpstreamTimeout { target: "p".into(), waited: wait }, 504, "upstream_timeout"),
@@ -249,8 +253,15 @@ mod tests {
 
     #[test]
     fn an_exhausted_budget_tells_the_sdk_not_to_insist() {
-        let error = GatewayError::BudgetExhausted { budget: "team".into(), bound: NanoUsd::USD, retry_after: Some(Duration::from_secs(60)) };
+        let error = GatewayError::BudgetExhausted {
+            budget: "team".into(),
+            bound: NanoUsd::USD,
+            retry_after: Some(Duration::from_secs(60)),
+        };
         assert_eq!(error.should_retry(), Some(false));
-        assert_eq!(error.to_string(), "budget `team` is exhausted: less is left than the 1.00 USD that this call may cost; it resets in 60 s");
+        assert_eq!(
+            error.to_string(),
+            "budget `team` is exhausted: less is left than the 1.00 USD that this call may cost; it resets in 60 s"
+        );
     }
 }

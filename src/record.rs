@@ -4,10 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 
-use crate::{
-    units::NanoUsd,
-    wire::usage::Usage,
-};
+use crate::{units::NanoUsd, wire::usage::Usage};
 
 /// How a call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -45,13 +45,19 @@ impl Routes {
             return json_response(status, &json!({"error": {"message": why}}));
         }
         if request.method() != Method::GET {
-            return json_response(StatusCode::METHOD_NOT_ALLOWED, &json!({"error": {"message": "only GET is taken here"}}));
+            return json_response(
+                StatusCode::METHOD_NOT_ALLOWED,
+                &json!({"error": {"message": "only GET is taken here"}}),
+            );
         }
         match request.uri().path() {
             "/metrics" => text_response(metrics::render()),
             "/api/budgets" => json_response(StatusCode::OK, &self.budgets()),
             "/api/config" => json_response(StatusCode::OK, &config(&snapshot)),
-            path => json_response(StatusCode::NOT_FOUND, &json!({"error": {"message": format!("no `{path}` here: see /metrics, /api/budgets, /api/config")}})),
+            path => json_response(
+                StatusCode::NOT_FOUND,
+                &json!({"error": {"message": format!("no `{path}` here: see /metrics, /api/budgets, /api/config")}}),
+            ),
         }
     }
 
@@ -80,18 +86,29 @@ impl Handler for Routes {
 /// Whether the request may look at anything.
 fn allowed(snapshot: &Snapshot, request: &Request<Incoming>) -> Result<(), (StatusCode, &'static str)> {
     let Some(token) = &snapshot.server.admin_token else {
-        return if is_local(request) { Ok(()) } else { Err((StatusCode::FORBIDDEN, "this host name is not taken; use 127.0.0.1 or localhost")) };
+        return if is_local(request) {
+            Ok(())
+        } else {
+            Err((StatusCode::FORBIDDEN, "this host name is not taken; use 127.0.0.1 or localhost"))
+        };
     };
     let presented = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
     let right = presented.is_some_and(|presented| presented.as_bytes().ct_eq(token.expose().as_bytes()).into());
-    if right { Ok(()) } else { Err((StatusCode::UNAUTHORIZED, "the admin token is missing or wrong; send it as `Authorization: Bearer …`")) }
+    if right {
+        Ok(())
+    } else {
+        Err((StatusCode::UNAUTHORIZED, "the admin token is missing or wrong; send it as `Authorization: Bearer …`"))
+    }
 }
 
 /// Whether `Host` is an address or `localhost`: names of others may have been pointed here.
 fn is_local(request: &Request<Incoming>) -> bool {
     let host = request.uri().host().or_else(|| request.headers().get(header::HOST)?.to_str().ok());
     let Some(host) = host else { return false };
-    let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(name, _)| name);
+    let name = host
+        .rsplit_once(':')
+        .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
+        .map_or(host, |(name, _)| name);
     let name = name.trim_start_matches('[').trim_end_matches(']');
     name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
 }

@@ -88,7 +88,6 @@ impl Default for ResolvedNames {
     }
 }
 
-
 /// Listeners and limits. `listen`, `admin` and `tls` need a restart to change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
@@ -292,7 +291,6 @@ impl Budget {
     }
 }
 
-
 /// What an empty purse means while the store is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnStoreLoss {
@@ -388,7 +386,8 @@ impl Snapshot {
     }
 
     fn resolve(&self, name: &str) -> Option<Resolved> {
-        let named = name.split_once('/').and_then(|(provider, model)| Some((self.providers.get(provider)?.clone(), model)));
+        let named =
+            name.split_once('/').and_then(|(provider, model)| Some((self.providers.get(provider)?.clone(), model)));
         // Names such as `meta-llama/Llama-3` have a slash too.
         let (provider, model) = named.or_else(|| Some((self.default_provider.clone()?, name)))?;
         let price = self.prices.find(&provider.name, provider.catalog.as_deref(), model);

@@ -545,8 +545,7 @@ impl<S> Guarded<S> {
     pub fn new(io: S, head_limit: Duration) -> (Guarded<S>, Handle) {
         let handle = Handle::default();
         let framing = Framing::default();
-        let guarded =
-            Guarded { io, framing, handle: handle.clone(), end: End::Open, head_limit, head_alarm: None };
+        let guarded = Guarded { io, framing, handle: handle.clone(), end: End::Open, head_limit, head_alarm: None };
         (guarded, handle)
     }
 
@@ -995,6 +994,7 @@ mod tests {
         let (mut client, server) = duplex(4096);
         let handle = serve(server);
         client.write_all(b"GET / HTTP/1.1\nHost: a\n\n").await.unwrap();
+        client.shutdown().await.unwrap();
         let mut reply = String::new();
         client.read_to_string(&mut reply).await.unwrap();
         assert!(reply.starts_with("HTTP/1.1 400"), "{reply}");

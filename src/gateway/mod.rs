@@ -110,13 +110,8 @@ impl Gateway {
         let (client, listen) = bind("server.listen", snapshot.server.listen).await?;
         let (admin, admin_address) = bind("server.admin", snapshot.server.admin).await?;
         let (recorder, recorder_thread) = Recorder::start().map_err(StartError::Thread)?;
-        let shared = Shared {
-            live,
-            purses,
-            upstream,
-            in_flight: InFlightCount::default(),
-            shutdown: Shutdown::default(),
-        };
+        let shared =
+            Shared { live, purses, upstream, in_flight: InFlightCount::default(), shutdown: Shutdown::default() };
         let mut gateway =
             Gateway { listen, admin: admin_address, shared, recorder, recorder_thread, listeners: Vec::new() };
         gateway.serve(client, admin, tls, snapshot.server.header_timeout);
@@ -147,7 +142,8 @@ impl Gateway {
         let shutdown = &shared.shutdown;
         let listen = serve::listen(client, tls, routes, client_limits, shutdown.clone());
         self.listeners.push(tokio::spawn(listen));
-        let admin_routes = admin::Routes::new(shared.live.clone(), shared.purses.clone(), shared.shutdown.draining.clone());
+        let admin_routes =
+            admin::Routes::new(shared.live.clone(), shared.purses.clone(), shared.shutdown.draining.clone());
         // Not among the connections that the drain waits for: a scraper's idle connection must not hold the process.
         let admin_shutdown = Shutdown { connections: TaskTracker::new(), ..shutdown.clone() };
         let listen_admin = serve::listen(admin, None, admin_routes, limits(ADMIN_CONNECTIONS_MAX), admin_shutdown);

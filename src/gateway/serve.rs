@@ -43,11 +43,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What answers requests of one listener.
 pub trait Handler: Clone + Send + Sync + 'static {
     /// Answers one request. `late`: its connection came after the process began to go down.
-    fn handle(
-        &self,
-        request: Request<Incoming>,
-        late: bool,
-    ) -> impl Future<Output = Response<ReplyBody>> + Send;
+    fn handle(&self, request: Request<Incoming>, late: bool) -> impl Future<Output = Response<ReplyBody>> + Send;
 }
 
 /// Limits of one listener's connections.

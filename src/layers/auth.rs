@@ -71,12 +71,9 @@ mod tests {
 
     #[test]
     fn a_key_is_found_in_each_header_that_clients_use() {
-        for (name, value) in [
-            ("authorization", "Bearer k1"),
-            ("authorization", "bearer k1"),
-            ("x-api-key", "k1"),
-            ("api-key", "k1"),
-        ] {
+        for (name, value) in
+            [("authorization", "Bearer k1"), ("authorization", "bearer k1"), ("x-api-key", "k1"), ("api-key", "k1")]
+        {
             assert_eq!(presented_key(&headers(&[(name, value)])), Some("k1"), "{name}: {value}");
         }
     }

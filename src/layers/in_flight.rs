@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-
 use crate::{
     body::InFlightCount,
     call::{Answer, Arrival},

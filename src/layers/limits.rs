@@ -73,7 +73,10 @@ fn refusal(limited: Limited, opened: Opened) -> Failure {
 /// OpenAI's `x-ratelimit-*`: <https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers>.
 fn standing_headers(standing: &Standing, headers: &mut HeaderMap) {
     let kinds = [
-        (&standing.requests, ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]),
+        (
+            &standing.requests,
+            ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
+        ),
         (&standing.tokens, ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]),
     ];
     for (quota, [limit, remaining, reset]) in kinds {

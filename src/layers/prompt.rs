@@ -12,9 +12,9 @@ use crate::{
     layers::{Inner, Step},
     policy::prompt::{PromptError, Rendered, Template},
     wire::{
+        edit::{self, EditError, Role},
         endpoint::Endpoint,
         json::Edits,
-        edit::{self, EditError, Role},
     },
 };
 
@@ -33,11 +33,12 @@ impl Step for InjectPrompt {
             planned.plan.prompt = Some(named_prompt(&call.snapshot, named)?);
         }
         if let (Some(wanted), Payload::Json(document)) = (&planned.plan.prompt, &call.payload) {
-            let template = wanted
-                .prompt
-                .versions
-                .get(&wanted.version)
-                .ok_or_else(|| GatewayError::invalid(format!("prompt `{}` has no version `{}`", wanted.prompt.name, wanted.version), None))?;
+            let template = wanted.prompt.versions.get(&wanted.version).ok_or_else(|| {
+                GatewayError::invalid(
+                    format!("prompt `{}` has no version `{}`", wanted.prompt.name, wanted.version),
+                    None,
+                )
+            })?;
             let rendered = render(template, &call.head.headers, document)?;
             splice(&call.head.endpoint, document, &rendered, &mut planned.edits)?;
         }
@@ -48,7 +49,8 @@ impl Step for InjectPrompt {
 /// `name` or `name@version` of `x-tollgate-prompt`.
 fn named_prompt(snapshot: &Snapshot, named: &str) -> Result<PromptRef, GatewayError> {
     let (name, version) = named.split_once('@').map_or((named, None), |(name, version)| (name, Some(version)));
-    let unknown = || GatewayError::invalid(format!("no prompt `{named}` here: see x-tollgate-prompt"), Some("x-tollgate-prompt"));
+    let unknown =
+        || GatewayError::invalid(format!("no prompt `{named}` here: see x-tollgate-prompt"), Some("x-tollgate-prompt"));
     let prompt = snapshot.prompts.get(name).ok_or_else(unknown)?;
     let version = version.unwrap_or(&prompt.live);
     let (version, _) = prompt.versions.get_key_value(version).ok_or_else(unknown)?;
@@ -58,10 +60,12 @@ fn named_prompt(snapshot: &Snapshot, named: &str) -> Result<PromptRef, GatewayEr
 fn render(template: &Template, headers: &HeaderMap, document: &Document) -> Result<Rendered, GatewayError> {
     let variables = if template.is_constant() { Map::new() } else { variables(headers, document)? };
     template.render(&variables).map_err(|error| match &error {
-        PromptError::MissingVariable { name, .. } | PromptError::WrongType { name, .. } => GatewayError::PromptVariable {
-            message: format!("{error}; give it in the x-tollgate-vars header or in the body's metadata"),
-            param: name.to_string(),
-        },
+        PromptError::MissingVariable { name, .. } | PromptError::WrongType { name, .. } => {
+            GatewayError::PromptVariable {
+                message: format!("{error}; give it in the x-tollgate-vars header or in the body's metadata"),
+                param: name.to_string(),
+            }
+        }
         _ => GatewayError::invalid(error.to_string(), None),
     })
 }
@@ -74,14 +78,22 @@ fn variables(headers: &HeaderMap, document: &Document) -> Result<Map<String, Val
     };
     if let Some(header) = headers.get("x-tollgate-vars") {
         let given: Map<String, Value> = serde_json::from_slice(header.as_bytes()).map_err(|_| {
-            GatewayError::invalid("header `x-tollgate-vars` must be a JSON object, as in {\"name\": \"value\"}", Some("x-tollgate-vars"))
+            GatewayError::invalid(
+                "header `x-tollgate-vars` must be a JSON object, as in {\"name\": \"value\"}",
+                Some("x-tollgate-vars"),
+            )
         })?;
         variables.extend(given);
     }
     Ok(variables)
 }
 
-fn splice(endpoint: &Endpoint, document: &Document, rendered: &Rendered, edits: &mut Edits) -> Result<(), GatewayError> {
+fn splice(
+    endpoint: &Endpoint,
+    document: &Document,
+    rendered: &Rendered,
+    edits: &mut Edits,
+) -> Result<(), GatewayError> {
     let cannot = |error: EditError| GatewayError::invalid(error.to_string(), None);
     let (body, scan) = (&document.bytes, &document.scan);
     // In this order, so that the model reads the system's words before the developer's.

@@ -16,7 +16,11 @@ use crate::{
     error::GatewayError,
     layers::{Inner, Step},
     policy::keys::Caller,
-    wire::{coding::{DecodeError, Decoder}, endpoint::Endpoint, json, request},
+    wire::{
+        coding::{DecodeError, Decoder},
+        endpoint::Endpoint,
+        json, request,
+    },
 };
 
 /// Longest silence of a client that is sending its body.
@@ -98,7 +102,9 @@ async fn next_chunk(body: &mut Incoming, began: Instant, received: u64) -> Resul
         let frame = match timeout_at(deadline, body.frame()).await {
             Err(_) => return Err(GatewayError::RequestTimeout("it came too slowly")),
             Ok(None) => return Ok(None),
-            Ok(Some(Err(_))) => return Err(GatewayError::invalid("the request body broke off or is framed wrongly", None)),
+            Ok(Some(Err(_))) => {
+                return Err(GatewayError::invalid("the request body broke off or is framed wrongly", None));
+            }
             Ok(Some(Ok(frame))) => frame,
         };
         if let Ok(chunk) = frame.into_data() {
@@ -113,9 +119,10 @@ fn document(endpoint: &Endpoint, headers: &HeaderMap, body: Bytes, limit: usize)
         None => (body, None),
         Some(coding) => (decode(coding, &body, limit)?, Some(body)),
     };
-    let scan = json::scan(&bytes).map_err(|e| GatewayError::invalid(format!("the request body is no proper JSON object: {e}"), None))?;
-    let facts = request::facts(endpoint, &bytes, &scan)
-        .map_err(|e| GatewayError::invalid(e.message, Some(&e.param)))?;
+    let scan = json::scan(&bytes)
+        .map_err(|e| GatewayError::invalid(format!("the request body is no proper JSON object: {e}"), None))?;
+    let facts =
+        request::facts(endpoint, &bytes, &scan).map_err(|e| GatewayError::invalid(e.message, Some(&e.param)))?;
     Ok(Document { bytes, coded, scan, facts })
 }
 
@@ -126,7 +133,12 @@ fn content_coding(headers: &HeaderMap) -> Option<&str> {
 
 /// A bounded decode: what a few bytes blow up to is not ours to hold.
 fn decode(coding: &str, body: &[u8], limit_bytes: usize) -> Result<Bytes, GatewayError> {
-    let unknown = || GatewayError::invalid(format!("content-encoding `{coding}` is not taken; send gzip, deflate, br or identity"), None);
+    let unknown = || {
+        GatewayError::invalid(
+            format!("content-encoding `{coding}` is not taken; send gzip, deflate, br or identity"),
+            None,
+        )
+    };
     let mut decoder = Decoder::for_encoding(coding, limit_bytes as u64).ok_or_else(unknown)?;
     let mut plain = BytesMut::new();
     match decoder.push(body, |chunk| plain.extend_from_slice(chunk)) {
@@ -144,7 +156,10 @@ fn identity(headers: &HeaderMap, payload: &Payload, caller: &Caller) -> Result<I
     };
     let user = match named(headers, &USER_HEADERS)?.or(in_body) {
         Some(user) if user.len() > ID_BYTES_MAX => {
-            return Err(GatewayError::invalid(format!("the user's id is longer than {ID_BYTES_MAX} bytes"), Some("user")));
+            return Err(GatewayError::invalid(
+                format!("the user's id is longer than {ID_BYTES_MAX} bytes"),
+                Some("user"),
+            ));
         }
         Some(user) if !user.is_empty() => Arc::from(user),
         _ => caller.name.clone(),
@@ -157,7 +172,10 @@ fn named<'h>(headers: &'h HeaderMap, names: &[&str]) -> Result<Option<&'h str>, 
     let Some((name, value)) = names.iter().find_map(|name| Some((name, headers.get(*name)?))) else { return Ok(None) };
     match value.to_str() {
         Ok(value) if value.len() <= ID_BYTES_MAX => Ok(Some(value).filter(|value| !value.is_empty())),
-        _ => Err(GatewayError::invalid(format!("header `{name}` must be at most {ID_BYTES_MAX} visible ASCII characters"), None)),
+        _ => Err(GatewayError::invalid(
+            format!("header `{name}` must be at most {ID_BYTES_MAX} visible ASCII characters"),
+            None,
+        )),
     }
 }
 
@@ -166,9 +184,9 @@ fn tags(headers: &HeaderMap, caller: &Caller) -> Result<Vec<(Arc<str>, Arc<str>)
     let mut tags = caller.tags.to_vec();
     for name in ["x-tollgate-tags", "x-litellm-tags"] {
         let Some(value) = headers.get(name) else { continue };
-        let value = value
-            .to_str()
-            .map_err(|_| GatewayError::invalid(format!("header `{name}` must be visible ASCII, as in `a=b,c=d`"), None))?;
+        let value = value.to_str().map_err(|_| {
+            GatewayError::invalid(format!("header `{name}` must be visible ASCII, as in `a=b,c=d`"), None)
+        })?;
         for tag in value.split(',').map(str::trim).filter(|tag| !tag.is_empty()) {
             let (tag, value) = tag.split_once('=').unwrap_or((tag, "true"));
             tags.push((Arc::from(tag.trim()), Arc::from(value.trim())));

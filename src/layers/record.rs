@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-
 use crate::{
     call::{Answer, Opened, Quoted},
     error::GatewayError,

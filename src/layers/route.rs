@@ -176,9 +176,8 @@ impl Route {
             return 0;
         }
         let now = Instant::now().into_std();
-        let in_rotation = |target: &Target| {
-            self.upstream.healths.of(&target.provider.name, now).may_try(now, targets.len())
-        };
+        let in_rotation =
+            |target: &Target| self.upstream.healths.of(&target.provider.name, now).may_try(now, targets.len());
         targets.iter().position(in_rotation).unwrap_or(0)
     }
 
@@ -216,7 +215,12 @@ impl Route {
         result
     }
 
-    fn note_health(&self, target: &Target, eject: Option<crate::config::snapshot::Eject>, result: &Result<Replied, NoReply>) {
+    fn note_health(
+        &self,
+        target: &Target,
+        eject: Option<crate::config::snapshot::Eject>,
+        result: &Result<Replied, NoReply>,
+    ) {
         let provider = &target.provider.name;
         match result {
             Ok(replied) if !replied.head.status.is_server_error() => {}
@@ -344,7 +348,8 @@ impl Journey {
         };
         let routing = &call.snapshot.routing;
         let own_limit = outgoing::client_timeout(&call.head.headers).unwrap_or(Duration::MAX);
-        let retries = call.head.headers.get("x-tollgate-retries").and_then(|v| v.to_str().ok()?.trim().parse::<u32>().ok());
+        let retries =
+            call.head.headers.get("x-tollgate-retries").and_then(|v| v.to_str().ok()?.trim().parse::<u32>().ok());
         let asked = retries.map_or(u32::MAX, |retries| retries.saturating_add(1));
         let others_time = call.read_for + waited;
         Journey {
@@ -562,7 +567,11 @@ fn reasons_unseen(model: &str) -> bool {
 }
 
 fn named(target: &Target) -> String {
-    if target.model.is_empty() { target.provider.name.to_string() } else { format!("{}/{}", target.provider.name, target.model) }
+    if target.model.is_empty() {
+        target.provider.name.to_string()
+    } else {
+        format!("{}/{}", target.provider.name, target.model)
+    }
 }
 
 fn unreachable(target: &Target, error: &SendError) -> GatewayError {

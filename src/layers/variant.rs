@@ -152,7 +152,8 @@ fn set_parameters(call: &mut Call, plan: &Plan) -> Result<(), GatewayError> {
         return Ok(());
     }
     let bytes = edits.apply(&document.bytes);
-    let wrong = |why: String| GatewayError::invalid(format!("the model's parameters do not fit this call: {why}"), None);
+    let wrong =
+        |why: String| GatewayError::invalid(format!("the model's parameters do not fit this call: {why}"), None);
     let scan = json::scan(&bytes).map_err(|error| wrong(error.to_string()))?;
     let facts = request::facts(&call.head.endpoint, &bytes, &scan).map_err(|error| wrong(error.message))?;
     *document = Document { bytes, coded: None, scan, facts };
@@ -161,7 +162,8 @@ fn set_parameters(call: &mut Call, plan: &Plan) -> Result<(), GatewayError> {
 
 fn parameter_edits(document: &Document, version: &ModelVersion, plan: &Plan) -> Edits {
     let mut edits = Edits::new();
-    let taken = |name: &str| document.scan.get(name).is_some() || plan.variant_parameters.iter().any(|(n, _)| **n == *name);
+    let taken =
+        |name: &str| document.scan.get(name).is_some() || plan.variant_parameters.iter().any(|(n, _)| **n == *name);
     let defaults = version.defaults.iter().filter(|(name, _)| !taken(name));
     let unforced = |name: &str| !version.forced.iter().any(|(forced, _)| **forced == *name);
     let overriding = plan.variant_parameters.iter().filter(|(name, _)| unforced(name)).chain(&version.forced);

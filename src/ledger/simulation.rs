@@ -250,8 +250,7 @@ impl World {
             self.authority(&report);
         }
         for index in 0..REPLICAS {
-            while !self.replicas[index].open.is_empty() {
-                let (taken, bound) = self.replicas[index].open.pop().expect("not empty");
+            while let Some((taken, bound)) = self.replicas[index].open.pop() {
                 self.replicas[index].purse.settle(taken, bound);
                 self.settled += bound;
             }

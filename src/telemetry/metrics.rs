@@ -84,7 +84,11 @@ pub fn upkeep() {
 fn describe() {
     describe_counter!(REQUESTS, "Calls that ended, by endpoint, model, provider, status and outcome");
     describe_histogram!(DURATION, Unit::Seconds, "From the request's head to the reply's last byte");
-    describe_histogram!(FIRST_TOKEN, Unit::Seconds, "From the request's head to the first token that the client was sent");
+    describe_histogram!(
+        FIRST_TOKEN,
+        Unit::Seconds,
+        "From the request's head to the first token that the client was sent"
+    );
     describe_histogram!(PER_OUTPUT_TOKEN, Unit::Seconds, "Time per output token after the first, streams only");
     describe_histogram!(OVERHEAD, Unit::Seconds, "Time that the gateway added before the upstream was called");
     describe_counter!(TOKENS, "Tokens by direction: input, cached, cache_write, output, reasoning");
@@ -99,7 +103,10 @@ fn describe() {
     describe_gauge!(CONFIG_INFO, "1 for the hash of the configuration that is serving");
     describe_gauge!(IN_FLIGHT, "Calls in flight");
     describe_counter!(PANICS, "Requests that ended by a panic: each is a bug");
-    describe_counter!(DROPPED_RESERVATIONS, "Reservations that were never settled and so charged at their bound: each is a bug");
+    describe_counter!(
+        DROPPED_RESERVATIONS,
+        "Reservations that were never settled and so charged at their bound: each is a bug"
+    );
     counter!(RECORDS_DROPPED).absolute(0);
     counter!(PANICS).absolute(0);
     gauge!(IN_FLIGHT).set(0.0);
@@ -139,8 +146,7 @@ pub fn call_ended(record: &Record) {
 fn per_output_token(record: &Record, first: Duration) {
     let after_first = record.usage.output.0.saturating_sub(1);
     if record.streamed && after_first > 0 {
-        histogram!(PER_OUTPUT_TOKEN)
-            .record(record.duration.saturating_sub(first).as_secs_f64() / after_first as f64);
+        histogram!(PER_OUTPUT_TOKEN).record(record.duration.saturating_sub(first).as_secs_f64() / after_first as f64);
     }
 }
 

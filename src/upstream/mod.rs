@@ -62,7 +62,11 @@ impl Upstream {
             return Ok((head, Source::Http(body)));
         };
         let (head, body) = request.into_parts();
-        let body = body.collect().await.map_err(|error: BodyError| SendError::new(SendErrorKind::RequestBody, error))?.to_bytes();
+        let body = body
+            .collect()
+            .await
+            .map_err(|error: BodyError| SendError::new(SendErrorKind::RequestBody, error))?
+            .to_bytes();
         let (head, body) = simulated::respond(settings, count, &head, body).await.into_parts();
         Ok((head, Source::Local(body.map_err(io::Error::other).boxed_unsync())))
     }

@@ -35,7 +35,13 @@ pub struct Travel {
 ///
 /// # Errors
 /// When the path cannot be appended to the provider's base URL: the client's mistake.
-pub fn build(call: &Call, provider: &Provider, body: UpstreamBody, travel: Travel, via: &str) -> Result<Request<UpstreamBody>, http::Error> {
+pub fn build(
+    call: &Call,
+    provider: &Provider,
+    body: UpstreamBody,
+    travel: Travel,
+    via: &str,
+) -> Result<Request<UpstreamBody>, http::Error> {
     let mut request = Request::builder().method(call.head.method.clone()).uri(uri(&call.head, provider)?).body(body)?;
     *request.headers_mut() = outgoing_headers(call, provider, travel, via);
     Ok(request)
@@ -130,7 +136,15 @@ mod tests {
 
     #[test]
     fn a_client_may_shorten_its_time() {
-        for (text, ms) in [("30s", Some(30_000)), ("500ms", Some(500)), ("2m", Some(120_000)), ("7", Some(7000)), ("0s", None), ("-1s", None), ("x", None)] {
+        for (text, ms) in [
+            ("30s", Some(30_000)),
+            ("500ms", Some(500)),
+            ("2m", Some(120_000)),
+            ("7", Some(7000)),
+            ("0s", None),
+            ("-1s", None),
+            ("x", None),
+        ] {
             let mut headers = HeaderMap::new();
             headers.insert("x-tollgate-timeout", text.parse().unwrap());
             assert_eq!(client_timeout(&headers), ms.map(Duration::from_millis), "{text}");

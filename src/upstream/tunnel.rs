@@ -48,7 +48,9 @@ impl Tunnels {
 /// Copies both ways until one side ends.
 async fn join(client: OnUpgrade, upstream: OnUpgrade) -> Outcome {
     let both = async { tokio::try_join!(client, upstream) };
-    let Ok(Ok((client, upstream))) = tokio::time::timeout(SWITCH_TIMEOUT, both).await else { return Outcome::Abandoned };
+    let Ok(Ok((client, upstream))) = tokio::time::timeout(SWITCH_TIMEOUT, both).await else {
+        return Outcome::Abandoned;
+    };
     let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
     match copy_bidirectional(&mut client, &mut upstream).await {
         Ok(_) => Outcome::Ok,

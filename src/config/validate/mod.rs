@@ -22,7 +22,7 @@ use crate::{
         forms::SecretText,
         problems::{Problem, Problems, suggestion},
         secret::SecretString,
-        snapshot::{OnDisconnect, Snapshot, StreamUsage},
+        snapshot::{OnDisconnect, ResolvedNames, Snapshot, StreamUsage},
         sources::Sources,
         tree::{Document, Path},
     },
