@@ -175,9 +175,9 @@ async fn an_endless_line_costs_bounded_memory() {
     }
 
     assert_eq!(received, "data: ".len() + 64 * MIB + "\n\n".len() + DONE.len());
-    // The promise is 8 MB; as much again for buffers of the sockets and the allocator's slack in a debug build.
+    // The promise is 8 MB; the rest is room for the allocator and the sockets of a debug build. The line is 64.
     let grown = gateway.memory_bytes("VmHWM:") - before;
-    assert!(grown < 16 * MIB as u64, "grew by {grown} bytes");
+    assert!(grown < 24 * MIB as u64, "grew by {grown} bytes");
 }
 
 #[tokio::test]
