@@ -614,7 +614,9 @@ async fn rule_25_a_client_that_does_not_read_stops_the_upstream() {
     const MIB: u64 = 1024 * 1024;
     let upstream = Upstream::always(Reply::stream().repeat(chunk(&"x".repeat(16_000)), 32 * 1024)).await;
     let gateway = Gateway::transparent(&upstream).run().await;
-    gateway.get("/healthz").send().await.expect(200);
+    upstream.script(upstream::chat_stream(&["a first stream, which loads what the next ones need"], None));
+    gateway.hello_stream("gpt-4o-mini").send().await.expect(200);
+    gateway.next_record().await;
     let before = gateway.memory_bytes("VmRSS:");
 
     let streaming = gateway.hello_stream("gpt-4o-mini").open().await;
