@@ -91,6 +91,7 @@ pub struct Call {
 }
 
 /// What a call carries.
+#[expect(clippy::large_enum_variant, reason = "almost every call is Json: a box would cost them all an allocation")]
 #[derive(Debug)]
 pub enum Payload {
     /// A JSON body of an endpoint that is metered.

@@ -83,12 +83,12 @@ fn covering(planned: &Planned, at: Timestamp) -> Vec<(Arc<Budget>, Claim)> {
         model: &planned.plan.named,
         tags: &call.identity.tags,
     };
-    let covers = |budget: &Arc<Budget>| Some((budget.clone(), claim(budget, budget.scope.account(&facts)?, at)));
+    let covers = |budget: &Arc<Budget>| Some((budget.clone(), claim(budget, &budget.scope.account(&facts)?, at)));
     call.snapshot.budgets.iter().filter_map(covers).collect()
 }
 
 /// The period is part of the account, so nothing has to be reset.
-fn claim(budget: &Budget, account: String, at: Timestamp) -> Claim {
+fn claim(budget: &Budget, account: &str, at: Timestamp) -> Claim {
     let period = budget.period_at(at);
     Claim {
         budget: budget.name.clone(),

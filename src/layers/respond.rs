@@ -84,10 +84,13 @@ impl<S: Inner<Arrival>> Respond<S> {
         };
         let mut inner = self.inner;
         let answering = inner.call(Arrival { head, body, upgrade });
-        let answer = AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|_| {
-            metrics::panicked();
-            Err(GatewayError::Internal.into())
-        });
+        let answer = match AssertUnwindSafe(answering).catch_unwind().await {
+            Ok(answer) => answer,
+            Err(_) => {
+                metrics::panicked();
+                Err(GatewayError::Internal.into())
+            }
+        };
         match answer {
             Ok(reply) => response(reply, &id),
             Err(failure) => self.refuse(failure, &id, label, dialect, received).await,

@@ -14,7 +14,7 @@ use super::{
 const REPLICAS: usize = 3;
 const LEARN_MS: u64 = 3_000;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Step {
     Send { replica: usize, need: u64, lease: u64 },
     Deliver { message: prop::sample::Index, keep: bool },
