@@ -123,6 +123,8 @@ pub struct Watched {
     ready: VecDeque<Bytes>,
     /// Whether the source has ended, well or not.
     ended: bool,
+    /// Why the body is about to be cut off.
+    cut: Option<&'static str>,
     last_chunk: Instant,
     alarm: Pin<Box<Sleep>>,
 }
@@ -146,6 +148,7 @@ impl ReplyBody {
             record: Some(record),
             ready: VecDeque::new(),
             ended: false,
+            cut: None,
             last_chunk: Instant::now(),
         });
         if watched.source.is_end_stream() {
@@ -197,6 +200,9 @@ impl Watched {
             if let Some(chunk) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(chunk))));
             }
+            if let Some(reason) = self.cut.take() {
+                return Poll::Ready(Some(Err(ReplyError(reason))));
+            }
             if self.ended {
                 return Poll::Ready(None);
             }
@@ -206,12 +212,17 @@ impl Watched {
                         return Poll::Ready(Some(Ok(frame)));
                     }
                 }
-                Poll::Ready(None) => self.source_ended()?,
-                Poll::Ready(Some(Err(reason))) => self.broke(reason)?,
+                Poll::Ready(None) => self.source_ended(),
+                Poll::Ready(Some(Err(reason))) => self.broke(reason),
                 Poll::Pending => match self.poll_alarm(cx) {
-                    Poll::Ready(reason) => self.broke(reason)?,
+                    Poll::Ready(reason) => self.broke(reason),
                     Poll::Pending => return Poll::Pending,
                 },
+            }
+            if self.cut.is_some() {
+                // hyper drops what it has not written when a body fails: head and last bytes leave first.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
         }
     }
@@ -253,7 +264,7 @@ impl Watched {
     }
 
     /// The source said that nothing more comes: believed, unless a closed connection is all it said it with.
-    fn source_ended(&mut self) -> Result<(), ReplyError> {
+    fn source_ended(&mut self) {
         if let Watch::Events(events) = &self.watching.watch
             && self.watching.ends_by_close
             && !events.ended()
@@ -265,7 +276,6 @@ impl Watched {
             self.ready.extend(Some(rest).filter(|rest| !rest.is_empty()));
         }
         self.complete();
-        Ok(())
     }
 
     fn complete(&mut self) {
@@ -278,16 +288,17 @@ impl Watched {
     }
 
     /// The reply broke off. An event stream says so in band, since its status has long gone; anything else is cut off.
-    fn broke(&mut self, reason: &'static str) -> Result<(), ReplyError> {
+    fn broke(&mut self, reason: &'static str) {
         self.ended = true;
         let mid_event = match &self.watching.watch {
             Watch::Events(events) => Some(events.mid_event() && self.watching.filter.is_none()),
             _ => None,
         };
         self.close(Outcome::Cut, false);
-        let Some(mid_event) = mid_event else { return Err(ReplyError(reason)) };
-        self.ready.push_back(error_event(self.watching.dialect, mid_event, reason));
-        Ok(())
+        match mid_event {
+            Some(mid_event) => self.ready.push_back(error_event(self.watching.dialect, mid_event, reason)),
+            None => self.cut = Some(reason),
+        }
     }
 
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
@@ -338,6 +349,7 @@ impl Drop for Watched {
             record: self.record.take(),
             ready: VecDeque::new(),
             ended: false,
+            cut: None,
             last_chunk: self.last_chunk,
             alarm: Box::pin(sleep_until(self.watching.times.next(Instant::now()))),
         };
