@@ -587,8 +587,9 @@ async fn on_disconnect_drain_reads_the_reply_to_its_end() {
     gate.open(1);
 
     let record = gateway.next_record().await;
-    assert_eq!((record.text("outcome"), record.text("usage_source")), ("abandoned", "provider"));
-    assert_eq!(record.number("completion_tokens"), 29);
+    // Which of the two comes first, the end of the reply or the news that the client is gone, is not ours to say.
+    assert!(matches!(record.text("outcome"), "abandoned" | "ok"), "{record:?}");
+    assert_eq!((record.text("usage_source"), record.number("completion_tokens")), ("provider", 29));
     assert!(upstream.aborts().is_empty());
 }
 
