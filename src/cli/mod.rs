@@ -5,6 +5,7 @@
 pub mod check;
 pub mod count;
 pub mod demo;
+pub mod health;
 pub mod keys;
 pub mod prices;
 pub mod schema;
@@ -54,6 +55,12 @@ enum Command {
         /// Configuration; default as for `serve`
         file: Option<PathBuf>,
     },
+    /// Ask a running gateway whether it is well; exit 3 when it is not: the health check of a container
+    Health {
+        /// What to ask, on the admin listener
+        #[arg(long, value_name = "URL", default_value = health::DEFAULT_URL, value_parser = health::Target::parse)]
+        url: health::Target,
+    },
     /// Print the JSON Schema of the configuration
     Schema,
     /// Create, list and revoke virtual keys
@@ -100,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::Serve { config } => serve::run(config.as_deref()),
         Command::Demo { once } => demo::run(once),
         Command::Check { file } => check::run(file.as_deref()),
+        Command::Health { url } => code_of(health::run(&url), UNREACHABLE),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
         Command::Count => count_tokens(),

@@ -111,6 +111,10 @@ fn describe() {
     );
     counter!(RECORDS_DROPPED).absolute(0);
     counter!(PANICS).absolute(0);
+    // A series that begins at 1 shows no increase, and the first refusal is the one to alert on.
+    for result in ["ok", "refused"] {
+        counter!(RELOADS, "result" => result).absolute(0);
+    }
     gauge!(IN_FLIGHT).set(0.0);
 }
 
