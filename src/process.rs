@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     admin,
     body::{Drain, InFlightCount},
-    config::Live,
+    config::{Live, Snapshot},
     gateway::{
         Shared,
         routes::ClientRoutes,
@@ -129,6 +129,19 @@ impl Gateway {
         let listen_admin = serve::listen(admin, None, admin_routes, limits(ADMIN_CONNECTIONS_MAX), admin_shutdown);
         self.listeners.push(tokio::spawn(listen_admin));
         self.listeners.push(tokio::spawn(upkeep(shared.clone())));
+    }
+
+    /// What a snapshot needs before it serves: roots of its providers, its connect time-out.
+    ///
+    /// # Errors
+    /// When a provider's roots cannot be used.
+    pub fn preparation(&self) -> impl Fn(&Snapshot) -> Result<(), ClientError> + Send + 'static {
+        let upstream = self.shared.upstream.clone();
+        move |snapshot| {
+            snapshot.providers.values().try_for_each(|provider| upstream.client.prepare(provider))?;
+            upstream.client.set_connect_timeout(snapshot.routing.connect_timeout);
+            Ok(())
+        }
     }
 
     /// Lets calls in flight end, for `server.limits.drain` at most, then gives all money back and ends.

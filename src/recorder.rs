@@ -184,6 +184,11 @@ impl OpenRecord {
         attempt.settle(&mut finished.record);
     }
 
+    /// Gives the record up: the call goes on under another one.
+    pub fn discard(mut self) {
+        self.0 = None;
+    }
+
     /// Ends the call.
     pub fn close(mut self, outcome: Outcome) {
         self.facts().outcome = outcome;

@@ -125,7 +125,7 @@ impl<S: Inner<Arrival>> Respond<S> {
         dialect: Dialect,
         received: Instant,
     ) -> Response<ReplyBody> {
-        let Failure { error, headers, record } = failure;
+        let Failure { error, headers, record, .. } = failure;
         let record = match record {
             Some(record) => Some(*record),
             None => self.recorder.open(recorder::blank(id.clone(), endpoint), received).await,
