@@ -1,6 +1,6 @@
 //! The life of the process: everything is started here, and ends here in order.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::Instant};
 use tokio_util::task::TaskTracker;
@@ -184,10 +184,41 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<(TcpListener, S
 /// Keeps gauges true and folds histograms while nobody scrapes.
 async fn upkeep(shared: Shared) {
     let mut ticks = tokio::time::interval(UPKEEP);
+    let mut thresholds = Thresholds::default();
     loop {
         ticks.tick().await;
         metrics::upkeep();
         shared.refresh_gauges();
+        thresholds.look(&shared);
+    }
+}
+
+/// Which thresholds (`alerts:`) of which accounts have been passed already: each is logged once.
+#[derive(Debug, Default)]
+struct Thresholds(HashMap<Arc<str>, f64>);
+
+impl Thresholds {
+    fn look(&mut self, shared: &Shared) {
+        let snapshot = shared.live.load_full();
+        if snapshot.budgets.iter().all(|budget| budget.alerts.is_empty()) {
+            return;
+        }
+        let accounts = shared.purses.accounts();
+        for account in &accounts {
+            let Some(budget) = snapshot.budgets.iter().find(|budget| budget.name == account.budget) else { continue };
+            let share = account.charged.saturating_add(account.debt).as_usd() / account.limit.as_usd();
+            let passed = budget.alerts.iter().copied().filter(|threshold| share >= *threshold).fold(0.0, f64::max);
+            if self.0.get(&account.account).copied().unwrap_or_default() < passed {
+                self.0.insert(account.account.clone(), passed);
+                tracing::warn!(
+                    budget = %budget.name,
+                    spent_usd = %account.charged,
+                    limit_usd = %account.limit,
+                    "budget {} has passed {} % of its limit", budget.name, passed * 100.0
+                );
+            }
+        }
+        self.0.retain(|known, _| accounts.iter().any(|account| account.account == *known));
     }
 }
 

@@ -12,6 +12,7 @@ pub mod schema;
 pub mod serve;
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -86,7 +87,13 @@ enum Command {
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
     },
+    /// What the next releases bring
+    #[command(external_subcommand)]
+    Other(Vec<OsString>),
 }
+
+/// Commands of releases to come: named, rather than unknown.
+const NOT_YET: [&str; 9] = ["plan", "models", "prompts", "experiments", "budgets", "calls", "eval", "config", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -116,7 +123,17 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Arguments::command(), "tollgate", &mut io::stdout());
             ExitCode::SUCCESS
         }
+        Command::Other(words) => unknown(&words),
     }
+}
+
+/// A command that this build does not have, by its name.
+fn unknown(words: &[OsString]) -> ExitCode {
+    let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+    if NOT_YET.contains(&&*name) {
+        return fail(&anyhow::anyhow!("`{name}` is not available in this build yet"), WRONG);
+    }
+    fail(&anyhow::anyhow!("there is no command `{name}`; `tollgate --help` lists those there are"), WRONG)
 }
 
 fn count_tokens() -> ExitCode {

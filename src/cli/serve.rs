@@ -52,9 +52,10 @@ pub(super) fn runtime() -> tokio::runtime::Runtime {
 
 /// Serves until a signal comes or `until` is done, then drains.
 pub(super) async fn serve(loaded: Loaded, until: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let running = Running::start(loaded).await?;
+    // Before anybody is told that it is ready: a signal must never meet a process that doesn't listen for it.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let running = Running::start(loaded).await?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

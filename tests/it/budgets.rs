@@ -442,3 +442,52 @@ async fn a_plain_call_holds_its_ceiling_while_it_runs() {
     response.expect(200);
     assert_eq!(held.reserved_nanousd, COST_NANOUSD);
 }
+
+#[tokio::test]
+async fn a_budget_that_is_spent_sends_calls_to_its_cheaper_model_as_long_as_that_is_paid_for() {
+    let upstream = exact_upstream().await;
+    let gateway = budgeted(
+        &upstream,
+        "name: all, scope: { team: red }, limit: 0.011 USD, per: month, clamp: off, on_exhausted: { downgrade: cheap }",
+    )
+    .price("upstream/small", "input: 0 USD/1M, output: 0.5 USD/1M, max_output: 16384")
+    .model("cheap", "target: upstream/small")
+    .run()
+    .await;
+
+    let first = gateway.chat(&dear(1000)).send().await.expect(200);
+    let second = gateway.chat(&dear(1000)).send().await.expect(200);
+    let third = gateway.chat(&dear(1000)).send().await.expect(200);
+    let fourth = gateway.chat(&dear(1000)).send().await.expect(429);
+
+    let models = [&first, &second, &third].map(|response| response.header("x-tollgate-model"));
+    assert_eq!(models, [Some("upstream/m"), Some("upstream/small"), Some("upstream/small")]);
+    assert_eq!(fourth.json()["error"]["code"], json!("budget_exhausted"));
+    assert_eq!(settled(&gateway, "all").await.charged_nanousd, COST_NANOUSD + 2 * COST_NANOUSD / 20);
+    assert_eq!(gateway.wait_for_records(4).await.len(), 4, "a downgraded call has one record");
+}
+
+#[tokio::test]
+async fn a_call_without_a_cap_stays_as_it_is_where_its_context_window_is_small_change() {
+    let upstream = exact_upstream().await;
+    let uncapped = json!({"model": "upstream/m", "messages": [{"role": "user", "content": "hi"}]});
+    let price = "input: 0 USD/1M, output: 10 USD/1M, context_window: 100000";
+    let rich = Gateway::before(&upstream)
+        .price("upstream/m", price)
+        .budget("name: all, scope: { team: red }, limit: 1000 USD, per: month")
+        .run()
+        .await;
+    let poor = Gateway::before(&upstream)
+        .price("upstream/m", price)
+        .budget("name: all, scope: { team: red }, limit: 2 USD, per: month, default_max_tokens: 500")
+        .run()
+        .await;
+
+    let free = rich.chat(&uncapped).send().await.expect(200);
+    let capped = poor.chat(&uncapped).send().await.expect(200);
+
+    assert_eq!(free.header("x-tollgate-clamped"), None);
+    assert_eq!(capped.header("x-tollgate-clamped"), Some("500"));
+    let sent: Vec<Value> = upstream.requests().iter().map(|request| request.json()["max_tokens"].clone()).collect();
+    assert_eq!(sent, [Value::Null, json!(500)]);
+}
