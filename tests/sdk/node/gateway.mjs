@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -94,6 +94,7 @@ keys:
   const stop = async () => {
     child.kill('SIGTERM');
     const [code] = await exited;
+    rmSync(directory, { recursive: true });
     if (code !== 0) throw new Error(`exit code ${code}:\n${log.join('\n')}`);
   };
   return { url, log, stop };
