@@ -12,6 +12,7 @@ pub mod schema;
 pub mod serve;
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -86,7 +87,13 @@ enum Command {
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
     },
+    /// What the next releases bring
+    #[command(external_subcommand)]
+    Other(Vec<OsString>),
 }
+
+/// Commands of releases to come: named, rather than unknown.
+const NOT_YET: [&str; 9] = ["plan", "models", "prompts", "experiments", "budgets", "calls", "eval", "config", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -116,7 +123,17 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Arguments::command(), "tollgate", &mut io::stdout());
             ExitCode::SUCCESS
         }
+        Command::Other(words) => unknown(&words),
     }
+}
+
+/// A command that this build does not have, by its name.
+fn unknown(words: &[OsString]) -> ExitCode {
+    let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+    if NOT_YET.contains(&&*name) {
+        return fail(&anyhow::anyhow!("`{name}` is not available in this build yet"), WRONG);
+    }
+    fail(&anyhow::anyhow!("there is no command `{name}`; `tollgate --help` lists those there are"), WRONG)
 }
 
 fn count_tokens() -> ExitCode {
@@ -129,11 +146,11 @@ fn count_tokens() -> ExitCode {
 
 /// Keys are kept where the gateway looks for them: in its data_dir, hashed with its pepper.
 fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys::KeysCommand) -> ExitCode {
-    let loaded: Option<Loaded> = match (config::load(config), &data_dir) {
-        (Ok(loaded), _) => Some(loaded),
-        // A data_dir alone will do, as long as no configuration was named.
-        (Err(config::ConfigError::NothingConfigured), Some(_)) => None,
-        (Err(error), _) => return fail(&error.into(), WRONG),
+    let loaded: Option<Loaded> = match config::load(config) {
+        Ok(loaded) => Some(loaded),
+        // Keys can come before a configuration does.
+        Err(config::ConfigError::NothingConfigured) => None,
+        Err(error) => return fail(&error.into(), WRONG),
     };
     let pepper = loaded.as_ref().and_then(|loaded| loaded.snapshot.key_pepper.clone());
     let data_dir = data_dir.or_else(|| Some(loaded?.snapshot.data_dir)).unwrap_or_else(|| PathBuf::from("data"));

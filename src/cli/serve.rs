@@ -1,7 +1,6 @@
 //! `tollgate serve`: starts the gateway, keeps its configuration fresh, and lets it end in order.
 
 use std::{
-    future::Future,
     io::{self, Write},
     path::Path,
     process::ExitCode,
@@ -9,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{UNREACHABLE, WRONG, fail};
 use crate::{
@@ -17,7 +16,7 @@ use crate::{
         self, ConfigError, Loaded, Snapshot,
         watch::{Live, ReloadSummary, WatchHandle, watch},
     },
-    gateway::{Gateway, StartError},
+    process::{Gateway, StartError},
     store::keys::KeyStore,
     telemetry::{logging, metrics},
 };
@@ -28,12 +27,12 @@ const KEY_STORE_INTERVAL: Duration = Duration::from_secs(1);
 /// Runs until SIGTERM or SIGINT.
 #[must_use]
 pub fn run(config: Option<&Path>) -> ExitCode {
-    logging::init();
+    logging::init("info");
     let loaded = match config::load(config) {
         Ok(loaded) => loaded,
         Err(error) => return fail(&error.into(), WRONG),
     };
-    match runtime().block_on(serve(loaded, std::future::pending())) {
+    match runtime().block_on(serve(loaded)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<StartError>() {
             Some(StartError::Store(_) | StartError::Thread(_)) => fail(&error, UNREACHABLE),
@@ -50,18 +49,36 @@ pub(super) fn runtime() -> tokio::runtime::Runtime {
         .expect("a process that can't have threads can't serve")
 }
 
-/// Serves until a signal comes or `until` is done, then drains.
-pub(super) async fn serve(loaded: Loaded, until: impl Future<Output = ()>) -> anyhow::Result<()> {
+/// Serves until a signal comes, then drains. Says that it is ready in one line on standard output, for scripts that wait for it.
+async fn serve(loaded: Loaded) -> anyhow::Result<()> {
+    let mut stop = StopSignals::listen()?;
     let running = Running::start(loaded).await?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = until => {}
-    }
+    // A closed standard output is no reason not to serve.
+    let _ = writeln!(io::stdout(), "ready listen={} admin={}", running.gateway.listen, running.gateway.admin);
+    stop.received().await;
     running.stop().await;
     Ok(())
+}
+
+/// SIGTERM and SIGINT, heard from the moment that this is made.
+pub(super) struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// Begins to listen.
+    pub(super) fn listen() -> io::Result<StopSignals> {
+        Ok(StopSignals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the first of them.
+    pub(super) async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// A gateway with its configuration watched.
@@ -73,7 +90,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Starts the gateway and says so: one line on standard output, for scripts that wait for it.
+    /// Starts the gateway and the watch over its configuration and keys.
     pub(super) async fn start(loaded: Loaded) -> anyhow::Result<Running> {
         let Loaded { snapshot, origin, warnings } = loaded;
         for warning in warnings.iter().chain(&snapshot.not_yet) {
@@ -85,12 +102,14 @@ impl Running {
         let gateway = Gateway::start(live.clone()).await?;
 
         let for_reload = store.clone();
-        let prepare = move |snapshot| with_stored_keys(snapshot, &for_reload);
+        let prepare_upstream = gateway.preparation();
+        let prepare = move |snapshot| {
+            prepare_upstream(&snapshot).map_err(|error| ConfigError::Unusable(error.to_string()))?;
+            with_stored_keys(snapshot, &for_reload)
+        };
         let watching = Arc::new(watch(live.clone(), origin, prepare, Reloads::new(&live).observer())?);
         let keys = tokio::spawn(follow_keys(store, watching.clone()));
         tracing::info!(listen = %gateway.listen, admin = %gateway.admin, config.hash = %live.load_full().hash, "ready");
-        // A closed standard output is no reason not to serve.
-        let _ = writeln!(io::stdout(), "ready listen={} admin={}", gateway.listen, gateway.admin);
         Ok(Running { gateway, watching, keys })
     }
 

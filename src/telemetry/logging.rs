@@ -16,14 +16,14 @@ const CALLS: &str = "tollgate::calls";
 /// Batches of lines that may wait for a slow log sink.
 const BATCHES_MAX: usize = 64;
 
-/// Starts logging once per process. `TOLLGATE_LOG` (or `RUST_LOG`) filters, such as `info` or `tollgate=debug`;
-/// `TOLLGATE_LOG_FORMAT=json|text` overrides the choice by terminal.
+/// Starts logging once per process. `TOLLGATE_LOG` (or `RUST_LOG`) filters, such as `info` or `tollgate=debug`, else
+/// `default_filter` does; `TOLLGATE_LOG_FORMAT=json|text` overrides the choice by terminal.
 ///
 /// The JSON writer escapes control characters, so no logged value can forge a line.
-pub fn init() {
+pub fn init(default_filter: &str) {
     let filter = EnvFilter::try_from_env("TOLLGATE_LOG")
         .or_else(|_| EnvFilter::try_from_default_env())
-        .unwrap_or_else(|_| EnvFilter::new("info"));
+        .unwrap_or_else(|_| EnvFilter::new(default_filter));
     let text = match std::env::var("TOLLGATE_LOG_FORMAT").as_deref() {
         Ok("text") => true,
         Ok("json") => false,

@@ -161,6 +161,8 @@ async fn the_response_says_which_call_it_was_and_who_served_it() {
 async fn large_bodies_pass_whole_and_cost_little_more_than_themselves() {
     let upstream = Upstream::run().await;
     let gateway = Gateway::transparent(&upstream).run().await;
+    gateway.hello("gpt-4o-mini").send().await.expect(200);
+    upstream.next_request().await;
     let before = gateway.memory_bytes("VmHWM:");
 
     for size in [32_769, 1 << 20, 20 << 20] {
