@@ -4,11 +4,7 @@
 //! slot of the bounded channel from its start, so ending it never waits, `Drop` included. One thread does the rest: it may count
 //! tokens, which is no work for a reactor thread.
 
-use std::{
-    sync::Arc,
-    thread::JoinHandle,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
 use tokio::{sync::mpsc, time::Instant};
 
@@ -56,13 +52,16 @@ pub struct Attempt {
     pub reservation: Option<Reservation>,
     /// The target's price.
     pub price: Option<Arc<Price>>,
-    /// The service tier asked for, or reported.
+    /// The service tier: asked for, until the reply says which one served.
     pub tier: Option<Box<str>>,
+    /// The moment whose prices hold: the one that the bound was worked out at.
+    pub at: jiff::Timestamp,
     /// What is charged if the attempt ended now.
     pub charge: Charge,
     /// What was sent, for counting where the provider does not report.
     pub sent: Option<Sent>,
-    /// Whether output may be produced that the client never sees (reasoning): then a cut reply is charged at its bound.
+    /// Whether output may be produced that is never seen (reasoning, work in the background): then only a report tells the
+    /// usage, and without one the bound is charged.
     pub hidden_output: bool,
 }
 
@@ -91,6 +90,8 @@ struct Open {
 struct Finished {
     record: Record,
     attempt: Attempt,
+    /// Earlier attempts that are yet to be counted, which is no work for a reactor thread.
+    uncounted: Vec<Attempt>,
     admission: Option<Admission>,
 }
 
@@ -137,7 +138,8 @@ impl Recorder {
     /// Opens a call's record; waits while too many calls are open. `None` when the recorder is gone: the process is ending.
     pub async fn open(&self, record: Record, received: Instant) -> Option<OpenRecord> {
         let slot = self.slots.clone().reserve_owned().await.ok()?;
-        let finished = Box::new(Finished { record, attempt: Attempt::default(), admission: None });
+        let finished =
+            Box::new(Finished { record, attempt: Attempt::default(), uncounted: Vec::new(), admission: None });
         Some(OpenRecord(Some(Box::new(Open { slot, finished, received }))))
     }
 
@@ -181,7 +183,11 @@ impl OpenRecord {
         let finished = &mut self.open().finished;
         let mut attempt = std::mem::take(&mut finished.attempt);
         attempt.charge = charge;
-        attempt.settle(&mut finished.record);
+        if attempt.is_counted() {
+            finished.uncounted.push(attempt);
+        } else {
+            attempt.settle(&mut finished.record);
+        }
     }
 
     /// Gives the record up: the call goes on under another one.
@@ -215,12 +221,23 @@ impl Drop for OpenRecord {
 // === impl Attempt ===
 
 impl Attempt {
+    /// Whether settling counts tokens: for what the provider has not reported, and no bound stands for.
+    fn is_counted(&self) -> bool {
+        match self.charge {
+            Charge::Nothing | Charge::Reported(_) => false,
+            Charge::Bound => self.reservation.is_none(),
+            Charge::Seen { .. } => true,
+        }
+    }
+
     /// Charges the attempt and adds it to its record. Counting may take a millisecond per 10 KB of text.
     fn settle(self, record: &mut Record) {
         let (usage, source) = self.usage();
         let bound = self.reservation.as_ref().map(Reservation::bound);
-        let priced = self.price.as_ref().map(|price| price.cost(&usage, self.tier.as_deref(), now()));
+        let priced = self.price.as_ref().map(|price| price.cost(&usage, self.tier.as_deref(), self.at));
         let cost = match (source, bound) {
+            // Not even the fee that some models have per request.
+            (UsageSource::None, _) => NanoUsd::ZERO,
             (UsageSource::Bound, Some(bound)) => bound,
             (UsageSource::Counted | UsageSource::Estimated, Some(bound)) => priced.unwrap_or(bound).min(bound),
             _ => priced.unwrap_or_default(),
@@ -240,7 +257,7 @@ impl Attempt {
             Charge::Reported(usage) => (*usage, UsageSource::Provider),
             Charge::Bound if self.reservation.is_some() => (Usage::default(), UsageSource::Bound),
             Charge::Bound => (self.counted(Tokens::ZERO), UsageSource::Estimated),
-            Charge::Seen { complete: false, .. } if self.hidden_output && self.reservation.is_some() => {
+            Charge::Seen { .. } if self.hidden_output && self.reservation.is_some() => {
                 (Usage::default(), UsageSource::Bound)
             }
             Charge::Seen { output, complete, reported } => {
@@ -268,10 +285,6 @@ fn with_margin(counted: Tokens) -> Tokens {
     Tokens(counted.0.saturating_mul(COUNTED_PERCENT).div_ceil(100))
 }
 
-fn now() -> jiff::Timestamp {
-    jiff::Timestamp::try_from(SystemTime::now()).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
-}
-
 // === the thread ===
 
 fn close_all(mut messages: mpsc::Receiver<Message>) {
@@ -293,8 +306,10 @@ fn close_all(mut messages: mpsc::Receiver<Message>) {
 }
 
 fn close(finished: Finished) -> Record {
-    let Finished { mut record, attempt, admission } = finished;
-    attempt.settle(&mut record);
+    let Finished { mut record, attempt, uncounted, admission } = finished;
+    for attempt in uncounted.into_iter().chain([attempt]) {
+        attempt.settle(&mut record);
+    }
     if let Some(mut admission) = admission {
         admission.correct(record.usage.input.saturating_add(record.usage.output));
     }
