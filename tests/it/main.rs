@@ -5,11 +5,13 @@
 
 mod auth;
 mod budgets;
+mod charges;
 mod cli;
 mod config;
 mod costs;
 mod drain;
 mod experiments;
+mod faults;
 mod fixtures;
 mod http;
 mod limits;
