@@ -67,7 +67,7 @@ clean: ## away with what was built
 
 # A stamp per set of packages, so that a set is installed again only when its list changes.
 $(VENV)/bin/python:
-	scripts/packages.sh python3:python3 python3-venv
+	python3 -c 'import ensurepip' 2>/dev/null || scripts/packages.sh python3:python3 python3-venv
 	python3 -m venv $(VENV)
 
 $(VENV)/sdk: tests/sdk/python/requirements.txt | $(VENV)/bin/python

@@ -5,7 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scripts/packages.sh python3:python3 python3-venv cc:gcc c++:g++ cmake:cmake
+scripts/packages.sh cc:gcc c++:g++ cmake:cmake
+python3 -c 'import ensurepip' 2>/dev/null || scripts/packages.sh python3:python3 python3-venv
 venv=target/real/venv
 [[ -x $venv/bin/python ]] || python3 -m venv "$venv"
 if [[ ! -x $venv/bin/llama-cpp-server ]]; then

@@ -98,6 +98,8 @@ pub struct Watching {
     pub dialect: Dialect,
     /// How the call ends if the body comes to its end.
     pub outcome: Outcome,
+    /// Whether only the connection's close tells the body's end (RFC 9112 §6.3, rule 8), as it would tell a cut.
+    pub ends_by_close: bool,
     /// Time limits.
     pub times: BodyTimes,
     /// Reads on when the client has left; `None` cancels.
@@ -121,6 +123,8 @@ pub struct Watched {
     ready: VecDeque<Bytes>,
     /// Whether the source has ended, well or not.
     ended: bool,
+    /// Why the body is about to be cut off.
+    cut: Option<&'static str>,
     last_chunk: Instant,
     alarm: Pin<Box<Sleep>>,
 }
@@ -144,6 +148,7 @@ impl ReplyBody {
             record: Some(record),
             ready: VecDeque::new(),
             ended: false,
+            cut: None,
             last_chunk: Instant::now(),
         });
         if watched.source.is_end_stream() {
@@ -195,6 +200,9 @@ impl Watched {
             if let Some(chunk) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(chunk))));
             }
+            if let Some(reason) = self.cut.take() {
+                return Poll::Ready(Some(Err(ReplyError(reason))));
+            }
             if self.ended {
                 return Poll::Ready(None);
             }
@@ -204,12 +212,17 @@ impl Watched {
                         return Poll::Ready(Some(Ok(frame)));
                     }
                 }
-                Poll::Ready(None) => self.source_ended()?,
-                Poll::Ready(Some(Err(reason))) => self.broke(reason)?,
+                Poll::Ready(None) => self.source_ended(),
+                Poll::Ready(Some(Err(reason))) => self.broke(reason),
                 Poll::Pending => match self.poll_alarm(cx) {
-                    Poll::Ready(reason) => self.broke(reason)?,
+                    Poll::Ready(reason) => self.broke(reason),
                     Poll::Pending => return Poll::Pending,
                 },
+            }
+            if self.cut.is_some() {
+                // hyper drops what it has not written when a body fails: head and last bytes leave first.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
         }
     }
@@ -250,21 +263,19 @@ impl Watched {
         }
     }
 
-    /// The source said that nothing more comes: believed, unless an event was left half.
-    fn source_ended(&mut self) -> Result<(), ReplyError> {
+    /// The source said that nothing more comes: believed, unless a closed connection is all it said it with.
+    fn source_ended(&mut self) {
         if let Watch::Events(events) = &self.watching.watch
-            && events.mid_event()
+            && self.watching.ends_by_close
             && !events.ended()
         {
-            // An end in the middle of an event is a cut, however politely the connection was closed.
-            return self.broke("the stream ended in the middle of an event");
+            return self.broke("the connection closed before the stream said that it was over");
         }
         if let Some(filter) = self.watching.filter.take() {
             let (rest, _) = filter.finish();
             self.ready.extend(Some(rest).filter(|rest| !rest.is_empty()));
         }
         self.complete();
-        Ok(())
     }
 
     fn complete(&mut self) {
@@ -277,16 +288,17 @@ impl Watched {
     }
 
     /// The reply broke off. An event stream says so in band, since its status has long gone; anything else is cut off.
-    fn broke(&mut self, reason: &'static str) -> Result<(), ReplyError> {
+    fn broke(&mut self, reason: &'static str) {
         self.ended = true;
         let mid_event = match &self.watching.watch {
             Watch::Events(events) => Some(events.mid_event() && self.watching.filter.is_none()),
             _ => None,
         };
         self.close(Outcome::Cut, false);
-        let Some(mid_event) = mid_event else { return Err(ReplyError(reason)) };
-        self.ready.push_back(error_event(self.watching.dialect, mid_event, reason));
-        Ok(())
+        match mid_event {
+            Some(mid_event) => self.ready.push_back(error_event(self.watching.dialect, mid_event, reason)),
+            None => self.cut = Some(reason),
+        }
     }
 
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
@@ -337,6 +349,7 @@ impl Drop for Watched {
             record: self.record.take(),
             ready: VecDeque::new(),
             ended: false,
+            cut: None,
             last_chunk: self.last_chunk,
             alarm: Box::pin(sleep_until(self.watching.times.next(Instant::now()))),
         };

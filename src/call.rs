@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// The request line and headers of a call, as they came.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Head {
     /// The call's id: in `x-tollgate-call`, in the log, in the ledger.
     pub id: Arc<str>,
@@ -90,7 +90,25 @@ pub struct Call {
     pub read_for: Duration,
 }
 
+impl Call {
+    /// The same call once more, where its body is in memory.
+    #[must_use]
+    pub fn again(&self) -> Option<Call> {
+        let Payload::Json(document) = &self.payload else { return None };
+        Some(Call {
+            head: self.head.clone(),
+            caller: self.caller.clone(),
+            snapshot: self.snapshot.clone(),
+            own_credential: self.own_credential.clone(),
+            payload: Payload::Json(document.clone()),
+            identity: self.identity.clone(),
+            read_for: self.read_for,
+        })
+    }
+}
+
 /// What a call carries.
+#[expect(clippy::large_enum_variant, reason = "almost every call is Json: a box would cost them all an allocation")]
 #[derive(Debug)]
 pub enum Payload {
     /// A JSON body of an endpoint that is metered.
@@ -104,7 +122,7 @@ pub enum Payload {
 }
 
 /// A JSON body, scanned once.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Document {
     /// The bytes, content coding removed.
     pub bytes: Bytes,
@@ -117,7 +135,7 @@ pub struct Document {
 }
 
 /// On whose behalf a call is made. Chosen by the client, so it never decides about access.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Identity {
     /// The user; the key's name when the call names none.
     pub user: Arc<str>,
@@ -231,11 +249,13 @@ pub struct Failure {
     pub headers: HeaderMap,
     /// The record, still open.
     pub record: Option<Box<OpenRecord>>,
+    /// The alias to try instead, where the budget that refused names one.
+    pub downgrade: Option<Arc<str>>,
 }
 
 impl From<GatewayError> for Failure {
     fn from(error: GatewayError) -> Failure {
-        Failure { error, headers: HeaderMap::new(), record: None }
+        Failure { error, headers: HeaderMap::new(), record: None, downgrade: None }
     }
 }
 
@@ -243,7 +263,7 @@ impl Failure {
     /// A failure of a call whose record is open.
     #[must_use]
     pub fn recorded(error: GatewayError, record: OpenRecord) -> Failure {
-        Failure { error, headers: HeaderMap::new(), record: Some(Box::new(record)) }
+        Failure { error, headers: HeaderMap::new(), record: Some(Box::new(record)), downgrade: None }
     }
 }
 

@@ -20,7 +20,7 @@
 //! ```
 //!
 //! # Ranks
-//! A file uses only lower ranks and its own folder; files in `layers/` never name each other.
+//! A file uses only lower ranks and its own folder; rank 3, the spine, may use itself; files in `layers/` never name each other.
 //! `tests/it/ranks.rs` reads this table and checks the tree against it.
 //!
 //! | rank | modules |
@@ -29,9 +29,12 @@
 //! | 1 | policy, ledger, record |
 //! | 2 | config, registry, store, telemetry |
 //! | 3 | call, error, body, recorder, purses |
-//! | 4 | layers, upstream |
-//! | 5 | gateway, admin, eval |
-//! | 6 | cli |
+//! | 4 | upstream |
+//! | 5 | layers |
+//! | 6 | gateway |
+//! | 7 | admin, eval |
+//! | 8 | process |
+//! | 9 | cli |
 //!
 //! # Invariants
 //! - No attempt without an [`call::Admitted`], and only the budget layer makes one.
@@ -59,7 +62,10 @@ pub mod recorder;
 pub mod layers;
 pub mod upstream;
 
-pub mod admin;
 pub mod gateway;
+
+pub mod admin;
+
+pub mod process;
 
 pub mod cli;

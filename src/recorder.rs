@@ -184,6 +184,11 @@ impl OpenRecord {
         attempt.settle(&mut finished.record);
     }
 
+    /// Gives the record up: the call goes on under another one.
+    pub fn discard(mut self) {
+        self.0 = None;
+    }
+
     /// Ends the call.
     pub fn close(mut self, outcome: Outcome) {
         self.facts().outcome = outcome;
@@ -303,13 +308,13 @@ pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
     Record {
         id,
         endpoint,
-        key: nobody.clone(),
+        key: nobody,
         team: None,
-        model_label: nobody.clone(),
+        model_label: Arc::from("other"),
         version: None,
         variants: Vec::new(),
         prompt: None,
-        provider: nobody,
+        provider: Arc::from("none"),
         target: None,
         status: http::StatusCode::OK,
         outcome: Outcome::Ok,

@@ -3,44 +3,41 @@
 //! Never on the client listener. Off loopback it asks for the admin token; on loopback it refuses foreign `Host`s, so that a web page
 //! which resolves to 127.0.0.1 can't read it (DNS rebinding).
 
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     body::ReplyBody,
-    config::{Live, Snapshot},
-    gateway::{routes::probe, serve::Handler},
-    purses::Purses,
+    config::Snapshot,
+    gateway::{Shared, routes::probe, serve::Handler},
+    purses::AccountStatus,
     telemetry::metrics,
 };
 
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Routes {
-    live: Arc<Live>,
-    purses: Arc<Purses>,
-    draining: CancellationToken,
+    shared: Shared,
 }
 
 impl Routes {
     /// The admin API of one gateway.
     #[must_use]
-    pub fn new(live: Arc<Live>, purses: Arc<Purses>, draining: CancellationToken) -> Routes {
-        Routes { live, purses, draining }
+    pub fn new(shared: Shared) -> Routes {
+        Routes { shared }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<ReplyBody> {
+    async fn answer(&self, request: &Request<Incoming>) -> Response<ReplyBody> {
         match request.uri().path() {
             "/healthz" => return probe(true),
-            "/readyz" => return probe(!self.draining.is_cancelled()),
+            "/readyz" => return probe(!self.shared.shutdown.draining.is_cancelled()),
             _ => {}
         }
-        let snapshot = self.live.load_full();
+        let snapshot = self.shared.live.load_full();
         if let Err((status, why)) = allowed(&snapshot, request) {
             return json_response(status, &json!({"error": {"message": why}}));
         }
@@ -51,8 +48,11 @@ impl Routes {
             );
         }
         match request.uri().path() {
-            "/metrics" => text_response(metrics::render()),
-            "/api/budgets" => json_response(StatusCode::OK, &self.budgets()),
+            "/metrics" => {
+                self.shared.refresh_gauges();
+                text_response(metrics::render())
+            }
+            "/api/budgets" => self.budgets().await,
             "/api/config" => json_response(StatusCode::OK, &config(&snapshot)),
             path => json_response(
                 StatusCode::NOT_FOUND,
@@ -61,25 +61,28 @@ impl Routes {
         }
     }
 
-    fn budgets(&self) -> Value {
-        let accounts = self.purses.accounts();
-        accounts
-            .iter()
-            .map(|account| {
-                json!({
-                    "budget": account.budget, "account": account.account,
-                    "limit_nanousd": account.limit, "charged_nanousd": account.charged,
-                    "reserved_nanousd": account.reserved, "granted_nanousd": account.granted,
-                    "debt_nanousd": account.debt,
-                })
-            })
-            .collect()
+    async fn budgets(&self) -> Response<ReplyBody> {
+        match self.shared.accounts().await {
+            Ok(accounts) => json_response(StatusCode::OK, &accounts.iter().map(describe).collect()),
+            Err(error) => {
+                json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({"error": {"message": error.to_string()}}))
+            }
+        }
     }
+}
+
+fn describe(account: &AccountStatus) -> Value {
+    json!({
+        "budget": account.budget, "account": account.account,
+        "limit_nanousd": account.limit, "charged_nanousd": account.charged,
+        "reserved_nanousd": account.reserved, "granted_nanousd": account.granted,
+        "debt_nanousd": account.debt,
+    })
 }
 
 impl Handler for Routes {
     async fn handle(&self, request: Request<Incoming>, _late: bool) -> Response<ReplyBody> {
-        self.answer(&request)
+        self.answer(&request).await
     }
 }
 

@@ -5,12 +5,14 @@
 pub mod check;
 pub mod count;
 pub mod demo;
+pub mod health;
 pub mod keys;
 pub mod prices;
 pub mod schema;
 pub mod serve;
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -54,6 +56,12 @@ enum Command {
         /// Configuration; default as for `serve`
         file: Option<PathBuf>,
     },
+    /// Ask a running gateway whether it is well; exit 3 when it is not: the health check of a container
+    Health {
+        /// What to ask, on the admin listener
+        #[arg(long, value_name = "URL", default_value = health::DEFAULT_URL, value_parser = health::Target::parse)]
+        url: health::Target,
+    },
     /// Print the JSON Schema of the configuration
     Schema,
     /// Create, list and revoke virtual keys
@@ -79,7 +87,13 @@ enum Command {
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
     },
+    /// What the next releases bring
+    #[command(external_subcommand)]
+    Other(Vec<OsString>),
 }
+
+/// Commands of releases to come: named, rather than unknown.
+const NOT_YET: [&str; 9] = ["plan", "models", "prompts", "experiments", "budgets", "calls", "eval", "config", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -100,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Serve { config } => serve::run(config.as_deref()),
         Command::Demo { once } => demo::run(once),
         Command::Check { file } => check::run(file.as_deref()),
+        Command::Health { url } => code_of(health::run(&url), UNREACHABLE),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
         Command::Count => count_tokens(),
@@ -108,7 +123,17 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Arguments::command(), "tollgate", &mut io::stdout());
             ExitCode::SUCCESS
         }
+        Command::Other(words) => unknown(&words),
     }
+}
+
+/// A command that this build does not have, by its name.
+fn unknown(words: &[OsString]) -> ExitCode {
+    let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+    if NOT_YET.contains(&&*name) {
+        return fail(&anyhow::anyhow!("`{name}` is not available in this build yet"), WRONG);
+    }
+    fail(&anyhow::anyhow!("there is no command `{name}`; `tollgate --help` lists those there are"), WRONG)
 }
 
 fn count_tokens() -> ExitCode {
@@ -121,11 +146,11 @@ fn count_tokens() -> ExitCode {
 
 /// Keys are kept where the gateway looks for them: in its data_dir, hashed with its pepper.
 fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys::KeysCommand) -> ExitCode {
-    let loaded: Option<Loaded> = match (config::load(config), &data_dir) {
-        (Ok(loaded), _) => Some(loaded),
-        // A data_dir alone will do, as long as no configuration was named.
-        (Err(config::ConfigError::NothingConfigured), Some(_)) => None,
-        (Err(error), _) => return fail(&error.into(), WRONG),
+    let loaded: Option<Loaded> = match config::load(config) {
+        Ok(loaded) => Some(loaded),
+        // Keys can come before a configuration does.
+        Err(config::ConfigError::NothingConfigured) => None,
+        Err(error) => return fail(&error.into(), WRONG),
     };
     let pepper = loaded.as_ref().and_then(|loaded| loaded.snapshot.key_pepper.clone());
     let data_dir = data_dir.or_else(|| Some(loaded?.snapshot.data_dir)).unwrap_or_else(|| PathBuf::from("data"));

@@ -16,7 +16,7 @@ use crate::{
         self, ConfigError, Loaded, Snapshot,
         watch::{Live, ReloadSummary, WatchHandle, watch},
     },
-    gateway::{Gateway, StartError},
+    process::{Gateway, StartError},
     store::keys::KeyStore,
     telemetry::{logging, metrics},
 };
@@ -102,7 +102,11 @@ impl Running {
         let gateway = Gateway::start(live.clone()).await?;
 
         let for_reload = store.clone();
-        let prepare = move |snapshot| with_stored_keys(snapshot, &for_reload);
+        let prepare_upstream = gateway.preparation();
+        let prepare = move |snapshot| {
+            prepare_upstream(&snapshot).map_err(|error| ConfigError::Unusable(error.to_string()))?;
+            with_stored_keys(snapshot, &for_reload)
+        };
         let watching = Arc::new(watch(live.clone(), origin, prepare, Reloads::new(&live).observer())?);
         let keys = tokio::spawn(follow_keys(store, watching.clone()));
         tracing::info!(listen = %gateway.listen, admin = %gateway.admin, config.hash = %live.load_full().hash, "ready");

@@ -76,6 +76,9 @@ pub enum ConfigError {
     /// It is valid, but differs from the running one in what cannot change while it runs.
     #[error("restart to change {}; the running configuration stays", .0.join(", "))]
     NeedsRestart(Vec<&'static str>),
+    /// It is valid, but something it names cannot be used.
+    #[error("{0}; the running configuration stays")]
+    Unusable(String),
 }
 
 /// Reads `path`, or else what `$TOLLGATE_CONFIG` names, or else `config/tollgate.yaml`, or else the environment alone.

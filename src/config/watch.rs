@@ -272,15 +272,15 @@ fn changes_content(kind: EventKind) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        fs,
-        sync::mpsc::{Receiver, channel},
-    };
+    use std::fs;
 
     use super::*;
 
     /// Far longer than a reload takes, also on a busy machine.
     const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// More reports than a test waits for; none is lost.
+    const HEARD_MAX: usize = 64;
 
     /// What `on_result` heard: the data directory now in force, or the error.
     type Heard = Result<(PathBuf, bool), String>;
@@ -317,7 +317,7 @@ mod tests {
 
         /// A reloader that is looked through by hand, and what it reports.
         fn by_hand(&self) -> (impl FnMut() + use<>, Receiver<Heard>) {
-            let (results, heard) = channel();
+            let (results, heard) = sync_channel(HEARD_MAX);
             let mut reloader = Reloader {
                 live: self.live.clone(),
                 origin: self.origin.clone(),
@@ -330,13 +330,13 @@ mod tests {
         }
 
         fn watch(&self) -> (WatchHandle, Receiver<Heard>) {
-            let (results, heard) = channel();
+            let (results, heard) = sync_channel(HEARD_MAX);
             let handle = watch(self.live.clone(), self.origin.clone(), Ok, report_to(results)).expect("a thread");
             (handle, heard)
         }
     }
 
-    fn report_to(results: std::sync::mpsc::Sender<Heard>) -> impl Fn(Result<ReloadSummary, &ConfigError>) + Send {
+    fn report_to(results: SyncSender<Heard>) -> impl Fn(Result<ReloadSummary, &ConfigError>) + Send {
         move |result| {
             let heard =
                 result.map(|summary| (summary.snapshot.data_dir.clone(), summary.swapped)).map_err(ToString::to_string);

@@ -1,4 +1,4 @@
-//! The edge towards clients: sockets, the stack of layers, and the life of the process.
+//! The edge towards clients: sockets, the layers in their order, the client listener's paths.
 
 pub mod framing;
 pub mod routes;
@@ -6,63 +6,20 @@ pub mod serve;
 pub mod stack;
 pub mod tls;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
-use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::Instant};
-use tokio_util::task::TaskTracker;
+use tokio::time::Instant;
 
 use crate::{
-    admin,
-    body::{Drain, InFlightCount},
+    body::InFlightCount,
     config::Live,
-    gateway::{
-        routes::ClientRoutes,
-        serve::{Limits, Shutdown},
-        tls::{TlsAcceptor, TlsError},
-    },
-    policy::limits::Limiter,
-    purses::Purses,
-    recorder::Recorder,
-    store::ports::StoreError,
+    gateway::serve::Shutdown,
+    purses::{AccountStatus, Purses},
+    store::ports::{StoreError, StoredAccount},
     telemetry::metrics,
-    upstream::{Upstream, client::ClientError, tunnel::Tunnels},
+    units::NanoUsd,
+    upstream::{Upstream, health::Circuit},
 };
-
-/// Replies that are read on at the same time after their clients have left.
-const DRAINS_MAX: usize = 256;
-/// How often gauges are refreshed and histograms folded.
-const UPKEEP: Duration = Duration::from_secs(1);
-/// Connections of the admin listener at the same time.
-const ADMIN_CONNECTIONS_MAX: usize = 256;
-/// How long records may take to be written once the last call has ended.
-const RECORDER_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Why the gateway could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address is taken or not ours.
-    #[error("{what} cannot listen on {address}: {source}; choose another address under `server:`")]
-    Listen {
-        /// `server.listen` or `server.admin`.
-        what: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// The system's word.
-        source: io::Error,
-    },
-    /// The ledger's store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Certificates of the client listener.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// Roots of a provider.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// No thread for the recorder.
-    #[error("the system gives no thread: {0}")]
-    Thread(io::Error),
-}
 
 /// What all parts of a running gateway share.
 #[derive(Debug, Clone)]
@@ -79,145 +36,58 @@ pub struct Shared {
     pub shutdown: Shutdown,
 }
 
-/// A gateway that takes calls.
-#[derive(Debug)]
-pub struct Gateway {
-    /// The client listener's address, its port chosen by the system where the configuration says 0.
-    pub listen: SocketAddr,
-    /// The admin listener's address.
-    pub admin: SocketAddr,
-    shared: Shared,
-    recorder: Recorder,
-    recorder_thread: std::thread::JoinHandle<()>,
-    listeners: Vec<JoinHandle<()>>,
-}
-
-impl Gateway {
-    /// Opens the store, binds both listeners and begins to take calls.
-    ///
-    /// # Errors
-    /// See [`StartError`]; nothing is left running.
-    pub async fn start(live: Arc<Live>) -> Result<Gateway, StartError> {
-        metrics::init();
-        let snapshot = live.load_full();
-        metrics::config_hash(None, &snapshot.hash);
-        let purses = Purses::open(&snapshot.data_dir, snapshot.ledger.sync, snapshot.ledger.budget_wait)?;
-        let upstream = Arc::new(Upstream::new(snapshot.routing.connect_timeout)?);
-        for provider in snapshot.providers.values() {
-            upstream.client.prepare(provider)?;
-        }
-        let tls = snapshot.server.tls.as_ref().map(TlsAcceptor::new).transpose()?;
-        let (client, listen) = bind("server.listen", snapshot.server.listen).await?;
-        let (admin, admin_address) = bind("server.admin", snapshot.server.admin).await?;
-        let (recorder, recorder_thread) = Recorder::start().map_err(StartError::Thread)?;
-        let shared =
-            Shared { live, purses, upstream, in_flight: InFlightCount::default(), shutdown: Shutdown::default() };
-        let mut gateway =
-            Gateway { listen, admin: admin_address, shared, recorder, recorder_thread, listeners: Vec::new() };
-        gateway.serve(client, admin, tls, snapshot.server.header_timeout);
-        Ok(gateway)
-    }
-
-    fn serve(&mut self, client: TcpListener, admin: TcpListener, tls: Option<TlsAcceptor>, header_timeout: Duration) {
-        let shared = &self.shared;
-        let via: Arc<str> = Arc::from(format!("tollgate-{:08x}", rand_u32()));
-        let parts = stack::Parts {
-            live: shared.live.clone(),
-            limiter: Arc::new(Limiter::new()),
-            purses: shared.purses.clone(),
-            upstream: shared.upstream.clone(),
-            in_flight: shared.in_flight.clone(),
-            recorder: self.recorder.clone(),
-            drain: Drain::new(DRAINS_MAX, shared.shutdown.connections.clone()),
-            tunnels: Tunnels { tasks: shared.shutdown.connections.clone(), over: shared.shutdown.over.clone() },
-            via,
-            epoch: Instant::now(),
-        };
-        let routes = ClientRoutes::new(stack::build(parts), shared.clone());
-        let limits = |connections| Limits { header_timeout, connections: Arc::new(Semaphore::new(connections)) };
-        let client_limits = limits(serve::connections_max());
-        if let Some(acceptor) = &tls {
-            self.listeners.push(tokio::spawn(acceptor.clone().watch()));
-        }
-        let shutdown = &shared.shutdown;
-        let listen = serve::listen(client, tls, routes, client_limits, shutdown.clone());
-        self.listeners.push(tokio::spawn(listen));
-        let admin_routes =
-            admin::Routes::new(shared.live.clone(), shared.purses.clone(), shared.shutdown.draining.clone());
-        // Not among the connections that the drain waits for: a scraper's idle connection must not hold the process.
-        let admin_shutdown = Shutdown { connections: TaskTracker::new(), ..shutdown.clone() };
-        let listen_admin = serve::listen(admin, None, admin_routes, limits(ADMIN_CONNECTIONS_MAX), admin_shutdown);
-        self.listeners.push(tokio::spawn(listen_admin));
-        self.listeners.push(tokio::spawn(upkeep(shared.clone())));
-    }
-
-    /// Lets calls in flight end, for `server.limits.drain` at most, then gives all money back and ends.
-    pub async fn drain(self) {
-        let Gateway { shared, recorder, recorder_thread, listeners, .. } = self;
-        let limit = shared.live.load_full().server.drain;
-        shared.shutdown.draining.cancel();
-        tracing::info!(in_flight = shared.in_flight.now(), limit_s = limit.as_secs(), "draining");
-        let deadline = Instant::now() + limit;
-        while shared.in_flight.now() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        if shared.in_flight.now() > 0 {
-            tracing::warn!(in_flight = shared.in_flight.now(), "calls were cut: the drain's time is over");
-        }
-        shared.shutdown.connections.close();
-        // What is idle closes by itself at once; what a probe keeps open is cut.
-        let _ = tokio::time::timeout(Duration::from_millis(200), shared.shutdown.connections.wait()).await;
-        shared.shutdown.over.cancel();
-        for listener in listeners {
-            listener.abort();
-        }
-        let _ = tokio::time::timeout(Duration::from_secs(1), shared.shutdown.connections.wait()).await;
-        recorder.stop();
-        let waited = Instant::now();
-        while !recorder_thread.is_finished() && waited.elapsed() < RECORDER_TIMEOUT {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        shared.purses.close().await;
-    }
-}
-
-async fn bind(what: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Listen { what, address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok((listener, bound))
-}
-
-/// Keeps gauges true while nobody calls.
-async fn upkeep(shared: Shared) {
-    let mut ticks = tokio::time::interval(UPKEEP);
-    loop {
-        ticks.tick().await;
-        metrics::upkeep();
-        metrics::in_flight(shared.in_flight.now());
-        metrics::store_up(shared.purses.store_up());
-        metrics::reservations_dropped(shared.purses.dropped_reservations());
-        budgets(&shared);
+impl Shared {
+    /// Makes gauges true: each second, and before each scrape.
+    pub fn refresh_gauges(&self) {
+        metrics::in_flight(self.in_flight.now());
+        metrics::store_up(self.purses.store_up());
+        metrics::reservations_dropped(self.purses.dropped_reservations());
+        let snapshot = self.live.load_full();
         let now = Instant::now().into_std();
-        for (provider, health) in shared.upstream.healths.all().iter() {
-            metrics::circuit(provider, health.circuit(now).as_gauge());
+        let healths = self.upstream.healths.all();
+        for provider in snapshot.providers.values() {
+            let circuit = healths.get(&provider.name).map_or(Circuit::Closed, |health| health.circuit(now));
+            metrics::circuit(&provider.name, circuit.as_gauge());
         }
-    }
-}
-
-/// The fullest account of each budget.
-fn budgets(shared: &Shared) {
-    let accounts = shared.purses.accounts();
-    for budget in &shared.live.load_full().budgets {
-        let of_budget = accounts.iter().filter(|account| account.budget == budget.name);
-        let spent = of_budget.map(|account| account.charged.0).max().unwrap_or_default();
-        if budget.limit.0 > 0 {
+        let accounts = self.purses.accounts();
+        for budget in snapshot.budgets.iter().filter(|budget| budget.limit.0 > 0) {
+            // Of many accounts (a budget per user) the fullest is shown: it is the one that is refused first.
+            let of_budget = accounts.iter().filter(|account| account.budget == budget.name);
+            let spent =
+                of_budget.map(|account| account.charged.0.saturating_add(account.debt.0)).max().unwrap_or_default();
             metrics::budget_spent(&budget.name, spent as f64 / budget.limit.0 as f64);
         }
     }
+
+    /// All accounts: as the store knows them, and fresher where this process spends from them.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn accounts(&self) -> Result<Vec<AccountStatus>, StoreError> {
+        let stored = self.purses.stored().await?;
+        let mut fresh: HashMap<Arc<str>, AccountStatus> =
+            self.purses.accounts().into_iter().map(|account| (account.account.clone(), account)).collect();
+        let mut all: Vec<AccountStatus> = stored
+            .into_iter()
+            .map(|account| fresh.remove(&account.account).unwrap_or_else(|| at_rest(account)))
+            .collect();
+        all.extend(fresh.into_values());
+        Ok(all)
+    }
 }
 
-fn rand_u32() -> u32 {
-    let bytes = uuid::Uuid::now_v7().into_bytes();
-    u32::from_be_bytes([bytes[12], bytes[13], bytes[14], bytes[15]])
+/// An account that this process has not used since it started.
+fn at_rest(stored: StoredAccount) -> AccountStatus {
+    let budget = stored.account.split('/').next().unwrap_or_default();
+    AccountStatus {
+        budget: budget.into(),
+        resets_at: None,
+        limit: NanoUsd(stored.limit),
+        granted: NanoUsd(stored.held),
+        charged: NanoUsd(stored.charged),
+        reserved: NanoUsd::ZERO,
+        debt: NanoUsd(stored.debt),
+        free: NanoUsd(stored.limit.saturating_sub(stored.held)),
+        account: stored.account,
+    }
 }

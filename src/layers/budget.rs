@@ -36,7 +36,10 @@ impl Step for ReserveBudget {
         let began = Instant::now();
         let (reservation, clamped) = match self.admit(&quoted).await {
             Ok(admitted) => admitted,
-            Err(error) => return Err(Failure::recorded(error, record)),
+            Err(error) => {
+                let downgrade = downgrade(&quoted, &error);
+                return Err(Failure { downgrade, ..Failure::recorded(error, record) });
+            }
         };
         let waited = began.elapsed();
         inner.call(Admitted { quoted, record, reservation, clamped, waited }).await
@@ -86,6 +89,13 @@ impl ReserveBudget {
         }
         None
     }
+}
+
+/// What the budget that refused wants tried instead.
+fn downgrade(quoted: &Quoted, error: &GatewayError) -> Option<Arc<str>> {
+    let GatewayError::BudgetExhausted { budget: exhausted, .. } = error else { return None };
+    let budgets = &quoted.planned.call.snapshot.budgets;
+    budgets.iter().find(|budget| *budget.name == **exhausted)?.downgrade.clone()
 }
 
 /// The enforcing budgets among those that pay.

@@ -43,7 +43,7 @@ impl Step for ApplyLimits {
         };
         let now_ns = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
         match self.limiter.admit(&call.snapshot.limits, &facts, opened.quoted.estimate, now_ns) {
-            Err(limited) => Err(refusal(limited, opened)),
+            Err(limited) => Err(refusal(&limited, opened)),
             Ok(admission) => {
                 let standing = admission.standing;
                 opened.record.admitted(admission);
@@ -58,7 +58,7 @@ impl Step for ApplyLimits {
     }
 }
 
-fn refusal(limited: Limited, opened: Opened) -> Failure {
+fn refusal(limited: &Limited, opened: Opened) -> Failure {
     let (what, quota) = match limited.what {
         Counted::Requests => ("requests", Standing { requests: limited.quota, tokens: None }),
         Counted::Tokens => ("tokens", Standing { requests: None, tokens: limited.quota }),

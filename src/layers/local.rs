@@ -23,8 +23,9 @@ impl Step for AnswerLocally {
     type Next = Authenticated;
 
     async fn handle<S: Inner<Authenticated>>(&'static self, call: Authenticated, mut inner: S) -> Answer {
-        if call.arrival.head.method != Method::GET || call.snapshot.models.is_empty() {
-            // Without a registry the provider's own list is the truth.
+        // Without a registry the provider's own list is the truth.
+        let providers_own = call.snapshot.models.is_empty() && call.snapshot.default_provider.is_some();
+        if call.arrival.head.method != Method::GET || providers_own {
             return inner.call(call).await;
         }
         let anthropic = call.arrival.head.headers.contains_key("anthropic-version");

@@ -27,6 +27,8 @@ use crate::{
 
 /// How many bytes of text make a token, for the estimate that rate limits take. Corrected at the end.
 const BYTES_PER_TOKEN: u64 = 4;
+/// A reservation of at most a hundredth of a budget is small.
+const SMALL_SHARE: u64 = 100;
 
 /// See the module.
 #[derive(Debug)]
@@ -83,12 +85,12 @@ fn covering(planned: &Planned, at: Timestamp) -> Vec<(Arc<Budget>, Claim)> {
         model: &planned.plan.named,
         tags: &call.identity.tags,
     };
-    let covers = |budget: &Arc<Budget>| Some((budget.clone(), claim(budget, budget.scope.account(&facts)?, at)));
+    let covers = |budget: &Arc<Budget>| Some((budget.clone(), claim(budget, &budget.scope.account(&facts)?, at)));
     call.snapshot.budgets.iter().filter_map(covers).collect()
 }
 
 /// The period is part of the account, so nothing has to be reset.
-fn claim(budget: &Budget, account: String, at: Timestamp) -> Claim {
+fn claim(budget: &Budget, account: &str, at: Timestamp) -> Claim {
     let period = budget.period_at(at);
     Claim {
         budget: budget.name.clone(),
@@ -145,7 +147,7 @@ impl Bounded<'_> {
     fn ceiling(&self, target: &Target) -> Result<Ceiling, GatewayError> {
         let price: &Price = target.price.as_deref().ok_or_else(|| unpriced(target))?;
         let input = self.input(target, price)?;
-        let (output_each, cap_to_set) = self.output_cap(price);
+        let (output_each, cap_to_set) = self.output_cap(price, input);
         let choices = Tokens(output_each.0.saturating_mul(self.facts.choices));
         // Rejected parts of a prediction are charged as output; no token is shorter than a byte.
         let output = choices.saturating_add(Tokens(self.facts.prediction_bytes));
@@ -173,7 +175,7 @@ impl Bounded<'_> {
     }
 
     /// Output tokens of one choice at most, and the cap to set where neither the client nor the model has one.
-    fn output_cap(&self, price: &Price) -> (Tokens, Option<Tokens>) {
+    fn output_cap(&self, price: &Price, input: Tokens) -> (Tokens, Option<Tokens>) {
         if *self.endpoint == Endpoint::Embeddings {
             return (Tokens::ZERO, None);
         }
@@ -181,12 +183,23 @@ impl Bounded<'_> {
             (Some(cap), Some(max)) => (cap.min(max), None),
             (Some(cap), None) => (cap, None),
             (None, Some(max)) => (max, None),
-            (None, None) => {
-                let defaults = self.budgets.iter().map(|(budget, _)| budget.default_max_tokens);
-                let default = defaults.min().unwrap_or_default();
-                (default, Some(default))
-            }
+            (None, None) => match price.context_window().filter(|window| self.is_small_change(price, input, *window)) {
+                // No output is longer than the window, so the body can stay as it is.
+                Some(window) => (window, None),
+                None => {
+                    let defaults = self.budgets.iter().map(|(budget, _)| budget.default_max_tokens);
+                    let default = defaults.min().unwrap_or_default();
+                    (default, Some(default))
+                }
+            },
         }
+    }
+
+    /// Whether so much output would be a small share of every budget, so that reserving it keeps nobody else waiting.
+    fn is_small_change(&self, price: &Price, input: Tokens, output: Tokens) -> bool {
+        let all = Tokens(output.0.saturating_mul(self.facts.choices));
+        let cost = price.bound(input, all, self.facts.service_tier.as_deref(), self.at);
+        self.budgets.iter().all(|(_, claim)| cost.0 <= claim.limit.0 / SMALL_SHARE)
     }
 }
 

@@ -179,8 +179,11 @@ fn named<'h>(headers: &'h HeaderMap, names: &[&str]) -> Result<Option<&'h str>, 
     }
 }
 
+/// Name and value.
+type Tag = (Arc<str>, Arc<str>);
+
 /// The key's tags, then the call's: `x-tollgate-tags: a=b,c=d` (LiteLLM's list `a,b` reads as `a=true`).
-fn tags(headers: &HeaderMap, caller: &Caller) -> Result<Vec<(Arc<str>, Arc<str>)>, GatewayError> {
+fn tags(headers: &HeaderMap, caller: &Caller) -> Result<Vec<Tag>, GatewayError> {
     let mut tags = caller.tags.to_vec();
     for name in ["x-tollgate-tags", "x-litellm-tags"] {
         let Some(value) = headers.get(name) else { continue };

@@ -25,6 +25,16 @@ use crate::{
 
 /// Longest path and query together, in bytes.
 const URI_BYTES_MAX: usize = 8 * 1024;
+/// Most bytes of all header lines, `: ` and line ends included. hyper's own limit is that of its buffer, which is not exact.
+const HEADERS_BYTES_MAX: usize = 64 * 1024;
+const HEADER_OVERHEAD: usize = 4;
+/// Headers besides our own that decide something.
+const ONCE: [HeaderName; 4] = [
+    header::AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+    header::CONTENT_TYPE,
+];
 /// What `Allow` says.
 const METHODS: &str = "GET, POST, DELETE, PUT, PATCH, HEAD, OPTIONS";
 /// The id of a call, in requests that were refused too.
@@ -74,10 +84,13 @@ impl<S: Inner<Arrival>> Respond<S> {
         };
         let mut inner = self.inner;
         let answering = inner.call(Arrival { head, body, upgrade });
-        let answer = AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|_| {
-            metrics::panicked();
-            Err(GatewayError::Internal.into())
-        });
+        let answer = match AssertUnwindSafe(answering).catch_unwind().await {
+            Ok(answer) => answer,
+            Err(_) => {
+                metrics::panicked();
+                Err(GatewayError::Internal.into())
+            }
+        };
         match answer {
             Ok(reply) => response(reply, &id),
             Err(failure) => self.refuse(failure, &id, label, dialect, received).await,
@@ -112,7 +125,7 @@ impl<S: Inner<Arrival>> Respond<S> {
         dialect: Dialect,
         received: Instant,
     ) -> Response<ReplyBody> {
-        let Failure { error, headers, record } = failure;
+        let Failure { error, headers, record, .. } = failure;
         let record = match record {
             Some(record) => Some(*record),
             None => self.recorder.open(recorder::blank(id.clone(), endpoint), received).await,
@@ -149,6 +162,16 @@ fn check_headers(parts: &request::Parts) -> Result<(), GatewayError> {
     // Frameworks read `x_user` as `x-user`: a second spelling of a header that means something here.
     if let Some(name) = parts.headers.keys().find(|name| name.as_str().contains('_')) {
         return Err(GatewayError::invalid(format!("header `{name}` has an underscore; spell it with `-`"), None));
+    }
+    let bytes: usize =
+        parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER_OVERHEAD).sum();
+    if bytes > HEADERS_BYTES_MAX {
+        return Err(GatewayError::HeadersTooLarge);
+    }
+    // Said twice, a header that decides something could mean one thing here and another there.
+    let ours = |name: &&HeaderName| name.as_str().starts_with("x-tollgate-") || ONCE.contains(name);
+    if let Some(name) = parts.headers.keys().filter(ours).find(|name| parts.headers.get_all(*name).iter().count() > 1) {
+        return Err(GatewayError::invalid(format!("header `{name}` is given twice"), None));
     }
     if let Some(expect) = parts.headers.get(header::EXPECT)
         && !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header, response};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep, timeout};
 use tower::Service;
@@ -258,6 +258,7 @@ impl Route {
             watch,
             dialect: call.head.endpoint.dialect(),
             outcome: if is_error(status) { Outcome::UpstreamError } else { Outcome::Ok },
+            ends_by_close: ends_by_close(&head),
             times: BodyTimes { idle: call.snapshot.routing.idle_timeout, deadline: journey.deadline },
             drain: (call.snapshot.on_disconnect == OnDisconnect::Drain && metered).then(|| self.drain.clone()),
         };
@@ -308,6 +309,7 @@ impl Route {
                     decoder: None,
                     dialect: Dialect::OpenAi,
                     outcome: if is_error(head.status) { Outcome::UpstreamError } else { Outcome::Ok },
+                    ends_by_close: ends_by_close(&head),
                     times: BodyTimes { idle: call.snapshot.routing.idle_timeout, deadline },
                     drain: None,
                 };
@@ -535,6 +537,13 @@ impl NoReply {
 /// What a reply that carries no usage is charged: nothing where the provider turned the call away, else its bound.
 fn charge_of_status(status: StatusCode) -> Charge {
     if status.is_server_error() && !routing::was_not_processed(status) { Charge::Bound } else { Charge::Nothing }
+}
+
+/// Whether a reply over HTTP/1 says neither its length nor that it comes in chunks.
+fn ends_by_close(head: &response::Parts) -> bool {
+    head.version < Version::HTTP_2
+        && !head.headers.contains_key(header::CONTENT_LENGTH)
+        && !head.headers.contains_key(header::TRANSFER_ENCODING)
 }
 
 fn is_error(status: StatusCode) -> bool {

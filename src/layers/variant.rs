@@ -16,6 +16,7 @@ use crate::{
     layers::{Inner, Step},
     policy::experiment::{Unit, Variant},
     wire::{
+        endpoint::Endpoint,
         json::{self, Edits},
         request,
     },
@@ -30,10 +31,51 @@ impl Step for ChooseVariant {
     type Next = Planned;
 
     async fn handle<S: Inner<Planned>>(&'static self, call: Call, mut inner: S) -> Answer {
-        let mut call = call;
+        // Kept only where a budget may send the call another way: then it starts over with the body as it came.
+        let spare = if may_downgrade(&call.snapshot) { call.again() } else { None };
         let plan = plan(&call)?;
-        set_parameters(&mut call, &plan)?;
-        inner.call(Planned { call, plan, edits: Edits::new() }).await
+        let failure = match inner.call(planned(call, plan)?).await {
+            Err(failure) if failure.downgrade.is_some() => failure,
+            answer => return answer,
+        };
+        let (Some(spare), Some(alias)) = (spare, failure.downgrade.clone()) else { return Err(failure) };
+        let Some(plan) = downgraded_plan(&spare, &alias) else { return Err(failure) };
+        if let Some(record) = failure.record {
+            record.discard();
+        }
+        inner.call(planned(spare, plan)?).await
+    }
+}
+
+fn planned(mut call: Call, plan: Plan) -> Result<Planned, GatewayError> {
+    set_parameters(&mut call, &plan)?;
+    Ok(Planned { call, plan, edits: Edits::new() })
+}
+
+fn may_downgrade(snapshot: &Snapshot) -> bool {
+    snapshot.budgets.iter().any(|budget| budget.downgrade.is_some())
+}
+
+/// The operator's cheaper alias: the key's own list does not have to name it. `None` when the call goes there already.
+fn downgraded_plan(call: &Call, alias: &str) -> Option<Plan> {
+    let Payload::Json(document) = &call.payload else { return None };
+    if document.facts.model.as_deref() == Some(alias) {
+        return None;
+    }
+    let model = call.snapshot.models.get(alias)?;
+    let version = model.versions.get(&model.live)?;
+    Some(version_plan(model, version, call))
+}
+
+fn version_plan(model: &Model, version: &Arc<ModelVersion>, call: &Call) -> Plan {
+    Plan {
+        named: model.name.clone(),
+        label: model.name.clone(),
+        prompt: version.prompt.clone(),
+        version: Some(version.clone()),
+        variants: Vec::new(),
+        variant_parameters: Vec::new(),
+        targets: targets(version, xxh3_64(call.head.id.as_bytes())),
     }
 }
 
@@ -56,12 +98,18 @@ fn unread(call: &Call) -> Result<Plan, GatewayError> {
     let provider = call.snapshot.default_provider.clone().ok_or_else(|| {
         GatewayError::ModelNotFound("(none named, and the configuration has no default_provider)".to_owned())
     })?;
+    if call.head.endpoint == Endpoint::Organization && !provider.organization_api {
+        let name = &provider.name;
+        return Err(GatewayError::Forbidden(format!(
+            "/v1/organization/ administrates the provider's account and is closed here; `providers.{name}.organization_api: on` opens it"
+        )));
+    }
     if !call.caller.models.allows_all_of(&provider.name) {
         return Err(GatewayError::ModelNotAllowed(format!("{}/*", provider.name)));
     }
     let nothing: Arc<str> = Arc::from("");
     let target = Target { provider, model: nothing.clone(), price: None };
-    Ok(Plan::direct(nothing.clone(), nothing, target))
+    Ok(Plan::direct(nothing, Arc::from("none"), target))
 }
 
 /// `provider/model`, or a bare name for the default provider.
@@ -97,19 +145,12 @@ fn alias_plan(call: &Call, model: &Model, named: &str, pinned: Option<&str>) -> 
         prompt = variant_prompt(&call.snapshot, variant).or(prompt);
     }
     let version = model.versions.get(wanted).ok_or_else(|| GatewayError::ModelNotFound(named.to_owned()))?;
-    let mut targets = targets(version, xxh3_64(call.head.id.as_bytes()));
+    let mut plan = Plan { variants, variant_parameters, ..version_plan(model, version, call) };
     if let Some(found) = instead.and_then(|name| call.snapshot.target(name)) {
-        targets.insert(0, found.target.clone());
+        plan.targets.insert(0, found.target.clone());
     }
-    Ok(Plan {
-        named: model.name.clone(),
-        label: model.name.clone(),
-        prompt: prompt.or_else(|| version.prompt.clone()),
-        version: Some(version.clone()),
-        variants,
-        variant_parameters,
-        targets,
-    })
+    plan.prompt = prompt.or(plan.prompt);
+    Ok(plan)
 }
 
 fn unit<'c>(call: &'c Call, unit: &Unit) -> &'c str {

@@ -14,7 +14,7 @@ use super::{
 const REPLICAS: usize = 3;
 const LEARN_MS: u64 = 3_000;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Step {
     Send { replica: usize, need: u64, lease: u64 },
     Deliver { message: prop::sample::Index, keep: bool },
@@ -250,8 +250,7 @@ impl World {
             self.authority(&report);
         }
         for index in 0..REPLICAS {
-            while !self.replicas[index].open.is_empty() {
-                let (taken, bound) = self.replicas[index].open.pop().expect("not empty");
+            while let Some((taken, bound)) = self.replicas[index].open.pop() {
                 self.replicas[index].purse.settle(taken, bound);
                 self.settled += bound;
             }

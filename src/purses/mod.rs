@@ -28,10 +28,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use self::{
-    entry::{Entry, Hold, Verdict, Want},
-    syncer::Syncer,
-};
+use self::entry::{Entry, Hold, Verdict, Want};
 use crate::{
     ledger::{purse::NotTaken, sync::NANO_USD_MAX},
     store::{
@@ -150,6 +147,7 @@ struct Shared {
     urgent: Mutex<Vec<Arc<Entry>>>,
     wake: Notify,
     store_up: AtomicBool,
+    journal_up: AtomicBool,
     closing: AtomicBool,
     dropped: AtomicU64,
     unbooked: AtomicU64,
@@ -222,12 +220,13 @@ impl Purses {
             urgent: Mutex::default(),
             wake: Notify::new(),
             store_up: AtomicBool::new(true),
+            journal_up: AtomicBool::new(true),
             closing: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             unbooked: AtomicU64::new(0),
             _dir: dir,
         });
-        let task = tokio::spawn(Syncer::new(Arc::clone(&shared), leftovers).run());
+        let task = tokio::spawn(syncer::supervise(Arc::clone(&shared), leftovers));
         Ok(Arc::new(Purses { shared, task: Mutex::new(Some(task)) }))
     }
 
@@ -302,7 +301,8 @@ impl Purses {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 
-    /// Calls that a budget which does not refuse let through without being able to book them.
+    /// Calls that a lenient budget (one that warns, or is open on store loss) let through unbooked, since the journal could
+    /// not be written.
     #[must_use]
     pub fn unbooked_calls(&self) -> u64 {
         self.shared.unbooked.load(Ordering::Relaxed)
@@ -419,15 +419,27 @@ impl Shared {
             return Ok(None);
         }
         let parts: Vec<Part> = holds.iter().map(Hold::part).collect();
-        match self.journal.intend(bound.min(NANO_USD_MAX), &parts) {
+        let intended = self.journal.intend(bound.min(NANO_USD_MAX), &parts);
+        self.note_journal(intended.as_ref().err());
+        match intended {
             Ok(attempt) => Ok(Some(attempt)),
+            // Such budgets stay up rather than exact: after a crash, this attempt is not known to have been open.
             Err(_) if !strict => {
                 self.unbooked.fetch_add(1, Ordering::Relaxed);
                 Ok(None)
             }
-            Err(error) => {
-                tracing::error!(%error, "a call was refused because its intent could not be written down");
-                Err(self.unavailable())
+            Err(_) => Err(self.unavailable()),
+        }
+    }
+
+    /// One line per change of state.
+    fn note_journal(&self, error: Option<&StoreError>) {
+        let was_up = self.journal_up.load(Ordering::Relaxed);
+        if was_up != error.is_none() {
+            self.journal_up.store(!was_up, Ordering::Relaxed);
+            match error {
+                Some(error) => tracing::error!(%error, "calls cannot be written down; strict budgets refuse them"),
+                None => tracing::info!("calls can be written down again"),
             }
         }
     }
@@ -474,10 +486,9 @@ impl Shared {
         }
         let number = self.next_purse.fetch_add(1, Ordering::Relaxed);
         let entry = Arc::new(Entry::new(claim, number, now_ms()));
-        self.journal.open_purse(number, &entry.key).map_err(|error| {
-            tracing::error!(%error, "an account could not be opened");
-            self.unavailable()
-        })?;
+        let opened = self.journal.open_purse(number, &entry.key);
+        self.note_journal(opened.as_ref().err());
+        opened.map_err(|_| self.unavailable())?;
         if shard.insert(Arc::clone(&entry.key), Arc::clone(&entry)).is_none() {
             self.count.fetch_add(1, Ordering::Relaxed);
         }

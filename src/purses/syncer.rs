@@ -4,12 +4,14 @@
 //! gather for the next one, so a slow store makes flights fuller, not more.
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use jiff::Timestamp;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::{ENTRIES_MAX, Entry, Shared};
 use crate::{
@@ -29,7 +31,21 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How long an account stays in memory unused if its period is over or memory is half full.
 const UNUSED_SHORT: Duration = Duration::from_secs(10);
 
-pub(super) struct Syncer {
+/// Runs the background task, and starts it again should it panic: without it, no purse is ever refilled.
+pub(super) async fn supervise(shared: Arc<Shared>, mut leftovers: Vec<Leftover>) {
+    loop {
+        let syncer = Syncer::new(Arc::clone(&shared), std::mem::take(&mut leftovers));
+        if AssertUnwindSafe(syncer.run()).catch_unwind().await.is_ok() {
+            return;
+        }
+        tracing::error!("the task that refills purses panicked and was started again");
+        // Purses that it was closing stay held until the next start; calls that wait are told to try again.
+        shared.entries().iter().for_each(Entry::store_away);
+        sleep(shared.pace.sync).await;
+    }
+}
+
+struct Syncer {
     shared: Arc<Shared>,
     leftovers: Vec<Leftover>,
     /// Purses that give nothing more and are closed once their last reservation is.
@@ -40,12 +56,12 @@ pub(super) struct Syncer {
 }
 
 impl Syncer {
-    pub(super) fn new(shared: Arc<Shared>, leftovers: Vec<Leftover>) -> Syncer {
+    fn new(shared: Arc<Shared>, leftovers: Vec<Leftover>) -> Syncer {
         Syncer { shared, leftovers, retired: Vec::new(), ask_again_at: None, short: Vec::new() }
     }
 
     /// Runs until the purses are closed.
-    pub(super) async fn run(mut self) {
+    async fn run(mut self) {
         self.recover().await;
         let mut ticks = interval(self.shared.pace.sync.max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

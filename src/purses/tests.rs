@@ -20,6 +20,7 @@ struct Memory {
     accounts: Mutex<BTreeMap<Arc<str>, Option<AccountState>>>,
     away: AtomicBool,
     hanging: AtomicBool,
+    panics: AtomicBool,
     flights: AtomicUsize,
 }
 
@@ -33,6 +34,7 @@ impl Memory {
         if self.hanging.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "asked to panic");
         let away = self.away.load(Ordering::SeqCst);
         if away { Err(StoreError::Unavailable("switched off".to_owned())) } else { Ok(()) }
     }
@@ -384,6 +386,18 @@ async fn a_hanging_store_costs_a_call_its_budget_wait_and_nothing_is_held() {
     assert!(matches!(refused, Refused::StoreUnavailable { .. }), "{refused:?}");
     assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
     assert_eq!(reserved(&purses), 0);
+}
+
+#[tokio::test]
+async fn a_panic_in_the_background_costs_those_who_wait_and_nobody_else() {
+    let memory = Arc::new(Memory::default());
+    let (_temp, purses) = over(&memory, Duration::from_millis(5), PATIENCE);
+    memory.panics.store(true, Ordering::SeqCst);
+    let refusal = purses.reserve(&[claim("a", 100)], NanoUsd(10)).await.unwrap_err();
+    assert!(matches!(refusal, Refused::StoreUnavailable { .. }), "{refusal:?}");
+    purses.reserve(&[claim("a", 100)], NanoUsd(10)).await.unwrap().settle(NanoUsd(10));
+    purses.close().await;
+    assert_eq!(memory.account("a/all/total").charged(), 10);
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 //! Labels come from closed sets: names in the configuration, rows of the price catalog, statuses, outcomes. What a client
 //! can invent (models, users, paths, ids) is `other` or not a label at all.
 
+#![expect(clippy::disallowed_macros, reason = "this is the one place that they are disallowed in favour of")]
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -109,6 +111,10 @@ fn describe() {
     );
     counter!(RECORDS_DROPPED).absolute(0);
     counter!(PANICS).absolute(0);
+    // A series that begins at 1 shows no increase, and the first refusal is the one to alert on.
+    for result in ["ok", "refused"] {
+        counter!(RELOADS, "result" => result).absolute(0);
+    }
     gauge!(IN_FLIGHT).set(0.0);
 }
 
@@ -174,7 +180,10 @@ fn status_label(status: StatusCode) -> SharedString {
 }
 
 /// Cost by model and provider. The metrics library counts in integers; a counter in dollars needs its own few lines.
-struct Costs(Mutex<BTreeMap<(Arc<str>, Arc<str>), NanoUsd>>);
+struct Costs(Mutex<BTreeMap<(ModelLabel, ProviderName), NanoUsd>>);
+
+type ModelLabel = Arc<str>;
+type ProviderName = Arc<str>;
 
 static COSTS: Costs = Costs(Mutex::new(BTreeMap::new()));
 

@@ -295,8 +295,8 @@ fn is_free_post(rest: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn of(method: Method, path: &str) -> Endpoint {
-        Endpoint::of(&method, path).expect(path)
+    fn of(method: &Method, path: &str) -> Endpoint {
+        Endpoint::of(method, path).expect(path)
     }
 
     #[test]
@@ -314,7 +314,7 @@ mod tests {
             (Method::GET, "/v1/organization/costs", Endpoint::Organization, "organization", Cost::Unknown),
             (Method::POST, "/v1/organization/projects", Endpoint::Organization, "organization", Cost::Unknown),
         ] {
-            let found = of(method, path);
+            let found = of(&method, path);
             assert_eq!(found, endpoint, "{path}");
             assert_eq!((found.label(), found.cost()), (label, cost), "{path}");
         }
@@ -342,9 +342,9 @@ mod tests {
             (Method::POST, "/v1/Chat/Completions", Unknown),
             (Method::PUT, "/v1/chat/completions", Unknown),
         ] {
-            assert_eq!(of(method.clone(), path).cost(), cost, "{method} {path}");
+            assert_eq!(of(&method, path).cost(), cost, "{method} {path}");
         }
-        assert_eq!(of(Method::POST, "/v1/messages/batches").dialect(), Dialect::Anthropic);
+        assert_eq!(of(&Method::POST, "/v1/messages/batches").dialect(), Dialect::Anthropic);
     }
 
     #[test]

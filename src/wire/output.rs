@@ -1,7 +1,7 @@
 //! What a model has written, kept only to be counted where the provider never reports usage.
 
-/// The most text that is kept, in bytes; of what follows, only the length is.
-pub const OUTPUT_BYTES_MAX: usize = 4 << 20;
+/// The most text that is kept, in bytes; of what follows, only the length is. More than any model puts out in one reply.
+pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
 
 /// The text of one reply: content, reasoning, refusals, names and arguments of tool calls, in the order of arrival.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

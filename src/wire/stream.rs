@@ -13,7 +13,7 @@ use super::{
 };
 
 /// The longest event that is read: a Responses stream ends with one that repeats the whole reply, instructions included.
-const EVENT_BYTES_MAX: usize = 4 << 20;
+const EVENT_BYTES_MAX: usize = 2 << 20;
 /// The longest error that is kept, in bytes.
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 

@@ -2,19 +2,26 @@
 
 use std::{
     io::Write as _,
-    process::{Command, Output, Stdio},
+    process::{Output, Stdio},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
 
-use crate::support::{DEADLINE, Gateway, sha256};
+use crate::support::{DEADLINE, Gateway, eventually, gateway::Setup, sha256};
 
-fn tollgate(arguments: &[&str]) -> Command {
-    Gateway::yaml("").command(arguments)
+/// `tollgate ARGUMENTS` in an empty directory, with `input` on its standard input.
+fn run_with(arguments: &[&str], input: &str) -> Output {
+    let setup = Gateway::yaml("");
+    let mut command = setup.command(arguments);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A command that reads nothing may be gone already.
+    let _ = child.stdin.take().expect("piped above").write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
 }
 
 fn run(arguments: &[&str]) -> Output {
-    tollgate(arguments).stdin(Stdio::null()).output().unwrap()
+    run_with(arguments, "")
 }
 
 fn stdout(output: &Output) -> String {
@@ -23,13 +30,6 @@ fn stdout(output: &Output) -> String {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn run_with(arguments: &[&str], input: &str) -> Output {
-    let mut child =
-        tollgate(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    child.wait_with_output().unwrap()
 }
 
 #[test]
@@ -74,29 +74,68 @@ fn the_schema_is_json_and_the_committed_one_is_fresh() {
     );
 }
 
-#[test]
-fn a_new_key_is_shown_once_with_the_hash_that_the_configuration_needs() {
-    let output = run(&["keys", "create", "--name", "web", "--json"]);
+/// A gateway without any key, whose key store is in its data directory.
+fn keyless() -> Setup {
+    let setup = Gateway::bare().provider("sim", "kind: simulated").model("support", "target: sim/m");
+    let setup = setup.env("TOLLGATE_CONFIG", "tollgate.yaml");
+    std::fs::write(setup.config_path(), setup.text()).unwrap();
+    setup
+}
 
+fn create_key(setup: &Setup) -> Value {
+    let output = setup.command(&["keys", "create", "--name", "web", "--json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let key: Value = serde_json::from_str(&stdout(&output)).unwrap();
-    let secret = key["secret"].as_str().expect("a secret");
+    serde_json::from_str(&stdout(&output)).unwrap()
+}
+
+#[test]
+fn a_new_key_is_random_and_shown_with_its_hash() {
+    let (first, second) = (create_key(&keyless()), create_key(&keyless()));
+
+    let secret = first["secret"].as_str().expect("a secret");
     assert!(secret.len() >= 32 + 4, "192 random bits take 32 characters: {secret}");
-    assert_eq!(key["hash"], json!(format!("sha256:{}", sha256(secret.as_bytes()))));
-    assert_ne!(run(&["keys", "create", "--name", "web", "--json"]).stdout, output.stdout, "another key");
+    assert_eq!(first["hash"], json!(format!("sha256:{}", sha256(secret.as_bytes()))));
+    assert_ne!(first["secret"], second["secret"]);
 }
 
 #[tokio::test]
-async fn a_new_keys_hash_lets_the_secret_in() {
-    let created: Value = serde_json::from_str(&stdout(&run(&["keys", "create", "--name", "web", "--json"]))).unwrap();
+async fn a_new_keys_hash_in_a_configuration_lets_the_secret_in_and_nothing_else() {
+    let created = create_key(&keyless());
     let (secret, hash) = (created["secret"].as_str().unwrap(), created["hash"].as_str().unwrap());
-    let yaml = format!(
-        "server: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\nrecords: none\nproviders: {{ sim: {{ kind: simulated }} }}\nkeys: [ {{ name: web, hash: \"{hash}\" }} ]\n"
-    );
-    let gateway = Gateway::yaml(yaml).run().await;
+    let keys = format!("[ {{ name: web, hash: \"{hash}\" }} ]");
+    let gateway = Gateway::bare()
+        .provider("sim", "kind: simulated")
+        .model("support", "target: sim/m")
+        .top("keys", &keys)
+        .run()
+        .await;
 
     gateway.get("/v1/models").key(secret).send().await.expect(200);
     gateway.get("/v1/models").key(hash).send().await.expect(401);
+}
+
+#[tokio::test]
+async fn a_key_that_is_created_and_revoked_beside_a_running_gateway_holds_within_seconds() {
+    let setup = keyless();
+    let gateway = setup.clone().run().await;
+
+    let created = create_key(&setup);
+    let secret = created["secret"].as_str().unwrap();
+    let list = |status| {
+        eventually(
+            "the key's change is taken up",
+            Duration::from_secs(5),
+            || gateway.get("/v1/models").key(secret).send_owned(),
+            move |response| response.status == status,
+        )
+    };
+    list(200).await;
+    let listed = setup.command(&["keys", "list", "--json"]).output().unwrap();
+    assert!(stdout(&listed).contains("web") && !stdout(&listed).contains(secret), "{}", stdout(&listed));
+    let revoked = setup.command(&["keys", "revoke", "web"]).output().unwrap();
+
+    assert_eq!(revoked.status.code(), Some(0), "{}", stderr(&revoked));
+    list(401).await;
 }
 
 #[test]

@@ -38,8 +38,8 @@ fn share(variants: &BTreeMap<String, String>, name: &str) -> f64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_and_a_restart_agree_on_every_user() {
     let upstream = Upstream::run().await;
-    let first = Gateway::everything(&upstream).run().await;
-    let second = Gateway::everything(&upstream).run().await;
+    let first = split(&upstream, 50, 50).run().await;
+    let second = split(&upstream, 50, 50).run().await;
 
     let seen = variants(&first).await;
 

@@ -587,8 +587,9 @@ async fn on_disconnect_drain_reads_the_reply_to_its_end() {
     gate.open(1);
 
     let record = gateway.next_record().await;
-    assert_eq!((record.text("outcome"), record.text("usage_source")), ("abandoned", "provider"));
-    assert_eq!(record.number("completion_tokens"), 29);
+    // Which of the two comes first, the end of the reply or the news that the client is gone, is not ours to say.
+    assert!(matches!(record.text("outcome"), "abandoned" | "ok"), "{record:?}");
+    assert_eq!((record.text("usage_source"), record.number("completion_tokens")), ("provider", 29));
     assert!(upstream.aborts().is_empty());
 }
 
@@ -614,7 +615,9 @@ async fn rule_25_a_client_that_does_not_read_stops_the_upstream() {
     const MIB: u64 = 1024 * 1024;
     let upstream = Upstream::always(Reply::stream().repeat(chunk(&"x".repeat(16_000)), 32 * 1024)).await;
     let gateway = Gateway::transparent(&upstream).run().await;
-    gateway.get("/healthz").send().await.expect(200);
+    upstream.script(upstream::chat_stream(&["a first stream, which loads what the next ones need"], None));
+    gateway.hello_stream("gpt-4o-mini").send().await.expect(200);
+    gateway.next_record().await;
     let before = gateway.memory_bytes("VmRSS:");
 
     let streaming = gateway.hello_stream("gpt-4o-mini").open().await;

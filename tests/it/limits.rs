@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::support::{
     DEADLINE, Gate, Gateway, KEY, Reply, Upstream, eventually,
+    metrics::Metrics,
     upstream::{DONE, chat_completion, chunk},
 };
 
@@ -35,13 +36,10 @@ async fn requests_over_the_rate_are_refused_with_the_time_to_wait() {
         assert_eq!(response.header("x-ratelimit-remaining-requests"), Some("0"));
         assert!(response.header("x-ratelimit-reset-requests").is_some());
     }
-    let metrics = gateway.metrics().await;
-    assert_eq!(
-        metrics.value("tollgate_refusals_total", &[("reason", "rate_limited")]),
-        refused.len() as f64,
-        "{}",
-        metrics.text
-    );
+    let counted = |metrics: &Metrics| metrics.value("tollgate_refusals_total", &[("reason", "rate_limited")]);
+    let expected = refused.len() as f64;
+    eventually("the refusals are counted", DEADLINE, || gateway.metrics(), |metrics| counted(metrics) == expected)
+        .await;
 }
 
 #[tokio::test]

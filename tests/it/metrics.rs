@@ -37,6 +37,7 @@ async fn every_name_of_the_contract_is_there() {
         .model("support", "target: upstream/m")
         .experiment("tone", "model: support, unit: user, variants: { only: { weight: 1 } }")
         .price("upstream/m", "input: 1 USD/1M, output: 1 USD/1M, max_output: 100")
+        .top("routing", "{ attempts: 1 }")
         .budget("name: all, scope: { team: red }, limit: 1 USD, per: month")
         .limit("name: all, scope: { team: red }, requests: 2/min")
         .run()
@@ -93,7 +94,10 @@ async fn requests_carry_the_contracts_labels() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_invented_models_and_users_make_no_series() {
     let upstream = Upstream::run().await;
-    let gateway = Gateway::everything(&upstream).run().await;
+    let gateway = Gateway::before(&upstream)
+        .budget("name: each-user, scope: { user: \"*\" }, limit: 1 USD, per: day")
+        .run()
+        .await;
 
     let calls: Vec<_> = (0..1000).map(|number| {
         let body = json!({"model": format!("upstream/invented-{number}"), "user": format!("invented-user-{number}"), "messages": [{"role": "user", "content": "hi"}]});

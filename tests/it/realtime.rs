@@ -56,14 +56,16 @@ async fn bytes_sent_before_the_101_are_not_a_second_request() {
 
     let smuggled = "GET /v1/smuggled HTTP/1.1\r\nhost: upstream\r\nauthorization: Bearer stolen\r\n\r\n";
     client.send(format!("{}{smuggled}", upgrade(SESSION))).await;
-    let first = client.response_to("GET").await.expect("the upstream's refusal to switch");
-    assert_ne!(first.status, 101);
-    if let Some(second) = client.response_to("GET").await {
-        assert_eq!(second.status, 401, "the pipelined request is judged by itself: {}", second.text());
+    // The connection may be closed for it, the refusal to switch may pass, and what follows is judged by itself.
+    let mut statuses = Vec::new();
+    while let Some(response) = client.response_to("GET").await {
+        statuses.push(response.status);
     }
 
+    assert!(!statuses.contains(&101), "{statuses:?}");
+    assert!(statuses.get(1).is_none_or(|status| *status == 401), "{statuses:?}");
     let targets: Vec<_> = upstream.requests().into_iter().map(|request| request.target).collect();
-    assert_eq!(targets, [SESSION]);
+    assert!(targets.iter().all(|target| target == SESSION) && targets.len() <= 1, "{targets:?}");
 }
 
 #[tokio::test]

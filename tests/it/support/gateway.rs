@@ -170,7 +170,7 @@ impl Setup {
 const UNBOUND: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
 
 fn watch_stdout(stdout: impl Read + Send + 'static) -> mpsc::Receiver<String> {
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
             if line.starts_with("ready ") {
@@ -244,9 +244,10 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Nothing but the two listeners on free ports, the embedded store, and one attempt per call.
+    /// Nothing but the two listeners on free ports, the embedded store, one attempt per call, and a price for every model.
     pub(crate) fn bare() -> Setup {
         let setup = Setup::new(None).top("data_dir", "data").top("records", "none");
+        let setup = setup.top("unpriced", "{ charge: { input: 1 USD/1M, output: 1 USD/1M } }");
         setup.top("server", LISTENERS).top("routing", "{ attempts: 1, eject: off }")
     }
 

@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -12,6 +12,7 @@ import { fileURLToPath } from 'node:url';
 const ROOT = fileURLToPath(new URL('../../..', import.meta.url));
 const BINARY = process.env.TOLLGATE_BIN ?? join(ROOT, 'target/debug/tollgate');
 export const KEY = 'tg-sdk-0123456789abcdef0123456789abcdef';
+export const NARROW_KEY = 'tg-narrow-0123456789abcdef0123456789abcdef';
 
 const USAGE = { prompt_tokens: 11, completion_tokens: 3, total_tokens: 14 };
 const head = (object) => ({ id: 'chatcmpl-1', object, created: 1700000000, model: 'm' });
@@ -69,6 +70,7 @@ export async function startGateway(provider) {
   writeFileSync(config, `
 server: { listen: "127.0.0.1:0", admin: "127.0.0.1:0" }
 records: none
+unpriced: { charge: { input: 1 USD/1M, output: 1 USD/1M } }
 default_provider: mock
 routing: { attempts: 1, eject: off }
 providers:
@@ -78,6 +80,7 @@ models:
   support: { live: v1, versions: { v1: { target: mock/m } } }
 keys:
   - { name: sdk, secret: "${KEY}" }
+  - { name: narrow, secret: "${NARROW_KEY}", models: [support] }
 `);
   const child = spawn(BINARY, ['serve', '--config', config], { cwd: directory, stdio: ['ignore', 'pipe', 'pipe'] });
   const log = [];
@@ -91,6 +94,7 @@ keys:
   const stop = async () => {
     child.kill('SIGTERM');
     const [code] = await exited;
+    rmSync(directory, { recursive: true });
     if (code !== 0) throw new Error(`exit code ${code}:\n${log.join('\n')}`);
   };
   return { url, log, stop };

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import OpenAI from 'openai';
-import { KEY, startGateway, startProvider } from './gateway.mjs';
+import { KEY, NARROW_KEY, startGateway, startProvider } from './gateway.mjs';
 
 const messages = [{ role: 'user', content: 'hello' }];
 const tools = [{ type: 'function', function: { name: 'weather', parameters: { type: 'object', properties: { city: { type: 'string' } } } } }];
@@ -92,12 +92,16 @@ test('the SDK’s own retry gets through', async () => {
   assert.equal(provider.requests.length - heard, 2);
 });
 
-test('errors are the SDK’s own classes', async () => {
-  const stranger = new OpenAI({ baseURL: `${gateway.url}/v1`, apiKey: 'wrong', maxRetries: 0 });
-  await assert.rejects(stranger.chat.completions.create({ model: 'support', messages }), OpenAI.AuthenticationError);
-  await assert.rejects(client.chat.completions.create({ model: 'nowhere/m', messages }), (error) => {
-    assert.ok(error instanceof OpenAI.NotFoundError);
-    assert.equal(error.code, 'model_not_found');
-    return true;
+for (const [apiKey, raised, code] of [
+  ['wrong', OpenAI.AuthenticationError, 'invalid_api_key'],
+  [NARROW_KEY, OpenAI.PermissionDeniedError, 'model_not_allowed'],
+]) {
+  test(`${code} is the SDK’s own class of error`, async () => {
+    const refused = new OpenAI({ baseURL: `${gateway.url}/v1`, apiKey, maxRetries: 0 });
+    await assert.rejects(refused.chat.completions.create({ model: 'mock/m', messages }), (error) => {
+      assert.ok(error instanceof raised, String(error));
+      assert.equal(error.code, code);
+      return true;
+    });
   });
-});
+}

@@ -17,10 +17,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 BINARY = os.environ.get("TOLLGATE_BIN", str(ROOT / "target" / "debug" / "tollgate"))
 KEY = "tg-sdk-0123456789abcdef0123456789abcdef"
 POOR_KEY = "tg-poor-0123456789abcdef0123456789abcdef"
+NARROW_KEY = "tg-narrow-0123456789abcdef0123456789abcdef"
 CONFIG = """
 server: {{ listen: "127.0.0.1:0", admin: "127.0.0.1:0" }}
 records: none
 default_provider: mock
+unpriced: {{ charge: {{ input: 1 USD/1M, output: 1 USD/1M }} }}
 routing: {{ attempts: 1, eject: off }}
 providers:
   mock: {{ kind: openai, base_url: "{url}/v1", api_key: sk-provider }}
@@ -32,6 +34,7 @@ prices:
 keys:
   - {{ name: sdk, secret: "{key}", team: sdk }}
   - {{ name: poor, secret: "{poor}", team: poor }}
+  - {{ name: narrow, secret: "{narrow}", models: [support] }}
 budgets:
   - {{ name: poor, scope: {{ team: poor }}, limit: 0.000001 USD, per: month }}
 """
@@ -42,7 +45,7 @@ class Gateway:
 
     def __init__(self, directory, provider):
         config = directory / "tollgate.yaml"
-        config.write_text(CONFIG.format(url=provider.url, key=KEY, poor=POOR_KEY))
+        config.write_text(CONFIG.format(url=provider.url, key=KEY, poor=POOR_KEY, narrow=NARROW_KEY))
         self.process = subprocess.Popen(
             [BINARY, "serve", "--config", str(config)], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -5,7 +5,7 @@ import asyncio
 import openai
 import pydantic
 import pytest
-from conftest import KEY, POOR_KEY
+from conftest import KEY, NARROW_KEY, POOR_KEY
 
 HELLO = [{"role": "user", "content": "hello"}]
 TOOLS = [
@@ -123,14 +123,15 @@ def test_an_exhausted_budget_is_not_retried(gateway, provider):
     assert [float(line.rsplit(" ", 1)[1]) for line in refusals] == [1.0]
 
 
-def test_errors_are_the_sdks_own_classes(gateway, client):
-    with pytest.raises(openai.NotFoundError) as missing:
-        client.chat.completions.create(model="nowhere/m", messages=HELLO)
-    assert missing.value.code == "model_not_found"
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="wrong", max_retries=0) as stranger:
-        with pytest.raises(openai.AuthenticationError) as refused:
-            stranger.chat.completions.create(model="support", messages=HELLO)
-    assert refused.value.code == "invalid_api_key"
+@pytest.mark.parametrize(
+    ("key", "raised", "code"),
+    [("wrong", openai.AuthenticationError, "invalid_api_key"), (NARROW_KEY, openai.PermissionDeniedError, "model_not_allowed")],
+)
+def test_refusals_are_the_sdks_own_classes(gateway, key, raised, code):
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0) as client:
+        with pytest.raises(raised) as refused:
+            client.chat.completions.create(model="mock/m", messages=HELLO)
+    assert refused.value.code == code
 
 
 def test_responses_come_whole_and_streamed(client):

@@ -1,0 +1,228 @@
+//! The life of the process: everything is started here, and ends here in order.
+
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::Instant};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    admin,
+    body::{Drain, InFlightCount},
+    config::{Live, Snapshot},
+    gateway::{
+        Shared,
+        routes::ClientRoutes,
+        serve::{self, Limits, Shutdown},
+        stack,
+        tls::{TlsAcceptor, TlsError},
+    },
+    policy::limits::Limiter,
+    purses::Purses,
+    recorder::Recorder,
+    store::ports::StoreError,
+    telemetry::metrics,
+    upstream::{Upstream, client::ClientError, tunnel::Tunnels},
+};
+
+/// Replies that are read on at the same time after their clients have left.
+const DRAINS_MAX: usize = 256;
+/// How often gauges are refreshed and histograms folded.
+const UPKEEP: Duration = Duration::from_secs(1);
+/// Connections of the admin listener at the same time.
+const ADMIN_CONNECTIONS_MAX: usize = 256;
+/// How long records may take to be written once the last call has ended.
+const RECORDER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why the gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address is taken or not ours.
+    #[error("{what} cannot listen on {address}: {source}; choose another address under `server:`")]
+    Listen {
+        /// `server.listen` or `server.admin`.
+        what: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// The ledger's store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Certificates of the client listener.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Roots of a provider.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// No thread for the recorder.
+    #[error("the system gives no thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A gateway that takes calls.
+#[derive(Debug)]
+pub struct Gateway {
+    /// The client listener's address, its port chosen by the system where the configuration says 0.
+    pub listen: SocketAddr,
+    /// The admin listener's address.
+    pub admin: SocketAddr,
+    shared: Shared,
+    recorder: Recorder,
+    recorder_thread: std::thread::JoinHandle<()>,
+    listeners: Vec<JoinHandle<()>>,
+}
+
+impl Gateway {
+    /// Opens the store, binds both listeners and begins to take calls.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running.
+    pub async fn start(live: Arc<Live>) -> Result<Gateway, StartError> {
+        metrics::init();
+        let snapshot = live.load_full();
+        metrics::config_hash(None, &snapshot.hash);
+        let purses = Purses::open(&snapshot.data_dir, snapshot.ledger.sync, snapshot.ledger.budget_wait)?;
+        let upstream = Arc::new(Upstream::new(snapshot.routing.connect_timeout)?);
+        for provider in snapshot.providers.values() {
+            upstream.client.prepare(provider)?;
+        }
+        let tls = snapshot.server.tls.as_ref().map(TlsAcceptor::new).transpose()?;
+        let (client, listen) = bind("server.listen", snapshot.server.listen).await?;
+        let (admin, admin_address) = bind("server.admin", snapshot.server.admin).await?;
+        let (recorder, recorder_thread) = Recorder::start().map_err(StartError::Thread)?;
+        let shared =
+            Shared { live, purses, upstream, in_flight: InFlightCount::default(), shutdown: Shutdown::default() };
+        let mut gateway =
+            Gateway { listen, admin: admin_address, shared, recorder, recorder_thread, listeners: Vec::new() };
+        gateway.serve(client, admin, tls, snapshot.server.header_timeout);
+        Ok(gateway)
+    }
+
+    fn serve(&mut self, client: TcpListener, admin: TcpListener, tls: Option<TlsAcceptor>, header_timeout: Duration) {
+        let shared = &self.shared;
+        let via: Arc<str> = Arc::from(format!("tollgate-{:08x}", rand_u32()));
+        let parts = stack::Parts {
+            live: shared.live.clone(),
+            limiter: Arc::new(Limiter::new()),
+            purses: shared.purses.clone(),
+            upstream: shared.upstream.clone(),
+            in_flight: shared.in_flight.clone(),
+            recorder: self.recorder.clone(),
+            drain: Drain::new(DRAINS_MAX, shared.shutdown.connections.clone()),
+            tunnels: Tunnels { tasks: shared.shutdown.connections.clone(), over: shared.shutdown.over.clone() },
+            via,
+            epoch: Instant::now(),
+        };
+        let routes = ClientRoutes::new(stack::build(parts), shared.clone());
+        let limits = |connections| Limits { header_timeout, connections: Arc::new(Semaphore::new(connections)) };
+        let client_limits = limits(serve::connections_max());
+        if let Some(acceptor) = &tls {
+            self.listeners.push(tokio::spawn(acceptor.clone().watch()));
+        }
+        let shutdown = &shared.shutdown;
+        let listen = serve::listen(client, tls, routes, client_limits, shutdown.clone());
+        self.listeners.push(tokio::spawn(listen));
+        let admin_routes = admin::Routes::new(shared.clone());
+        // Not among the connections that the drain waits for: a scraper's idle connection must not hold the process.
+        let admin_shutdown = Shutdown { connections: TaskTracker::new(), ..shutdown.clone() };
+        let listen_admin = serve::listen(admin, None, admin_routes, limits(ADMIN_CONNECTIONS_MAX), admin_shutdown);
+        self.listeners.push(tokio::spawn(listen_admin));
+        self.listeners.push(tokio::spawn(upkeep(shared.clone())));
+    }
+
+    /// What a snapshot needs before it serves: roots of its providers, its connect time-out.
+    ///
+    /// # Errors
+    /// When a provider's roots cannot be used.
+    pub fn preparation(&self) -> impl Fn(&Snapshot) -> Result<(), ClientError> + Send + 'static {
+        let upstream = self.shared.upstream.clone();
+        move |snapshot| {
+            snapshot.providers.values().try_for_each(|provider| upstream.client.prepare(provider))?;
+            upstream.client.set_connect_timeout(snapshot.routing.connect_timeout);
+            Ok(())
+        }
+    }
+
+    /// Lets calls in flight end, for `server.limits.drain` at most, then gives all money back and ends.
+    pub async fn drain(self) {
+        let Gateway { shared, recorder, recorder_thread, listeners, .. } = self;
+        let limit = shared.live.load_full().server.drain;
+        shared.shutdown.draining.cancel();
+        tracing::info!(in_flight = shared.in_flight.now(), limit_s = limit.as_secs(), "draining");
+        let deadline = Instant::now() + limit;
+        while shared.in_flight.now() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if shared.in_flight.now() > 0 {
+            tracing::warn!(in_flight = shared.in_flight.now(), "calls were cut: the drain's time is over");
+        }
+        shared.shutdown.connections.close();
+        // What is idle closes by itself at once; what a probe keeps open is cut.
+        let _ = tokio::time::timeout(Duration::from_millis(200), shared.shutdown.connections.wait()).await;
+        shared.shutdown.over.cancel();
+        for listener in listeners {
+            listener.abort();
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(1), shared.shutdown.connections.wait()).await;
+        recorder.stop();
+        let waited = Instant::now();
+        while !recorder_thread.is_finished() && waited.elapsed() < RECORDER_TIMEOUT {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        shared.purses.close().await;
+    }
+}
+
+async fn bind(what: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { what, address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// Keeps gauges true and folds histograms while nobody scrapes.
+async fn upkeep(shared: Shared) {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    let mut thresholds = Thresholds::default();
+    loop {
+        ticks.tick().await;
+        metrics::upkeep();
+        shared.refresh_gauges();
+        thresholds.look(&shared);
+    }
+}
+
+/// Which thresholds (`alerts:`) of which accounts have been passed already: each is logged once.
+#[derive(Debug, Default)]
+struct Thresholds(HashMap<Arc<str>, f64>);
+
+impl Thresholds {
+    fn look(&mut self, shared: &Shared) {
+        let snapshot = shared.live.load_full();
+        if snapshot.budgets.iter().all(|budget| budget.alerts.is_empty()) {
+            return;
+        }
+        let accounts = shared.purses.accounts();
+        for account in &accounts {
+            let Some(budget) = snapshot.budgets.iter().find(|budget| budget.name == account.budget) else { continue };
+            let share = account.charged.saturating_add(account.debt).as_usd() / account.limit.as_usd();
+            let passed = budget.alerts.iter().copied().filter(|threshold| share >= *threshold).fold(0.0, f64::max);
+            if self.0.get(&account.account).copied().unwrap_or_default() < passed {
+                self.0.insert(account.account.clone(), passed);
+                tracing::warn!(
+                    budget = %budget.name,
+                    spent_usd = %account.charged,
+                    limit_usd = %account.limit,
+                    "budget {} has passed {} % of its limit", budget.name, passed * 100.0
+                );
+            }
+        }
+        self.0.retain(|known, _| accounts.iter().any(|account| account.account == *known));
+    }
+}
+
+fn rand_u32() -> u32 {
+    let bytes = uuid::Uuid::now_v7().into_bytes();
+    u32::from_be_bytes([bytes[12], bytes[13], bytes[14], bytes[15]])
+}
