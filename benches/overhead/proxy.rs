@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 type Pool = Client<HttpConnector, Incoming>;
 
 /// Serves until it is killed.
-pub fn run(upstream: SocketAddr) -> anyhow::Result<()> {
+pub(crate) fn run(upstream: SocketAddr) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(upstream))
 }
 
