@@ -13,52 +13,52 @@ use tempfile::TempDir;
 use crate::process::{Memory, Process};
 
 /// The upstream itself.
-pub const DIRECT: &str = "direct";
+pub(super) const DIRECT: &str = "direct";
 /// The yardstick.
-pub const BARE: &str = "bare hyper proxy";
+pub(super) const BARE: &str = "bare hyper proxy";
 /// Where it is installed.
-pub const NGINX: &str = "nginx";
+pub(super) const NGINX: &str = "nginx";
 /// With every policy on.
-pub const GATEWAY: &str = "tollgate";
+pub(super) const GATEWAY: &str = "tollgate";
 
 /// The key that the gateway wants.
-pub const CLIENT_KEY: &str = "sk-overhead-0123456789abcdef0123456789abcdef";
+pub(super) const CLIENT_KEY: &str = "sk-overhead-0123456789abcdef0123456789abcdef";
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/contract/everything.yaml");
 
 /// One address to load.
-pub struct Subject {
+pub(super) struct Subject {
     /// What it is called in the report.
-    pub name: &'static str,
+    pub(super) name: &'static str,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(super) address: SocketAddr,
     process: Process,
 }
 
 /// All of them.
-pub struct Subjects {
+pub(super) struct Subjects {
     all: Vec<Subject>,
     /// The gateway's admin listener.
-    pub admin: SocketAddr,
+    pub(super) admin: SocketAddr,
     gateway: PathBuf,
     data: TempDir,
 }
 
 impl Subject {
     /// CPU time so far.
-    pub fn cpu(&self) -> anyhow::Result<Duration> {
+    pub(super) fn cpu(&self) -> anyhow::Result<Duration> {
         self.process.cpu()
     }
 
     /// Memory now.
-    pub fn rss(&self) -> anyhow::Result<Memory> {
+    pub(super) fn rss(&self) -> anyhow::Result<Memory> {
         self.process.memory()
     }
 }
 
 impl Subjects {
     /// Starts everything.
-    pub fn start(gateway: &Path) -> anyhow::Result<Subjects> {
+    pub(super) fn start(gateway: &Path) -> anyhow::Result<Subjects> {
         let data = tempfile::tempdir()?;
         let mock = start_mock()?;
         let upstream = mock.ready.parse()?;
@@ -74,12 +74,12 @@ impl Subjects {
     }
 
     /// In the order in which they are loaded.
-    pub fn all(&self) -> &[Subject] {
+    pub(super) fn all(&self) -> &[Subject] {
         &self.all
     }
 
     /// Times of fresh starts, from the start of the process to its readiness.
-    pub fn time_starts(&self, count: usize) -> anyhow::Result<Vec<(&'static str, Duration)>> {
+    pub(super) fn time_starts(&self, count: usize) -> anyhow::Result<Vec<(&'static str, Duration)>> {
         let upstream = self.all.iter().find(|subject| subject.name == DIRECT).context("the upstream")?.address;
         let mut times = Vec::new();
         for i in 0..count {
@@ -91,7 +91,7 @@ impl Subjects {
     }
 
     /// Ends them from the client's side inward.
-    pub fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         while self.all.pop().is_some() {}
     }
 }
