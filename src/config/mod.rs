@@ -65,7 +65,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// It is wrong: every problem, one a line.
-    #[error("{0}")]
+    #[error(transparent)]
     Problems(#[from] Problems),
     /// There is no file, and the environment holds no provider's key.
     #[error(
