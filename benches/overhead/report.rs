@@ -145,7 +145,7 @@ impl Report {
             write!(out, "{:<26}", format!("{} {unit}", figure.replace('_', " ")))?;
             for subject in &subjects {
                 let value = self.median(figure, subject);
-                write!(out, "{:>18}", value.map_or("–".to_owned(), |value| shown(value)))?;
+                write!(out, "{:>18}", value.map_or("–".to_owned(), shown))?;
             }
             let ratio = self.ratio(figure, GATEWAY);
             writeln!(out, "{:>18}", ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")))?;
