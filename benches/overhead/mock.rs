@@ -1,9 +1,6 @@
 //! The provider: as little HTTP/1.1 as a benchmark can do with, so that what is measured is what stands before it.
 
-use std::{
-    io::{self, Write},
-    time::Duration,
-};
+use std::{io::Write, time::Duration};
 
 use anyhow::Context;
 use tokio::{
@@ -30,7 +27,7 @@ const USAGE: &str = r#"data: {"id":"chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG","obj
 pub(crate) fn run() -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        writeln!(io::stdout(), "ready {}", listener.local_addr()?)?;
+        writeln!(std::io::stdout(), "ready {}", listener.local_addr()?)?;
         loop {
             let (stream, _) = listener.accept().await?;
             // A connection that breaks is seen by whoever loads.

@@ -103,7 +103,9 @@ fn one_round_of_the_demonstration_ends_well_and_leaves_nothing() {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
 
     assert_eq!(output.status.code(), Some(0), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    for fact in ["control", "warm", "answered, streamed", "passed on unchanged", "the rest of the budget", "refused (429)"] {
+    for fact in
+        ["control", "warm", "answered, streamed", "passed on unchanged", "the rest of the budget", "refused (429)"]
+    {
         assert!(said.contains(fact), "no `{fact}` in\n{said}");
     }
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "files were left");
