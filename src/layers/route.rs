@@ -113,7 +113,8 @@ impl Service<Admitted> for &'static Route {
 impl Route {
     async fn run(&'static self, mut admitted: Admitted) -> Answer {
         if let Payload::Upgrade(_) = &admitted.quoted.planned.call.payload {
-            return self.open_tunnel(admitted).await;
+            // Boxed, since the future of every call would have to hold the room for it.
+            return Box::pin(self.open_tunnel(admitted)).await;
         }
         admitted.record.attempt().reservation = admitted.reservation.take();
         let mut journey = Journey::begin(admitted);
