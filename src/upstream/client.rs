@@ -150,6 +150,12 @@ impl SendError {
         SendError { kind, source: source.into() }
     }
 
+    /// A reply that switches protocols though nobody asked for it: what follows it is no HTTP.
+    #[must_use]
+    pub fn switched() -> SendError {
+        SendError::new(SendErrorKind::Protocol, "the reply switches protocols, which was not asked for")
+    }
+
     /// Whether it is certain that the provider did not process the request, so that even a `POST` may be sent again.
     #[must_use]
     pub fn surely_not_processed(&self) -> bool {
