@@ -1,8 +1,9 @@
 //! Closes each call exactly once: settles its reservation, counts it, logs it. Accounting can't be lost and can't block.
 //!
 //! A call's [`OpenRecord`] is one linear value that moves inward with the call and ends in the body that is watched. It holds a
-//! slot of the bounded channel from its start, so ending it never waits, `Drop` included. One thread does the rest: it may count
-//! tokens, which is no work for a reactor thread.
+//! slot of the bounded channel from its start, so ending it never waits, `Drop` included. What the provider reported is settled
+//! where the call ends; one thread does the rest: it may count tokens, which is no work for a reactor thread, and it takes the
+//! calls that ended together.
 
 use std::{
     sync::Arc,
@@ -25,6 +26,8 @@ use crate::{
 const OPEN_RECORDS_MAX: usize = 65_536;
 /// Records closed per wake-up of the recorder.
 const BATCH: usize = 256;
+/// Rest after fewer than that: under load, waking for each call would cost more than all that is done for it.
+const GATHER: Duration = Duration::from_millis(5);
 /// Safety factor on our own counts, in percent: providers' hidden formatting tokens are not ours to see.
 const COUNTED_PERCENT: u64 = 105;
 
@@ -90,7 +93,8 @@ struct Open {
 #[derive(Debug)]
 struct Finished {
     record: Record,
-    attempt: Attempt,
+    /// The attempt that is not settled yet.
+    attempt: Option<Attempt>,
     admission: Option<Admission>,
 }
 
@@ -137,7 +141,7 @@ impl Recorder {
     /// Opens a call's record; waits while too many calls are open. `None` when the recorder is gone: the process is ending.
     pub async fn open(&self, record: Record, received: Instant) -> Option<OpenRecord> {
         let slot = self.slots.clone().reserve_owned().await.ok()?;
-        let finished = Box::new(Finished { record, attempt: Attempt::default(), admission: None });
+        let finished = Box::new(Finished { record, attempt: None, admission: None });
         Some(OpenRecord(Some(Box::new(Open { slot, finished, received }))))
     }
 
@@ -162,7 +166,7 @@ impl OpenRecord {
 
     /// The attempt under way.
     pub fn attempt(&mut self) -> &mut Attempt {
-        &mut self.open().finished.attempt
+        self.open().finished.attempt.get_or_insert_default()
     }
 
     /// Keeps what the rate limits gave, to be corrected at the end.
@@ -179,7 +183,7 @@ impl OpenRecord {
     /// Settles the attempt under way; another one follows.
     pub fn end_attempt(&mut self, charge: Charge) {
         let finished = &mut self.open().finished;
-        let mut attempt = std::mem::take(&mut finished.attempt);
+        let mut attempt = finished.attempt.take().unwrap_or_default();
         attempt.charge = charge;
         attempt.settle(&mut finished.record);
     }
@@ -199,6 +203,10 @@ impl OpenRecord {
         let Some(open) = self.0.take() else { return };
         let Open { slot, mut finished, received } = *open;
         finished.record.duration = received.elapsed();
+        // Money and places are free again before the client can have seen the end, unless text has to be counted first.
+        if !std::thread::panicking() && !finished.attempt.as_ref().is_some_and(Attempt::needs_counting) {
+            finished.settle();
+        }
         slot.send(Message::Ended(finished));
     }
 }
@@ -212,9 +220,32 @@ impl Drop for OpenRecord {
     }
 }
 
+// === impl Finished ===
+
+impl Finished {
+    /// Charges what is not charged yet, and corrects the rate limits' estimate. Once done, does nothing.
+    fn settle(&mut self) {
+        if let Some(attempt) = self.attempt.take() {
+            attempt.settle(&mut self.record);
+        }
+        if let Some(mut admission) = self.admission.take() {
+            admission.correct(self.record.usage.input.saturating_add(self.record.usage.output));
+        }
+    }
+}
+
 // === impl Attempt ===
 
 impl Attempt {
+    /// Whether [`Attempt::usage`] counts text, which is work for the recorder's thread.
+    fn needs_counting(&self) -> bool {
+        match self.charge {
+            Charge::Nothing | Charge::Reported(_) => false,
+            Charge::Bound => self.reservation.is_none(),
+            Charge::Seen { complete, .. } => complete || !self.hidden_output || self.reservation.is_none(),
+        }
+    }
+
     /// Charges the attempt and adds it to its record. Counting may take a millisecond per 10 KB of text.
     fn settle(self, record: &mut Record) {
         let (usage, source) = self.usage();
@@ -277,28 +308,26 @@ fn now() -> jiff::Timestamp {
 fn close_all(mut messages: mpsc::Receiver<Message>) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut log = CallLog::start();
-    while messages.blocking_recv_many(&mut batch, BATCH) > 0 {
+    loop {
+        let received = messages.blocking_recv_many(&mut batch, BATCH);
+        if received == 0 {
+            break;
+        }
         for message in batch.drain(..) {
-            let Message::Ended(finished) = message else {
+            let Message::Ended(mut finished) = message else {
                 messages.close();
                 continue;
             };
-            let record = close(*finished);
-            metrics::call_ended(&record);
-            log.add(&record);
+            finished.settle();
+            metrics::call_ended(&finished.record);
+            log.add(&finished.record);
         }
         log.flush();
+        if received < BATCH {
+            std::thread::sleep(GATHER);
+        }
     }
     log.finish();
-}
-
-fn close(finished: Finished) -> Record {
-    let Finished { mut record, attempt, admission } = finished;
-    attempt.settle(&mut record);
-    if let Some(mut admission) = admission {
-        admission.correct(record.usage.input.saturating_add(record.usage.output));
-    }
-    record
 }
 
 /// A record that says nothing yet, for a call that has just begun.

@@ -411,7 +411,8 @@ impl Journey {
             edit::set_model(&mut edits, &document.scan, &target.model);
         }
         if let Some(cap) = self.cap() {
-            edit::set_output_cap(&mut edits, &document.scan, &document.facts, cap.0, target.provider.cap_field);
+            let field = cap_field(&call.head.endpoint, target);
+            edit::set_output_cap(&mut edits, &document.scan, &document.facts, cap.0, field);
         }
         let filter = self.asks_for_usage(&call.head.endpoint);
         if filter {
@@ -568,6 +569,15 @@ fn decoder(headers: &HeaderMap, watch: &Watch) -> Option<Decoder> {
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     routing::retry_after(headers.get(header::RETRY_AFTER)?.to_str().ok()?, SystemTime::now())
+}
+
+/// The field in which an endpoint takes an output cap; of chat completions servers know one name or the other.
+fn cap_field(endpoint: &Endpoint, target: &Target) -> &'static str {
+    match endpoint {
+        Endpoint::ChatCompletions => target.provider.cap_field,
+        Endpoint::Responses => "max_output_tokens",
+        _ => "max_tokens",
+    }
 }
 
 /// Families whose reasoning is charged as output but not sent: OpenAI's o-series and GPT-5.

@@ -8,6 +8,7 @@ mod budgets;
 mod cli;
 mod config;
 mod costs;
+mod docs;
 mod drain;
 mod experiments;
 mod fixtures;
