@@ -535,6 +535,10 @@ async fn nothing_that_a_client_or_a_provider_says_can_forge_a_log_line() {
         gateway.chat(&body(field)).send().await;
         gateway.post("/v1/messages").header("x-api-key", KEY).json(&body(field)).send().await;
     }
+    for model in [FORGED, &format!("upstream/{FORGED}"), &format!("upstream/{}", "m".repeat(MEBIBYTE))] {
+        let body = json!({"model": model, "messages": []});
+        gateway.chat(&body).send().await.expect(400);
+    }
     let escaped = "a%0a%7b%22level%22%3a1%7d%1b[31m";
     let headers = "x-tollgate-user x-tollgate-session x-tollgate-tags x-tollgate-prompt x-tollgate-vars x-tollgate-timeout x-tollgate-retries x-tollgate-cache user-agent referer x-request-id via expect content-type accept host origin traceparent";
     for name in headers.split(' ') {
@@ -569,5 +573,6 @@ async fn nothing_that_a_client_or_a_provider_says_can_forge_a_log_line() {
         let parsed = parsed.unwrap_or_else(|error| panic!("not one JSON object ({error}): {line:?}"));
         assert!(parsed.is_object() && parsed["message"] != "forged", "{line}");
         assert!(!line.chars().any(char::is_control), "{line:?}");
+        assert!(line.len() < 64 * 1024, "a line of {} bytes", line.len());
     }
 }
