@@ -653,7 +653,7 @@ fn unreachable(target: &Target, error: &SendError) -> GatewayError {
         SendErrorKind::RequestBody => return GatewayError::RequestTimeout("the client stopped sending it"),
     };
     // Addresses and certificates are for the operator's log, not for the client.
-    tracing::warn!(target = %named(target), error = %error, "an upstream attempt failed: {reason}");
+    tracing::warn!(target.name = %named(target), error = %error, "an upstream attempt failed: {reason}");
     GatewayError::UpstreamUnreachable { target: named(target), reason }
 }
 
