@@ -31,8 +31,8 @@ use crate::{
     recorder::{Charge, OpenRecord},
     telemetry::metrics,
     wire::{
-        coding::Decoder, endpoint::Dialect, headers, openai::usage_filter::UsageFilter, reply::ReplyWatch,
-        stream::StreamWatch, usage::Usage,
+        coding::Decoder, endpoint::Dialect, headers, openai::usage_filter::UsageFilter, output::Output,
+        reply::ReplyWatch, stream::StreamWatch,
     },
 };
 
@@ -179,7 +179,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Own(body) => body.is_end_stream(),
-            Kind::Watched(body) => body.ended && body.ready.is_empty(),
+            Kind::Watched(body) => body.ended && body.ready.is_empty() && body.cut.is_none(),
         }
     }
 
@@ -250,10 +250,16 @@ impl Watched {
 
     fn look_at(&mut self, chunk: &Bytes) {
         let Watching { watch, decoder, .. } = &mut self.watching;
-        match decoder {
-            // What can't be decoded is not metered, and so charged at its bound; the client gets its bytes either way.
-            Some(decoder) => drop(decoder.push(chunk, |plain| watch.push(plain))),
-            None => watch.push(chunk),
+        let readable = match decoder {
+            Some(decoder) => decoder.push(chunk, |plain| watch.push(plain)).is_ok(),
+            None => {
+                watch.push(chunk);
+                true
+            }
+        };
+        if !readable {
+            // Not metered, and so charged at its bound; the client gets its bytes either way.
+            *watch = Watch::Nothing;
         }
         if let (Watch::Events(events), Some(record)) = (&self.watching.watch, &mut self.record)
             && record.facts().first_token.is_none()
@@ -291,7 +297,10 @@ impl Watched {
     fn broke(&mut self, reason: &'static str) {
         self.ended = true;
         let mid_event = match &self.watching.watch {
-            Watch::Events(events) => Some(events.mid_event() && self.watching.filter.is_none()),
+            // Plain text after compressed bytes would be no event but a second fault.
+            Watch::Events(events) if self.watching.decoder.is_none() => {
+                Some(events.mid_event() && self.watching.filter.is_none())
+            }
             _ => None,
         };
         self.close(Outcome::Cut, false);
@@ -320,8 +329,12 @@ impl Watched {
     fn close(&mut self, outcome: Outcome, complete: bool) {
         let Some(mut record) = self.record.take() else { return };
         let watch = std::mem::replace(&mut self.watching.watch, Watch::Nothing);
+        let attempt = record.attempt();
+        if let Some(tier) = watch.service_tier() {
+            attempt.tier = Some(tier);
+        }
         if let Some(charge) = watch.charge(complete) {
-            record.attempt().charge = charge;
+            attempt.charge = charge;
         }
         metrics::attempt(&record.facts().provider, attempt_result(outcome));
         record.close(outcome);
@@ -406,22 +419,40 @@ impl Watch {
         }
     }
 
+    /// The tier that the provider says it served with.
+    fn service_tier(&self) -> Option<Box<str>> {
+        match self {
+            Watch::Events(events) => events.service_tier().map(Into::into),
+            Watch::Document(document) => document.service_tier().map(Into::into),
+            Watch::Nothing => None,
+        }
+    }
+
     /// What is to be charged; `None` leaves the charge that was set when the reply's head came.
     fn charge(self, complete: bool) -> Option<Charge> {
-        let (usage, complete, output) = match self {
-            Watch::Events(events) => (events.usage(), complete || events.ended(), events.into_output()),
-            Watch::Document(document) => (document.usage(), complete || document.ended(), document.into_output()),
+        let (usage, complete) = match &self {
+            Watch::Events(events) => (events.usage(), complete || events.ended()),
+            Watch::Document(document) => (document.usage(), complete || document.ended()),
             Watch::Nothing => return None,
         };
-        Some(match usage {
-            Some(Ok(usage)) if complete => Charge::Reported(usage),
-            Some(Ok(usage)) => Charge::Seen { output, complete, reported: usage },
+        let reported = match usage {
+            Some(Ok(usage)) if complete => return Some(Charge::Reported(usage)),
             Some(Err(absurd)) => {
                 tracing::error!(reason = %absurd, "a provider reported a usage that cannot be: charged at the bound");
-                Charge::Bound
+                return Some(Charge::Bound);
             }
-            None => Charge::Seen { output, complete, reported: Usage::default() },
-        })
+            usage => usage.and_then(Result::ok).unwrap_or_default(),
+        };
+        Some(Charge::Seen { output: self.into_output(), complete, reported })
+    }
+
+    /// What came back, to be counted: worked out only where the provider's figures don't do.
+    fn into_output(self) -> Output {
+        match self {
+            Watch::Events(events) => events.into_output(),
+            Watch::Document(document) => document.into_output(),
+            Watch::Nothing => Output::default(),
+        }
     }
 }
 

@@ -89,7 +89,7 @@ pub struct Record {
     pub variants: Vec<(Arc<str>, Arc<str>)>,
     /// The injected prompt, as `name@version`.
     pub prompt: Option<Arc<str>>,
-    /// The provider of the last attempt; empty when none was made.
+    /// The provider of the last attempt; `none` when none was made.
     pub provider: Arc<str>,
     /// `provider/model` of the last attempt.
     pub target: Option<Arc<str>>,

@@ -5,11 +5,7 @@
 //! where the call ends; one thread does the rest: it may count tokens, which is no work for a reactor thread, and it takes the
 //! calls that ended together.
 
-use std::{
-    sync::Arc,
-    thread::JoinHandle,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
 use tokio::{sync::mpsc, time::Instant};
 
@@ -59,13 +55,16 @@ pub struct Attempt {
     pub reservation: Option<Reservation>,
     /// The target's price.
     pub price: Option<Arc<Price>>,
-    /// The service tier asked for, or reported.
+    /// The service tier: asked for, until the reply says which one served.
     pub tier: Option<Box<str>>,
+    /// The moment whose prices hold: the one that the bound was worked out at.
+    pub at: jiff::Timestamp,
     /// What is charged if the attempt ended now.
     pub charge: Charge,
     /// What was sent, for counting where the provider does not report.
     pub sent: Option<Sent>,
-    /// Whether output may be produced that the client never sees (reasoning): then a cut reply is charged at its bound.
+    /// Whether output may be produced that is never seen (reasoning, work in the background): then only a report tells the
+    /// usage, and without one the bound is charged.
     pub hidden_output: bool,
 }
 
@@ -95,6 +94,8 @@ struct Finished {
     record: Record,
     /// The attempt that is not settled yet.
     attempt: Option<Attempt>,
+    /// Earlier attempts that are yet to be counted, which is no work for a reactor thread.
+    uncounted: Vec<Attempt>,
     admission: Option<Admission>,
 }
 
@@ -141,7 +142,7 @@ impl Recorder {
     /// Opens a call's record; waits while too many calls are open. `None` when the recorder is gone: the process is ending.
     pub async fn open(&self, record: Record, received: Instant) -> Option<OpenRecord> {
         let slot = self.slots.clone().reserve_owned().await.ok()?;
-        let finished = Box::new(Finished { record, attempt: None, admission: None });
+        let finished = Box::new(Finished { record, attempt: None, uncounted: Vec::new(), admission: None });
         Some(OpenRecord(Some(Box::new(Open { slot, finished, received }))))
     }
 
@@ -185,7 +186,11 @@ impl OpenRecord {
         let finished = &mut self.open().finished;
         let mut attempt = finished.attempt.take().unwrap_or_default();
         attempt.charge = charge;
-        attempt.settle(&mut finished.record);
+        if attempt.needs_counting() {
+            finished.uncounted.push(attempt);
+        } else {
+            attempt.settle(&mut finished.record);
+        }
     }
 
     /// Gives the record up: the call goes on under another one.
@@ -204,7 +209,7 @@ impl OpenRecord {
         let Open { slot, mut finished, received } = *open;
         finished.record.duration = received.elapsed();
         // Money and places are free again before the client can have seen the end, unless text has to be counted first.
-        if !std::thread::panicking() && !finished.attempt.as_ref().is_some_and(Attempt::needs_counting) {
+        if !std::thread::panicking() && !finished.needs_counting() {
             finished.settle();
         }
         slot.send(Message::Ended(finished));
@@ -223,9 +228,14 @@ impl Drop for OpenRecord {
 // === impl Finished ===
 
 impl Finished {
+    /// Whether settling counts text.
+    fn needs_counting(&self) -> bool {
+        !self.uncounted.is_empty() || self.attempt.as_ref().is_some_and(Attempt::needs_counting)
+    }
+
     /// Charges what is not charged yet, and corrects the rate limits' estimate. Once done, does nothing.
     fn settle(&mut self) {
-        if let Some(attempt) = self.attempt.take() {
+        for attempt in self.uncounted.drain(..).chain(self.attempt.take()) {
             attempt.settle(&mut self.record);
         }
         if let Some(mut admission) = self.admission.take() {
@@ -250,8 +260,10 @@ impl Attempt {
     fn settle(self, record: &mut Record) {
         let (usage, source) = self.usage();
         let bound = self.reservation.as_ref().map(Reservation::bound);
-        let priced = self.price.as_ref().map(|price| price.cost(&usage, self.tier.as_deref(), now()));
+        let priced = self.price.as_ref().map(|price| price.cost(&usage, self.tier.as_deref(), self.at));
         let cost = match (source, bound) {
+            // Not even the fee that some models have per request.
+            (UsageSource::None, _) => NanoUsd::ZERO,
             (UsageSource::Bound, Some(bound)) => bound,
             (UsageSource::Counted | UsageSource::Estimated, Some(bound)) => priced.unwrap_or(bound).min(bound),
             _ => priced.unwrap_or_default(),
@@ -271,7 +283,7 @@ impl Attempt {
             Charge::Reported(usage) => (*usage, UsageSource::Provider),
             Charge::Bound if self.reservation.is_some() => (Usage::default(), UsageSource::Bound),
             Charge::Bound => (self.counted(Tokens::ZERO), UsageSource::Estimated),
-            Charge::Seen { complete: false, .. } if self.hidden_output && self.reservation.is_some() => {
+            Charge::Seen { .. } if self.hidden_output && self.reservation.is_some() => {
                 (Usage::default(), UsageSource::Bound)
             }
             Charge::Seen { output, complete, reported } => {
@@ -297,10 +309,6 @@ impl Attempt {
 
 fn with_margin(counted: Tokens) -> Tokens {
     Tokens(counted.0.saturating_mul(COUNTED_PERCENT).div_ceil(100))
-}
-
-fn now() -> jiff::Timestamp {
-    jiff::Timestamp::try_from(SystemTime::now()).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
 }
 
 // === the thread ===

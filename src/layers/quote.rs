@@ -159,7 +159,7 @@ impl Bounded<'_> {
         let facts = self.facts;
         let elsewhere = facts.unbounded_input.is_some() || facts.provider_defined_tools > 0;
         let contents = Contents {
-            image_bytes: 0,
+            image_bytes: usize::try_from(facts.image_bytes).unwrap_or(0),
             images: usize::try_from(facts.images).unwrap_or(usize::MAX),
             tools: facts.tools > 0,
             elsewhere,
