@@ -23,4 +23,5 @@ mod routing;
 mod secrets;
 mod streams;
 mod support;
+mod tls;
 mod transparency;
