@@ -237,6 +237,8 @@ async fn figures_of_usage_that_lie_are_charged_at_the_bound_and_never_lower_spen
         figures("5", "0.5"),
         figures("5", "\"3\""),
         figures("5", "true"),
+        figures("-0.0001", "3"),
+        figures("1099511627777", "3"),
         figures("5", "[3]"),
         figures("5", "{}"),
         r#"{"prompt_tokens":5,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":6}}"#.to_owned(),
@@ -289,10 +291,7 @@ fn stalling_prompts() -> Vec<(&'static str, String)> {
         ("spaces", " ".repeat(SIZE)),
         ("one letter", "a".repeat(SIZE)),
         ("random letters", letters),
-        ("carets", "^".repeat(SIZE)),
-        ("newlines", "\n".repeat(SIZE)),
         ("emoji", "\u{1F469}\u{200D}\u{1F680}".repeat(SIZE / 11)),
-        ("ideographs", "\u{8A9E}".repeat(SIZE / 3)),
     ]
 }
 
@@ -303,10 +302,9 @@ async fn four_mebibytes_of_anything_as_a_prompt_hold_nobody_up() {
         if request.body.len() > MEBIBYTE { Reply::stream().data(chunk("x")).data(DONE) } else { openai(request) }
     })
     .await;
-    // Too little for the bytes of such a prompt, so that its tokens are counted before it is let go or refused.
     let gateway = Gateway::before(&upstream)
         .price("upstream/gpt-4o", "input: 1 USD/1M, output: 1 USD/1M, max_output: 1000")
-        .budget("name: tight, scope: { key: dev }, limit: 3 USD, per: month")
+        .budget("name: all, scope: { key: dev }, limit: 1000 USD, per: month")
         .key("other", OTHER, "")
         .run()
         .await;
@@ -329,7 +327,7 @@ async fn four_mebibytes_of_anything_as_a_prompt_hold_nobody_up() {
             slowest = slowest.max(begun.elapsed());
         };
 
-        assert!(matches!(response.status, 200 | 400 | 413 | 429), "{what}: {} {}", response.status, response.text());
+        response.expect(200);
         for _ in 0..20 {
             let begun = Instant::now();
             neighbour.send().await.expect(200);
@@ -337,7 +335,13 @@ async fn four_mebibytes_of_anything_as_a_prompt_hold_nobody_up() {
         }
         assert!(slowest < Duration::from_secs(1), "{what}: another call took {slowest:?}");
     }
-    gateway.get("/healthz").send().await.expect(200);
+    let counted = || gateway.log_text().matches(r#""key":"dev""#).count();
+    let prompts = stalling_prompts().len();
+    wait_until("each was counted", DEADLINE, || counted() == prompts).await;
+    for record in gateway.records().iter().filter(|record| record.text("key") == "dev") {
+        assert_eq!(record.text("usage_source"), "counted");
+        assert!((1..=4 * MEBIBYTE as i64).contains(&record.number("prompt_tokens")));
+    }
 }
 
 // === identities ===
@@ -481,10 +485,15 @@ async fn two_tenants_with_the_same_body_are_two_calls() {
 // === names ===
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_invented_names_leave_series_and_memory_flat() {
+async fn five_thousand_invented_names_leave_series_and_memory_flat() {
     const CONNECTIONS: usize = 8;
     let upstream = Upstream::run().await;
-    let gateway = Gateway::before(&upstream).model("support", "target: upstream/m").run().await;
+    let gateway = Gateway::before(&upstream)
+        .model("support", "target: upstream/m")
+        .budget(r#"name: each-user, scope: { user: "*" }, limit: 1 USD, per: day"#)
+        .limit(r#"name: each-user, scope: { user: "*" }, requests: 100000/min"#)
+        .run()
+        .await;
     let round = |first: usize, count: usize| {
         let calls: Vec<Vec<Call>> = (0..CONNECTIONS).map(|connection| {
             (first..first + count).filter(|number| number % CONNECTIONS == connection).map(|number| {
@@ -506,8 +515,8 @@ async fn ten_thousand_invented_names_leave_series_and_memory_flat() {
     let series = gateway.metrics().await.series_count();
     let memory = gateway.memory_bytes("VmRSS:");
 
-    round(1000, 9000).await;
-    gateway.wait_for_records(9000).await;
+    round(1000, 4000).await;
+    gateway.wait_for_records(4000).await;
 
     let begun = Instant::now();
     let metrics = gateway.metrics().await;
@@ -516,7 +525,7 @@ async fn ten_thousand_invented_names_leave_series_and_memory_flat() {
     assert!(series <= 500 && scraped < Duration::from_millis(500), "{series} series in {scraped:?}");
     assert!(!metrics.text.contains("invented"), "{}", metrics.text);
     let grown = gateway.memory_bytes("VmRSS:").saturating_sub(memory);
-    assert!(grown < 24 * MEBIBYTE as u64, "{} MiB more after 9,000 calls", grown >> 20);
+    assert!(grown < 24 * MEBIBYTE as u64, "{} MiB more after 4,000 calls", grown >> 20);
 }
 
 #[tokio::test]

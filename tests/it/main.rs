@@ -25,4 +25,5 @@ mod routing;
 mod secrets;
 mod streams;
 mod support;
+mod tls;
 mod transparency;
