@@ -32,8 +32,8 @@ use crate::{
     recorder::{Charge, OpenRecord},
     telemetry::metrics,
     wire::{
-        coding::Decoder, endpoint::Dialect, headers, openai::usage_filter::UsageFilter, reply::ReplyWatch,
-        stream::StreamWatch, usage::Usage,
+        coding::Decoder, endpoint::Dialect, headers, openai::usage_filter::UsageFilter, output::Output,
+        reply::ReplyWatch, stream::StreamWatch,
     },
 };
 
@@ -442,20 +442,29 @@ impl Watch {
 
     /// What is to be charged; `None` leaves the charge that was set when the reply's head came.
     fn charge(self, complete: bool) -> Option<Charge> {
-        let (usage, complete, output) = match self {
-            Watch::Events(events) => (events.usage(), complete || events.ended(), events.into_output()),
-            Watch::Document(document) => (document.usage(), complete || document.ended(), document.into_output()),
+        let (usage, complete) = match &self {
+            Watch::Events(events) => (events.usage(), complete || events.ended()),
+            Watch::Document(document) => (document.usage(), complete || document.ended()),
             Watch::Nothing => return None,
         };
-        Some(match usage {
-            Some(Ok(usage)) if complete => Charge::Reported(usage),
-            Some(Ok(usage)) => Charge::Seen { output, complete, reported: usage },
+        let reported = match usage {
+            Some(Ok(usage)) if complete => return Some(Charge::Reported(usage)),
             Some(Err(absurd)) => {
                 tracing::error!(reason = %absurd, "a provider reported a usage that cannot be: charged at the bound");
-                Charge::Bound
+                return Some(Charge::Bound);
             }
-            None => Charge::Seen { output, complete, reported: Usage::default() },
-        })
+            usage => usage.and_then(Result::ok).unwrap_or_default(),
+        };
+        Some(Charge::Seen { output: self.into_output(), complete, reported })
+    }
+
+    /// What came back, to be counted: worked out only where the provider's figures don't do.
+    fn into_output(self) -> Output {
+        match self {
+            Watch::Events(events) => events.into_output(),
+            Watch::Document(document) => document.into_output(),
+            Watch::Nothing => Output::default(),
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Closes each call exactly once: settles its reservation, counts it, logs it. Accounting can't be lost and can't block.
 //!
 //! A call's [`OpenRecord`] is one linear value that moves inward with the call and ends in the body that is watched. It holds a
-//! slot of the bounded channel from its start, so ending it never waits, `Drop` included. One thread does the rest: it may count
-//! tokens, which is no work for a reactor thread.
+//! slot of the bounded channel from its start, so ending it never waits, `Drop` included. What the provider reported is settled
+//! where the call ends; one thread does the rest: it may count tokens, which is no work for a reactor thread, and it takes the
+//! calls that ended together.
 
 use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
@@ -21,6 +22,8 @@ use crate::{
 const OPEN_RECORDS_MAX: usize = 65_536;
 /// Records closed per wake-up of the recorder.
 const BATCH: usize = 256;
+/// Rest after fewer than that: under load, waking for each call would cost more than all that is done for it.
+const GATHER: Duration = Duration::from_millis(5);
 /// Safety factor on our own counts, in percent: providers' hidden formatting tokens are not ours to see.
 const COUNTED_PERCENT: u64 = 105;
 
@@ -89,7 +92,8 @@ struct Open {
 #[derive(Debug)]
 struct Finished {
     record: Record,
-    attempt: Attempt,
+    /// The attempt that is not settled yet.
+    attempt: Option<Attempt>,
     /// Earlier attempts that are yet to be counted, which is no work for a reactor thread.
     uncounted: Vec<Attempt>,
     admission: Option<Admission>,
@@ -138,8 +142,7 @@ impl Recorder {
     /// Opens a call's record; waits while too many calls are open. `None` when the recorder is gone: the process is ending.
     pub async fn open(&self, record: Record, received: Instant) -> Option<OpenRecord> {
         let slot = self.slots.clone().reserve_owned().await.ok()?;
-        let finished =
-            Box::new(Finished { record, attempt: Attempt::default(), uncounted: Vec::new(), admission: None });
+        let finished = Box::new(Finished { record, attempt: None, uncounted: Vec::new(), admission: None });
         Some(OpenRecord(Some(Box::new(Open { slot, finished, received }))))
     }
 
@@ -164,7 +167,7 @@ impl OpenRecord {
 
     /// The attempt under way.
     pub fn attempt(&mut self) -> &mut Attempt {
-        &mut self.open().finished.attempt
+        self.open().finished.attempt.get_or_insert_default()
     }
 
     /// Keeps what the rate limits gave, to be corrected at the end.
@@ -181,9 +184,9 @@ impl OpenRecord {
     /// Settles the attempt under way; another one follows.
     pub fn end_attempt(&mut self, charge: Charge) {
         let finished = &mut self.open().finished;
-        let mut attempt = std::mem::take(&mut finished.attempt);
+        let mut attempt = finished.attempt.take().unwrap_or_default();
         attempt.charge = charge;
-        if attempt.is_counted() {
+        if attempt.needs_counting() {
             finished.uncounted.push(attempt);
         } else {
             attempt.settle(&mut finished.record);
@@ -207,6 +210,10 @@ impl OpenRecord {
         let Some(open) = self.0.take() else { return };
         let Open { slot, mut finished, received } = *open;
         finished.record.duration = received.elapsed();
+        // Money and places are free again before the client can have seen the end, unless text has to be counted first.
+        if !std::thread::panicking() && !finished.needs_counting() {
+            finished.settle();
+        }
         slot.send(Message::Ended(finished));
     }
 }
@@ -220,15 +227,34 @@ impl Drop for OpenRecord {
     }
 }
 
+// === impl Finished ===
+
+impl Finished {
+    /// Whether settling counts text.
+    fn needs_counting(&self) -> bool {
+        !self.uncounted.is_empty() || self.attempt.as_ref().is_some_and(Attempt::needs_counting)
+    }
+
+    /// Charges what is not charged yet, and corrects the rate limits' estimate. Once done, does nothing.
+    fn settle(&mut self) {
+        for attempt in self.uncounted.drain(..).chain(self.attempt.take()) {
+            attempt.settle(&mut self.record);
+        }
+        if let Some(mut admission) = self.admission.take() {
+            admission.correct(self.record.usage.input.saturating_add(self.record.usage.output));
+        }
+    }
+}
+
 // === impl Attempt ===
 
 impl Attempt {
-    /// Whether settling counts tokens: for what the provider has not reported, and no bound stands for.
-    fn is_counted(&self) -> bool {
+    /// Whether [`Attempt::usage`] counts text, which is work for the recorder's thread.
+    fn needs_counting(&self) -> bool {
         match self.charge {
             Charge::Nothing | Charge::Reported(_) => false,
             Charge::Bound => self.reservation.is_none(),
-            Charge::Seen { .. } => true,
+            Charge::Seen { complete, .. } => complete || !self.hidden_output || self.reservation.is_none(),
         }
     }
 
@@ -292,30 +318,26 @@ fn with_margin(counted: Tokens) -> Tokens {
 fn close_all(mut messages: mpsc::Receiver<Message>) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut log = CallLog::start();
-    while messages.blocking_recv_many(&mut batch, BATCH) > 0 {
+    loop {
+        let received = messages.blocking_recv_many(&mut batch, BATCH);
+        if received == 0 {
+            break;
+        }
         for message in batch.drain(..) {
-            let Message::Ended(finished) = message else {
+            let Message::Ended(mut finished) = message else {
                 messages.close();
                 continue;
             };
-            let record = close(*finished);
-            metrics::call_ended(&record);
-            log.add(&record);
+            finished.settle();
+            metrics::call_ended(&finished.record);
+            log.add(&finished.record);
         }
         log.flush();
+        if received < BATCH {
+            std::thread::sleep(GATHER);
+        }
     }
     log.finish();
-}
-
-fn close(finished: Finished) -> Record {
-    let Finished { mut record, attempt, uncounted, admission } = finished;
-    for attempt in uncounted.into_iter().chain([attempt]) {
-        attempt.settle(&mut record);
-    }
-    if let Some(mut admission) = admission {
-        admission.correct(record.usage.input.saturating_add(record.usage.output));
-    }
-    record
 }
 
 /// A record that says nothing yet, for a call that has just begun.

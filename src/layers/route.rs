@@ -138,7 +138,8 @@ impl Route {
 
     async fn run(&'static self, mut admitted: Admitted, left: Option<CancellationToken>) -> Answer {
         if let Payload::Upgrade(_) = &admitted.quoted.planned.call.payload {
-            return self.open_tunnel(admitted).await;
+            // Boxed, since the future of every call would have to hold the room for it.
+            return Box::pin(self.open_tunnel(admitted)).await;
         }
         admitted.record.attempt().reservation = admitted.reservation.take();
         let mut journey = Journey::begin(admitted, left);
@@ -459,7 +460,8 @@ impl Journey {
             edit::set_model(&mut edits, &document.scan, &target.model);
         }
         if let Some(cap) = self.cap() {
-            edit::set_output_cap(&mut edits, &document.scan, &document.facts, cap.0, target.provider.cap_field);
+            let field = cap_field(&call.head.endpoint, target);
+            edit::set_output_cap(&mut edits, &document.scan, &document.facts, cap.0, field);
         }
         let filter = self.asks_for_usage(&call.head.endpoint);
         if filter {
@@ -630,6 +632,15 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     routing::retry_after(headers.get(header::RETRY_AFTER)?.to_str().ok()?, SystemTime::now())
 }
 
+/// The field in which an endpoint takes an output cap; of chat completions servers know one name or the other.
+fn cap_field(endpoint: &Endpoint, target: &Target) -> &'static str {
+    match endpoint {
+        Endpoint::ChatCompletions => target.provider.cap_field,
+        Endpoint::Responses => "max_output_tokens",
+        _ => "max_tokens",
+    }
+}
+
 /// Families whose reasoning is charged as output but not sent, or not whole.
 fn reasons_unseen(model: &str) -> bool {
     const FAMILIES: [&str; 11] =
@@ -659,7 +670,7 @@ fn unreachable(target: &Target, error: &SendError) -> GatewayError {
         SendErrorKind::RequestBody => return GatewayError::RequestTimeout("the client stopped sending it"),
     };
     // Addresses and certificates are for the operator's log, not for the client.
-    tracing::warn!(target = %named(target), error = %error, "an upstream attempt failed: {reason}");
+    tracing::warn!(target.name = %named(target), error = %error, "an upstream attempt failed: {reason}");
     GatewayError::UpstreamUnreachable { target: named(target), reason }
 }
 

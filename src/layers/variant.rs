@@ -22,6 +22,8 @@ use crate::{
     },
 };
 
+/// Parameters that say how a model draws its tokens, and nothing about their number or price.
+const SAMPLING: [&str; 6] = ["temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed"];
 /// The longest name of a model that is looked at.
 const MODEL_NAME_BYTES_MAX: usize = 512;
 
@@ -51,8 +53,8 @@ impl Step for ChooseVariant {
 }
 
 fn planned(mut call: Call, plan: Plan) -> Result<Planned, GatewayError> {
-    set_parameters(&mut call, &plan)?;
-    Ok(Planned { call, plan, edits: Edits::new() })
+    let edits = set_parameters(&mut call, &plan)?;
+    Ok(Planned { call, plan, edits })
 }
 
 fn may_downgrade(snapshot: &Snapshot) -> bool {
@@ -202,12 +204,17 @@ fn targets(version: &ModelVersion, draw: u64) -> Vec<Target> {
 
 /// Sets parameters of version and variant: defaults where the client was silent, the variant's, and what is forced.
 ///
-/// A parameter may be a priced one (a cap, `n`), so the body is read again with them in it.
-fn set_parameters(call: &mut Call, plan: &Plan) -> Result<(), GatewayError> {
-    let (Payload::Json(document), Some(version)) = (&mut call.payload, &plan.version) else { return Ok(()) };
-    let edits = parameter_edits(document, version, plan);
-    if edits.is_empty() {
-        return Ok(());
+/// A parameter may be a priced one (a cap, `n`), so the body is read again with them in it. Where none of them can be, the
+/// edits are given back, to be made with all others.
+fn set_parameters(call: &mut Call, plan: &Plan) -> Result<Edits, GatewayError> {
+    let (Payload::Json(document), Some(version)) = (&mut call.payload, &plan.version) else { return Ok(Edits::new()) };
+    let parameters = parameters(document, version, plan);
+    let mut edits = Edits::new();
+    for (name, json) in &parameters {
+        edits.set_field(&document.scan, name, json.to_string());
+    }
+    if parameters.iter().all(|(name, json)| is_sampling(name, json)) {
+        return Ok(edits);
     }
     let bytes = edits.apply(&document.bytes);
     let wrong =
@@ -215,20 +222,22 @@ fn set_parameters(call: &mut Call, plan: &Plan) -> Result<(), GatewayError> {
     let scan = json::scan(&bytes).map_err(|error| wrong(error.to_string()))?;
     let facts = request::facts(&call.head.endpoint, &bytes, &scan).map_err(|error| wrong(error.message))?;
     *document = Document { bytes, coded: None, scan, facts };
-    Ok(())
+    Ok(Edits::new())
 }
 
-fn parameter_edits(document: &Document, version: &ModelVersion, plan: &Plan) -> Edits {
-    let mut edits = Edits::new();
+/// Whether a parameter is one that no price, limit or route depends on.
+fn is_sampling(name: &str, json: &str) -> bool {
+    SAMPLING.contains(&name) && !json.starts_with(['{', '['])
+}
+
+/// What to set, as name and JSON text.
+fn parameters<'p>(document: &Document, version: &'p ModelVersion, plan: &'p Plan) -> Vec<(&'p str, &'p str)> {
     let taken =
         |name: &str| document.scan.get(name).is_some() || plan.variant_parameters.iter().any(|(n, _)| **n == *name);
     let defaults = version.defaults.iter().filter(|(name, _)| !taken(name));
     let unforced = |name: &str| !version.forced.iter().any(|(forced, _)| **forced == *name);
     let overriding = plan.variant_parameters.iter().filter(|(name, _)| unforced(name)).chain(&version.forced);
-    for (name, json) in defaults.filter(|(name, _)| unforced(name)).chain(overriding) {
-        edits.set_field(&document.scan, name, json.to_string());
-    }
-    edits
+    defaults.filter(|(name, _)| unforced(name)).chain(overriding).map(|(name, json)| (&**name, &**json)).collect()
 }
 
 #[cfg(test)]

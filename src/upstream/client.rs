@@ -278,7 +278,14 @@ impl Client {
         if !same_origin(request.uri(), &provider.base_url) {
             return Err(SendError::new(SendErrorKind::Unsent, "request leads to another origin than the provider's"));
         }
-        let pools = self.pools_of(provider).map_err(|error| SendError::new(SendErrorKind::Tls, error))?;
+        let of_ca;
+        let pools = match &provider.ca {
+            None => &self.0.public,
+            Some(ca) => {
+                of_ca = self.pools_of(ca).map_err(|error| SendError::new(SendErrorKind::Tls, error))?;
+                &of_ca
+            }
+        };
         request.headers_mut().remove(header::HOST);
         *request.version_mut() = Version::HTTP_11;
         let connection = capture_connection(&mut request);
@@ -295,10 +302,7 @@ impl Client {
         Ok(response)
     }
 
-    fn pools_of(&self, provider: &Provider) -> Result<Pools, ClientError> {
-        let Some(ca) = &provider.ca else {
-            return Ok(self.0.public.clone());
-        };
+    fn pools_of(&self, ca: &Path) -> Result<Pools, ClientError> {
         let known = self.0.by_ca.read().unwrap_or_else(PoisonError::into_inner).get(ca).map(|(_, pools)| pools.clone());
         known.map_or_else(|| self.load_ca(ca), Ok)
     }

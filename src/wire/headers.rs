@@ -50,6 +50,9 @@ const CONTROL_PREFIXES: [&str; 6] =
 /// What a trailer section may add; everything else in it is dropped (RFC 9110 section 6.5.1).
 const TRAILERS: [&str; 5] = ["server-timing", "content-digest", "repr-digest", "etag", "x-request-id"];
 
+/// The client's own id of a request. It is forwarded; what the gateway logs is its own.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// The longest request id that is taken from a client, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
@@ -68,11 +71,14 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Takes out of a request all that the provider must not get: hop-by-hop headers, framing, credentials, claims about
-/// the client, and what controls gateways.
+/// the client, request ids that are none, and what controls gateways.
 pub fn strip_request(headers: &mut HeaderMap) {
     strip_hop_by_hop(headers);
     for name in CREDENTIALS.iter().chain(&NOT_FORWARDED) {
         headers.remove(name);
+    }
+    if headers.get(REQUEST_ID).is_some_and(|id| !is_request_id(id.as_bytes())) {
+        headers.remove(REQUEST_ID);
     }
     remove_control(headers);
 }
@@ -122,7 +128,7 @@ pub fn underscored(headers: &HeaderMap) -> Option<&HeaderName> {
     headers.keys().find(|name| name.as_str().contains('_'))
 }
 
-/// Whether a request id of the client's may be used: it ends in logs and headers.
+/// Whether a request id of the client's may be used: it ends in the provider's logs.
 #[must_use]
 pub fn is_request_id(id: &[u8]) -> bool {
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');

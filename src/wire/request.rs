@@ -12,6 +12,9 @@ use super::{
     openai,
 };
 
+/// Longest name of a model, in bytes: the longest in use, those of cloud resources, have about 200.
+const MODEL_BYTES_MAX: usize = 512;
+
 /// The facts of one request, read from its scan once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequestFacts {
@@ -132,6 +135,16 @@ impl<'a> Reader<'a> {
     pub(super) fn text(self, name: &str) -> Result<Option<Cow<'a, str>>, RequestError> {
         let Some(span) = self.value(name) else { return Ok(None) };
         json::text(self.body, span).map(Some).ok_or_else(|| RequestError::new(name, "a string"))
+    }
+
+    /// The model's name. It is logged, so it cannot be endless or hold what a terminal would act on.
+    pub(super) fn model(self) -> Result<Option<String>, RequestError> {
+        let Some(name) = self.text("model")? else { return Ok(None) };
+        if name.len() > MODEL_BYTES_MAX || name.chars().any(char::is_control) {
+            let must = format!("a name of at most {MODEL_BYTES_MAX} bytes without control characters");
+            return Err(RequestError::new("model", &must));
+        }
+        Ok(Some(name.into_owned()))
     }
 
     pub(super) fn boolean(self, name: &str) -> Result<Option<bool>, RequestError> {
@@ -286,6 +299,9 @@ mod tests {
                 "stream_options",
             ),
             ("/v1/chat/completions", r#"{"model":5}"#, "model"),
+            ("/v1/chat/completions", r#"{"model":"a\nb"}"#, "model"),
+            ("/v1/messages", r#"{"model":"a\u009bb"}"#, "model"),
+            ("/v1/responses", &format!(r#"{{"model":"{}"}}"#, "m".repeat(513)), "model"),
             ("/v1/chat/completions", r#"{"Max_Tokens":5}"#, "Max_Tokens"),
             ("/v1/chat/completions", r#"{"max_to\u212Aens":5}"#, "max_to\u{212A}ens"),
             ("/v1/chat/completions", r#"{"tools":{}}"#, "tools"),

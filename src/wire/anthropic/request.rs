@@ -32,7 +32,7 @@ pub fn facts(body: &[u8], scan: &Scan) -> Result<RequestFacts, RequestError> {
     let reader = Reader { body, scan };
     reader.refuse_case_variants(&PRICED)?;
     let mut facts = RequestFacts {
-        model: reader.text("model")?.map(Into::into),
+        model: reader.model()?,
         stream: reader.boolean("stream")?.unwrap_or(false),
         output_caps: reader.output_caps(&["max_tokens"])?,
         choices: 1,

@@ -77,7 +77,7 @@ pub fn facts(endpoint: &Endpoint, body: &[u8], scan: &Scan) -> Result<RequestFac
 
 fn common(reader: Reader<'_>) -> Result<RequestFacts, RequestError> {
     Ok(RequestFacts {
-        model: reader.text("model")?.map(Into::into),
+        model: reader.model()?,
         stream: reader.boolean("stream")?.unwrap_or(false),
         include_usage: include_usage(reader)?,
         service_tier: reader.text("service_tier")?.map(Into::into),

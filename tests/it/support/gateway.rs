@@ -375,6 +375,20 @@ impl Gateway {
         self.setup.config_path()
     }
 
+    /// Where it keeps its own files.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.setup.directory().join("data")
+    }
+
+    /// `tollgate ARGUMENTS` beside it, in its directory.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        self.setup.command(arguments)
+    }
+
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Puts a new configuration in the file's place, in one step as editors and deployments do.
     pub(crate) fn replace_config(&self, text: &str) {
         let draft = self.setup.directory().join("tollgate.yaml.new");
