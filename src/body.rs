@@ -22,9 +22,10 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use tokio::{
     sync::Semaphore,
+    task::JoinHandle,
     time::{Instant, Sleep, sleep_until},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     record::Outcome,
@@ -106,11 +107,21 @@ pub struct Watching {
     pub drain: Option<Drain>,
 }
 
-/// Reads replies to their end after the client has left (`on_disconnect: drain`); a bounded number of them.
+/// Carries calls to their end after the client has left (`on_disconnect: drain`); a bounded number of them.
 #[derive(Debug, Clone)]
 pub struct Drain {
     slots: Arc<Semaphore>,
+    slots_max: usize,
     tasks: TaskTracker,
+    over: CancellationToken,
+}
+
+/// Work whose client waits for it. Dropped, it goes on without, if there is a slot.
+#[derive(Debug)]
+struct Carried<T: Send + 'static> {
+    drain: Drain,
+    task: Option<JoinHandle<Option<T>>>,
+    left: CancellationToken,
 }
 
 /// An upstream's body on its way to the client.
@@ -349,7 +360,7 @@ impl Drop for Watched {
         }
         let Some(drain) = self.watching.drain.take() else { return self.close(Outcome::Abandoned, false) };
         let Ok(slot) = drain.slots.clone().try_acquire_owned() else { return self.close(Outcome::Abandoned, false) };
-        let rest = Watched {
+        let mut rest = Watched {
             source: std::mem::replace(&mut self.source, Source::nothing()),
             watching: Watching {
                 watch: std::mem::replace(&mut self.watching.watch, Watch::Nothing),
@@ -366,9 +377,10 @@ impl Drop for Watched {
             last_chunk: self.last_chunk,
             alarm: Box::pin(sleep_until(self.watching.times.next(Instant::now()))),
         };
+        let reading = async move { while let Some(Ok(_)) = std::future::poll_fn(|cx| rest.poll_frame(cx)).await {} };
+        let reading = drain.over.clone().run_until_cancelled_owned(reading);
         drain.tasks.spawn(async move {
-            let mut rest = rest;
-            while let Some(Ok(_)) = std::future::poll_fn(|cx| rest.poll_frame(cx)).await {}
+            reading.await;
             drop(slot);
         });
     }
@@ -467,10 +479,52 @@ impl BodyTimes {
 // === impl Drain ===
 
 impl Drain {
-    /// At most `slots` replies are read on at the same time; further ones are cancelled.
+    /// At most `slots` calls go on at the same time; further ones are cancelled, and all of them when it is `over`.
     #[must_use]
-    pub fn new(slots: usize, tasks: TaskTracker) -> Drain {
-        Drain { slots: Arc::new(Semaphore::new(slots)), tasks }
+    pub fn new(slots: usize, tasks: TaskTracker, over: CancellationToken) -> Drain {
+        Drain { slots: Arc::new(Semaphore::new(slots)), slots_max: slots, tasks, over }
+    }
+
+    /// Calls that go on without their clients.
+    #[must_use]
+    pub fn now(&self) -> usize {
+        self.slots_max.saturating_sub(self.slots.available_permits())
+    }
+
+    /// What `work` comes to. It goes on when nobody waits for that any longer, which it learns by the token that it is given.
+    /// `None` when the process ends before.
+    ///
+    /// # Panics
+    /// When `work` does.
+    pub async fn carry<T, W>(&self, work: impl FnOnce(CancellationToken) -> W) -> Option<T>
+    where
+        T: Send + 'static,
+        W: Future<Output = T> + Send + 'static,
+    {
+        let left = CancellationToken::new();
+        let work = self.over.clone().run_until_cancelled_owned(work(left.clone()));
+        let mut carried = Carried { drain: self.clone(), task: Some(self.tasks.spawn(work)), left };
+        let ended = carried.task.as_mut()?.await;
+        carried.task = None;
+        ended.unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => None,
+        })
+    }
+}
+
+impl<T: Send + 'static> Drop for Carried<T> {
+    fn drop(&mut self) {
+        let Some(task) = self.task.take() else { return };
+        self.left.cancel();
+        match self.drain.slots.clone().try_acquire_owned() {
+            Ok(slot) => drop(self.drain.tasks.spawn(async move {
+                // Its reply has no reader: dropped, it is read on by itself.
+                drop(task.await);
+                drop(slot);
+            })),
+            Err(_) => task.abort(),
+        }
     }
 }
 

@@ -159,7 +159,7 @@ pub struct Planned {
 /// Where a call may go.
 #[derive(Debug)]
 pub struct Plan {
-    /// The model as the client named it; empty when it named none.
+    /// The alias, or `provider/model`, that the client named; empty when it named none.
     pub named: Arc<str>,
     /// The model as a metric label: from a closed set.
     pub label: Arc<str>,

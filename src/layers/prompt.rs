@@ -28,7 +28,7 @@ impl Step for InjectPrompt {
 
     async fn handle<S: Inner<Planned>>(&'static self, mut planned: Planned, mut inner: S) -> Answer {
         let call = &planned.call;
-        if let Some(named) = call.head.headers.get("x-tollgate-prompt") {
+        if let (Some(named), Payload::Json(_)) = (call.head.headers.get("x-tollgate-prompt"), &call.payload) {
             let named = named.to_str().unwrap_or_default();
             planned.plan.prompt = Some(named_prompt(&call.snapshot, named)?);
         }

@@ -20,7 +20,10 @@ use crate::{
     record::Outcome,
     recorder::{self, OpenRecord, Recorder},
     telemetry::metrics,
-    wire::endpoint::{Dialect, Endpoint, EndpointError},
+    wire::{
+        endpoint::{Dialect, Endpoint, EndpointError},
+        headers,
+    },
 };
 
 /// Longest path and query together, in bytes.
@@ -66,6 +69,7 @@ impl<S: Inner<Arrival>> Respond<S> {
         let received = Instant::now();
         let id = call_id();
         let (mut parts, body) = request.into_parts();
+        headers::hide_credentials(&mut parts.headers);
         let upgrade = parts.extensions.remove::<OnUpgrade>().filter(|_| parts.headers.contains_key(header::UPGRADE));
         let dialect = dialect(parts.uri.path());
         let endpoint = match self.check(&parts) {
@@ -160,7 +164,7 @@ fn dialect(path: &str) -> Dialect {
 
 fn check_headers(parts: &request::Parts) -> Result<(), GatewayError> {
     // Frameworks read `x_user` as `x-user`: a second spelling of a header that means something here.
-    if let Some(name) = parts.headers.keys().find(|name| name.as_str().contains('_')) {
+    if let Some(name) = headers::underscored(&parts.headers) {
         return Err(GatewayError::invalid(format!("header `{name}` has an underscore; spell it with `-`"), None));
     }
     let bytes: usize =

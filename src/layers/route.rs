@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header, resp
 use http_body::Body;
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use crate::{
@@ -55,7 +56,7 @@ pub struct Route {
     pub upstream: Arc<Upstream>,
     /// Where further attempts reserve.
     pub purses: Arc<Purses>,
-    /// Reads on when a client has left.
+    /// Carries calls to their end when a client has left.
     pub drain: Drain,
     /// WebSockets.
     pub tunnels: Tunnels,
@@ -69,6 +70,8 @@ struct Journey {
     record: OpenRecord,
     /// The body of an endpoint that is not read: there for one attempt only.
     stream: Option<Incoming>,
+    /// Cancelled when the client has left and the call goes on without.
+    left: Option<CancellationToken>,
     clamped: Option<Tokens>,
     /// Index of the target that is tried.
     position: usize,
@@ -118,18 +121,28 @@ impl Service<Admitted> for &'static Route {
     }
 
     fn call(&mut self, admitted: Admitted) -> Answering {
-        Box::pin(self.run(admitted))
+        let call = &admitted.quoted.planned.call;
+        let drains = call.snapshot.on_disconnect == OnDisconnect::Drain
+            && call.head.endpoint.cost() == Cost::Metered
+            && matches!(call.payload, Payload::Json(_));
+        if drains { Box::pin(self.carry(admitted)) } else { Box::pin(self.run(admitted, None)) }
     }
 }
 
 impl Route {
-    async fn run(&'static self, mut admitted: Admitted) -> Answer {
+    /// Runs a call that goes on when its client leaves before the reply's first byte.
+    async fn carry(&'static self, admitted: Admitted) -> Answer {
+        let answer = self.drain.carry(|left| self.run(admitted, Some(left))).await;
+        answer.unwrap_or_else(|| Err(GatewayError::Draining.into()))
+    }
+
+    async fn run(&'static self, mut admitted: Admitted, left: Option<CancellationToken>) -> Answer {
         if let Payload::Upgrade(_) = &admitted.quoted.planned.call.payload {
             // Boxed, since the future of every call would have to hold the room for it.
             return Box::pin(self.open_tunnel(admitted)).await;
         }
         admitted.record.attempt().reservation = admitted.reservation.take();
-        let mut journey = Journey::begin(admitted);
+        let mut journey = Journey::begin(admitted, left);
         self.upstream.retries.on_call(Instant::now().into_std());
         let first = self.in_rotation(&journey, 0);
         if first > 0 {
@@ -180,6 +193,9 @@ impl Route {
 
     /// What follows an attempt; a retry that the retry budget forbids is none.
     fn next(&self, journey: &Journey, went: Went) -> Next {
+        if journey.left.as_ref().is_some_and(CancellationToken::is_cancelled) {
+            return Next::Stop;
+        }
         let left = Left {
             attempts: journey.attempts_max.saturating_sub(journey.attempts),
             another_target: journey.position + 1 < journey.quoted.planned.plan.targets.len(),
@@ -361,7 +377,7 @@ struct Outgoing {
 // === impl Journey ===
 
 impl Journey {
-    fn begin(admitted: Admitted) -> Journey {
+    fn begin(admitted: Admitted, left: Option<CancellationToken>) -> Journey {
         let Admitted { mut quoted, record, clamped, waited, .. } = admitted;
         let call = &mut quoted.planned.call;
         let stream = match std::mem::replace(&mut call.payload, Payload::Nothing) {
@@ -385,6 +401,7 @@ impl Journey {
             attempts_max: if stream.is_some() { 1 } else { routing.attempts.min(asked).max(1) },
             deadline: call.head.received + routing.total_timeout.min(own_limit),
             stream,
+            left,
             clamped,
             others_time,
             record,

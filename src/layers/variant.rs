@@ -24,6 +24,8 @@ use crate::{
 
 /// Parameters that say how a model draws its tokens, and nothing about their number or price.
 const SAMPLING: [&str; 6] = ["temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed"];
+/// The longest name of a model that is looked at.
+const MODEL_NAME_BYTES_MAX: usize = 512;
 
 /// See the module.
 #[derive(Debug)]
@@ -89,6 +91,11 @@ fn plan(call: &Call) -> Result<Plan, GatewayError> {
         Payload::Json(document) => document.facts.model.as_deref().unwrap_or(""),
         Payload::Stream(_) | Payload::Upgrade(_) | Payload::Nothing => return unread(call),
     };
+    // Names are remembered and repeated in messages: no provider has one that is longer.
+    if named.len() > MODEL_NAME_BYTES_MAX {
+        let message = format!("`model` is longer than {MODEL_NAME_BYTES_MAX} bytes");
+        return Err(GatewayError::invalid(message, Some("model")));
+    }
     let (alias, pinned) = named.split_once('@').map_or((named, None), |(alias, version)| (alias, Some(version)));
     match snapshot.models.get(alias) {
         Some(model) => alias_plan(call, model, named, pinned),
@@ -125,7 +132,7 @@ fn direct_plan(call: &Call, named: &str) -> Result<Plan, GatewayError> {
     if !call.caller.models.allows(named, Some(&resolved)) {
         return Err(GatewayError::ModelNotAllowed(named.to_owned()));
     }
-    Ok(Plan::direct(Arc::from(named), found.label.clone(), target.clone()))
+    Ok(Plan::direct(Arc::from(resolved), found.label.clone(), target.clone()))
 }
 
 fn alias_plan(call: &Call, model: &Model, named: &str, pinned: Option<&str>) -> Result<Plan, GatewayError> {
@@ -153,7 +160,16 @@ fn alias_plan(call: &Call, model: &Model, named: &str, pinned: Option<&str>) -> 
         plan.targets.insert(0, found.target.clone());
     }
     plan.prompt = prompt.or(plan.prompt);
+    if call.own_credential.is_some() {
+        keep_to_one_provider(&mut plan.targets);
+    }
     Ok(plan)
+}
+
+/// The client's own key is one provider's: no other one may see it.
+fn keep_to_one_provider(targets: &mut Vec<Target>) {
+    let Some(provider) = targets.first().map(|target| target.provider.name.clone()) else { return };
+    targets.retain(|target| target.provider.name == provider);
 }
 
 fn unit<'c>(call: &'c Call, unit: &Unit) -> &'c str {

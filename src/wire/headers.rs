@@ -89,6 +89,15 @@ pub fn strip_response(headers: &mut HeaderMap) {
     remove_control(headers);
 }
 
+/// Marks credentials, so that no `Debug` shows them.
+pub fn hide_credentials(headers: &mut HeaderMap) {
+    for name in CREDENTIALS.iter().chain(&PROXY_AUTH) {
+        if let header::Entry::Occupied(mut entry) = headers.entry(name) {
+            entry.iter_mut().for_each(|value| value.set_sensitive(true));
+        }
+    }
+}
+
 /// Leaves in a trailer section what is allowed there, never framing or credentials.
 pub fn retain_trailers(trailers: &mut HeaderMap) {
     let dropped: Vec<HeaderName> = trailers.keys().filter(|name| !TRAILERS.contains(&name.as_str())).cloned().collect();
@@ -261,6 +270,15 @@ mod tests {
         ]);
         strip_request(&mut map);
         assert_eq!(names(&map), ["anthropic-version", "content-type", "openai-beta", "user-agent"]);
+    }
+
+    #[test]
+    fn credentials_are_not_shown() {
+        let mut map = headers(&[("authorization", "Bearer k1"), ("cookie", "k2"), ("api-key", "k3"), ("accept", "k4")]);
+        map.append("api-key", HeaderValue::from_static("k5"));
+        hide_credentials(&mut map);
+        let shown = format!("{map:?}");
+        assert!(["k1", "k2", "k3", "k5"].iter().all(|key| !shown.contains(key)) && shown.contains("k4"), "{shown}");
     }
 
     #[test]

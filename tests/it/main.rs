@@ -5,12 +5,14 @@
 
 mod auth;
 mod budgets;
+mod charges;
 mod cli;
 mod config;
 mod costs;
 mod docs;
 mod drain;
 mod experiments;
+mod faults;
 mod fixtures;
 mod hostile;
 mod http;
