@@ -254,7 +254,7 @@ impl Attempt {
         match self.charge {
             Charge::Nothing | Charge::Reported(_) => false,
             Charge::Bound => self.reservation.is_none(),
-            Charge::Seen { complete, .. } => complete || !self.hidden_output || self.reservation.is_none(),
+            Charge::Seen { .. } => !self.hidden_output || self.reservation.is_none(),
         }
     }
 
@@ -290,9 +290,13 @@ impl Attempt {
             }
             Charge::Seen { output, complete, reported } => {
                 let seen = with_margin(self.output_tokens(output)).max(reported.output);
-                let source = if *complete { UsageSource::Counted } else { UsageSource::Estimated };
                 let usage = if reported.input > Tokens::ZERO { *reported } else { self.counted(seen) };
-                (Usage { output: seen, ..usage }, source)
+                let usage = Usage { output: seen, ..usage };
+                if !complete {
+                    return (usage, UsageSource::Estimated);
+                }
+                // A provider that never reports: the prompt is our own count too.
+                (Usage { input: with_margin(usage.input), ..usage }, UsageSource::Counted)
             }
         }
     }
@@ -378,7 +382,8 @@ mod tests {
     fn settled(model: &str, group: &str, tier: Option<&str>, charge: Charge) -> NanoUsd {
         let price = Catalog::builtin().find("any", Some(group), model);
         assert!(price.is_some(), "{model}");
-        let attempt = Attempt { price, tier: tier.map(Into::into), charge, ..Attempt::default() };
+        let at = "2026-11-23T12:00:00Z".parse().unwrap();
+        let attempt = Attempt { price, at, tier: tier.map(Into::into), charge, ..Attempt::default() };
         let mut record = blank(Arc::from("id"), "chat_completions");
         attempt.settle(&mut record);
         record.cost
@@ -402,7 +407,7 @@ mod tests {
 
     #[test]
     fn only_what_no_report_and_no_bound_stands_for_is_counted() {
-        let counted = |charge| Attempt { charge, ..Attempt::default() }.is_counted();
+        let counted = |charge| Attempt { charge, ..Attempt::default() }.needs_counting();
         assert!(!counted(Charge::Nothing) && !counted(reported(1)));
         assert!(counted(Charge::Bound), "without a reservation there is no bound");
     }
