@@ -218,6 +218,89 @@ async fn a_priced_field_that_is_smuggled_in_raises_the_bound_or_is_refused() {
     }
 }
 
+/// The names of a JSON object's members, as often as they stand there.
+struct Names(Vec<String>);
+
+impl<'de> serde::Deserialize<'de> for Names {
+    fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> serde::de::Visitor<'de> for Members {
+            type Value = Names;
+
+            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
+                let mut names = Vec::new();
+                while let Some((name, _)) = map.next_entry::<String, serde::de::IgnoredAny>()? {
+                    names.push(name);
+                }
+                Ok(Names(names))
+            }
+        }
+        input.deserialize_map(Members)
+    }
+}
+
+#[tokio::test]
+async fn every_spelling_of_a_cap_is_lowered_and_no_member_is_doubled() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::before(&upstream)
+        .model("support", "target: upstream/m, parameters: { temperature: 0.5 }, force: { top_p: 0.5 }")
+        .price("upstream/m", "input: 0 USD/1M, output: 10 USD/1M, max_output: 100000")
+        .budget("name: all, scope: { team: red }, limit: 0.1 USD, per: month")
+        .run()
+        .await;
+    let messages = r#""messages":[{"role":"user","content":"hi"}]"#;
+    let cases = [
+        ("/v1/chat/completions", format!(r#"{{"mod\u0065l":"support",{messages},"max_tok\u0065ns":50000}}"#)),
+        (
+            "/v1/chat/completions",
+            format!(r#"{{"model":"support",{messages},"max_tokens":50000,"max_completion_tokens":60000}}"#),
+        ),
+        ("/v1/chat/completions", format!(r#"{{"model":"support",{messages},"max_tokens":1,"n_predict":6e4}}"#)),
+        (
+            "/v1/chat/completions",
+            format!(r#"{{"model":"support",{messages},"n":2,"temp\u0065rature":1,"\u0074op_p":1}}"#),
+        ),
+        (
+            "/v1/chat/completions",
+            format!(
+                r#"{{"model":"support",{messages},"stream":true,"stream_option\u0073":{{"include_usag\u0065":false}}}}"#
+            ),
+        ),
+        (
+            "/v1/chat/completions",
+            format!(r#"{{"model":"support",{messages},"stream":true,"stream_options":null,"max_tokens":null}}"#),
+        ),
+        ("/v1/messages", format!(r#"{{"model":"support",{messages},"max_token\u0073":50000}}"#)),
+        ("/v1/responses", r#"{"model":"support","input":"hi","max_output_tokens":50000}"#.to_owned()),
+    ];
+    for (path, body) in cases {
+        let before = charged(&gateway, "all").await;
+        gateway.post(path).key(KEY).body("application/json", body.clone()).send().await.expect(200);
+
+        let heard = upstream.next_request().await;
+        let Names(mut names) = serde_json::from_slice(&heard.body).unwrap();
+        names.sort_unstable();
+        assert!(
+            names.windows(2).all(|pair| pair[0] != pair[1]),
+            "{body} became {}",
+            String::from_utf8_lossy(&heard.body)
+        );
+        let sent = heard.json();
+        let affordable = (1_000_000_000 / 10 - before) / 10_000 / sent["n"].as_i64().unwrap_or(1);
+        let caps =
+            ["max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"].map(|name| sent[name].as_f64());
+        let highest = caps.into_iter().flatten().fold(0.0, f64::max);
+        assert!(highest >= 1.0 && highest <= affordable as f64, "{highest} of {affordable}: {body} became {sent}");
+        assert_eq!((&sent["model"], &sent["top_p"]), (&json!("m"), &json!(0.5)), "{sent}");
+        let asked = sent["stream"] != json!(true) || sent["stream_options"] == json!({"include_usage": true});
+        assert!(asked, "{sent}");
+    }
+}
+
 #[tokio::test]
 async fn figures_of_usage_that_lie_are_charged_at_the_bound_and_never_lower_spend() {
     let upstream = Upstream::run().await;
