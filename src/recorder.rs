@@ -7,6 +7,7 @@
 
 use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
+use http::StatusCode;
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
@@ -218,11 +219,17 @@ impl OpenRecord {
     }
 }
 
-/// A record that nobody closed: the client left, or the call panicked.
+/// A record that nobody closed, so that no status was sent: the client left, or the call panicked.
 impl Drop for OpenRecord {
     fn drop(&mut self) {
         let Some(open) = self.0.as_mut() else { return };
-        open.finished.record.outcome = if std::thread::panicking() { Outcome::Internal } else { Outcome::Abandoned };
+        let (outcome, status) = if std::thread::panicking() {
+            (Outcome::Internal, StatusCode::INTERNAL_SERVER_ERROR)
+        } else {
+            (Outcome::Abandoned, client_closed_request())
+        };
+        open.finished.record.outcome = outcome;
+        open.finished.record.status = status;
         self.send();
     }
 }
@@ -313,6 +320,11 @@ impl Attempt {
     }
 }
 
+/// nginx's 499, which logs and dashboards know: the client was gone before there was a status to send.
+fn client_closed_request() -> StatusCode {
+    StatusCode::from_u16(499).expect("a constant from 100 to 999")
+}
+
 fn with_margin(counted: Tokens) -> Tokens {
     Tokens(counted.0.saturating_mul(COUNTED_PERCENT).div_ceil(100))
 }
@@ -359,7 +371,7 @@ pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
         prompt: None,
         provider: Arc::from("none"),
         target: None,
-        status: http::StatusCode::OK,
+        status: StatusCode::OK,
         outcome: Outcome::Ok,
         refusal: None,
         streamed: false,
