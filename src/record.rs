@@ -93,7 +93,7 @@ pub struct Record {
     pub provider: Arc<str>,
     /// `provider/model` of the last attempt.
     pub target: Option<Arc<str>>,
-    /// The status that the client was sent.
+    /// The status that the client was sent; 499 when it left before there was one.
     pub status: StatusCode,
     /// How the call ended.
     pub outcome: Outcome,

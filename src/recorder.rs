@@ -7,6 +7,7 @@
 
 use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
+use http::StatusCode;
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
@@ -218,11 +219,17 @@ impl OpenRecord {
     }
 }
 
-/// A record that nobody closed: the client left, or the call panicked.
+/// A record that nobody closed, so that no status was sent: the client left, or the call panicked.
 impl Drop for OpenRecord {
     fn drop(&mut self) {
         let Some(open) = self.0.as_mut() else { return };
-        open.finished.record.outcome = if std::thread::panicking() { Outcome::Internal } else { Outcome::Abandoned };
+        let (outcome, status) = if std::thread::panicking() {
+            (Outcome::Internal, StatusCode::INTERNAL_SERVER_ERROR)
+        } else {
+            (Outcome::Abandoned, client_closed_request())
+        };
+        open.finished.record.outcome = outcome;
+        open.finished.record.status = status;
         self.send();
     }
 }
@@ -254,7 +261,7 @@ impl Attempt {
         match self.charge {
             Charge::Nothing | Charge::Reported(_) => false,
             Charge::Bound => self.reservation.is_none(),
-            Charge::Seen { complete, .. } => complete || !self.hidden_output || self.reservation.is_none(),
+            Charge::Seen { .. } => !self.hidden_output || self.reservation.is_none(),
         }
     }
 
@@ -290,9 +297,13 @@ impl Attempt {
             }
             Charge::Seen { output, complete, reported } => {
                 let seen = with_margin(self.output_tokens(output)).max(reported.output);
-                let source = if *complete { UsageSource::Counted } else { UsageSource::Estimated };
                 let usage = if reported.input > Tokens::ZERO { *reported } else { self.counted(seen) };
-                (Usage { output: seen, ..usage }, source)
+                let usage = Usage { output: seen, ..usage };
+                if !complete {
+                    return (usage, UsageSource::Estimated);
+                }
+                // A provider that never reports: the prompt is our own count too.
+                (Usage { input: with_margin(usage.input), ..usage }, UsageSource::Counted)
             }
         }
     }
@@ -307,6 +318,11 @@ impl Attempt {
         let (encoding, _) = tokens::Encoding::for_model(model);
         tokens::count(encoding, &output.text).saturating_add(Tokens(output.extra_bytes as u64))
     }
+}
+
+/// nginx's 499, which logs and dashboards know: the client was gone before there was a status to send.
+fn client_closed_request() -> StatusCode {
+    StatusCode::from_u16(499).expect("a constant from 100 to 999")
 }
 
 fn with_margin(counted: Tokens) -> Tokens {
@@ -355,7 +371,7 @@ pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
         prompt: None,
         provider: Arc::from("none"),
         target: None,
-        status: http::StatusCode::OK,
+        status: StatusCode::OK,
         outcome: Outcome::Ok,
         refusal: None,
         streamed: false,
@@ -378,7 +394,8 @@ mod tests {
     fn settled(model: &str, group: &str, tier: Option<&str>, charge: Charge) -> NanoUsd {
         let price = Catalog::builtin().find("any", Some(group), model);
         assert!(price.is_some(), "{model}");
-        let attempt = Attempt { price, tier: tier.map(Into::into), charge, ..Attempt::default() };
+        let at = "2026-11-23T12:00:00Z".parse().unwrap();
+        let attempt = Attempt { price, at, tier: tier.map(Into::into), charge, ..Attempt::default() };
         let mut record = blank(Arc::from("id"), "chat_completions");
         attempt.settle(&mut record);
         record.cost
@@ -402,7 +419,7 @@ mod tests {
 
     #[test]
     fn only_what_no_report_and_no_bound_stands_for_is_counted() {
-        let counted = |charge| Attempt { charge, ..Attempt::default() }.is_counted();
+        let counted = |charge| Attempt { charge, ..Attempt::default() }.needs_counting();
         assert!(!counted(Charge::Nothing) && !counted(reported(1)));
         assert!(counted(Charge::Bound), "without a reservation there is no bound");
     }

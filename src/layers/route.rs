@@ -132,8 +132,10 @@ impl Service<Admitted> for &'static Route {
 impl Route {
     /// Runs a call that goes on when its client leaves before the reply's first byte.
     async fn carry(&'static self, admitted: Admitted) -> Answer {
-        let answer = self.drain.carry(|left| self.run(admitted, Some(left))).await;
-        answer.unwrap_or_else(|| Err(GatewayError::Draining.into()))
+        match self.drain.carry(|left| self.run(admitted, Some(left))).await {
+            Some(answer) => answer,
+            None => Err(GatewayError::Draining.into()),
+        }
     }
 
     async fn run(&'static self, mut admitted: Admitted, left: Option<CancellationToken>) -> Answer {

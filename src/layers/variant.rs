@@ -24,9 +24,6 @@ use crate::{
 
 /// Parameters that say how a model draws its tokens, and nothing about their number or price.
 const SAMPLING: [&str; 6] = ["temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed"];
-/// The longest name of a model that is looked at.
-const MODEL_NAME_BYTES_MAX: usize = 512;
-
 /// See the module.
 #[derive(Debug)]
 pub struct ChooseVariant;
@@ -91,11 +88,6 @@ fn plan(call: &Call) -> Result<Plan, GatewayError> {
         Payload::Json(document) => document.facts.model.as_deref().unwrap_or(""),
         Payload::Stream(_) | Payload::Upgrade(_) | Payload::Nothing => return unread(call),
     };
-    // Names are remembered and repeated in messages: no provider has one that is longer.
-    if named.len() > MODEL_NAME_BYTES_MAX {
-        let message = format!("`model` is longer than {MODEL_NAME_BYTES_MAX} bytes");
-        return Err(GatewayError::invalid(message, Some("model")));
-    }
     let (alias, pinned) = named.split_once('@').map_or((named, None), |(alias, version)| (alias, Some(version)));
     match snapshot.models.get(alias) {
         Some(model) => alias_plan(call, model, named, pinned),

@@ -3,8 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    Budget, DEADLINE, Gate, Gateway, KEY, RawClient, Reply, Upstream, eventually, gateway::Setup, metrics::Metrics,
-    upstream::chat_completion,
+    Budget, DEADLINE, Gate, Gateway, KEY, PROVIDER_KEY, RawClient, Reply, Upstream, eventually,
+    gateway::Setup,
+    metrics::Metrics,
+    upstream::{DONE, chat_completion, event},
 };
 
 /// What a call with 1,000 output tokens is held for at 10 USD per million, its input being free.
@@ -148,5 +150,27 @@ async fn a_budget_of_a_model_covers_each_way_to_name_it() {
         gateway.chat(&call("upstream/m")).send().await.expect(200);
 
         assert_eq!(settled(&gateway).await.charged_nanousd, 140_000, "scope {scope}");
+    }
+}
+
+#[tokio::test]
+async fn the_tier_that_the_reply_names_is_what_is_charged() {
+    let mut reply = chat_completion("x", (1000, 0));
+    reply["service_tier"] = json!("priority");
+    let chunk = event(&json!({"choices": [], "service_tier": "priority", "usage": reply["usage"]}));
+    let upstream = Upstream::answering(move |request| match request.json()["stream"] == true {
+        true => Reply::stream().data(chunk.clone()).data(DONE),
+        false => Reply::json(200, &reply),
+    })
+    .await;
+    let provider =
+        format!(r#"kind: openai, catalog: openai, base_url: "{}/v1", api_key: {PROVIDER_KEY}"#, upstream.url());
+    let gateway = Gateway::before(&upstream).provider("listed", &provider).run().await;
+
+    gateway.hello("listed/gpt-4.1").send().await.expect(200);
+    gateway.hello_stream("listed/gpt-4.1").send().await.expect(200);
+
+    for record in gateway.wait_for_records(2).await {
+        assert_eq!(record.number("cost_nanousd"), 3_500_000, "1,000 tokens at 3.50 USD per million, not at 2");
     }
 }
