@@ -41,6 +41,8 @@ pub struct Head {
     pub method: Method,
     /// The normalised path, such as `/v1/chat/completions`.
     pub path: Box<str>,
+    /// The authority that the client named: of the request line, else of `Host`.
+    pub host: Option<Box<str>>,
     /// The query, without `?`.
     pub query: Option<Box<str>>,
     /// All headers, credentials included: what leaves is decided by `upstream/`.

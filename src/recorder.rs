@@ -193,9 +193,11 @@ impl OpenRecord {
         }
     }
 
-    /// Gives the record up: the call goes on under another one.
+    /// Gives the record up, and what the rate limits gave: the call goes on under another one and asks them again.
     pub fn discard(mut self) {
-        self.0 = None;
+        if let Some(admission) = self.0.take().and_then(|open| open.finished.admission) {
+            admission.give_back();
+        }
     }
 
     /// Ends the call.
@@ -365,5 +367,43 @@ pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
         duration: Duration::ZERO,
         first_token: None,
         overhead: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::pricing::Catalog;
+
+    fn settled(model: &str, group: &str, tier: Option<&str>, charge: Charge) -> NanoUsd {
+        let price = Catalog::builtin().find("any", Some(group), model);
+        assert!(price.is_some(), "{model}");
+        let attempt = Attempt { price, tier: tier.map(Into::into), charge, ..Attempt::default() };
+        let mut record = blank(Arc::from("id"), "chat_completions");
+        attempt.settle(&mut record);
+        record.cost
+    }
+
+    fn reported(input: u64) -> Charge {
+        Charge::Reported(Usage { input: Tokens(input), ..Usage::default() })
+    }
+
+    #[test]
+    fn what_was_surely_not_processed_costs_no_request_fee_either() {
+        assert_eq!(settled("sonar", "perplexity", None, Charge::Nothing), NanoUsd::ZERO);
+        assert_eq!(settled("sonar", "perplexity", None, reported(0)), NanoUsd(12_000_000));
+    }
+
+    #[test]
+    fn the_tier_that_served_decides_the_price() {
+        assert_eq!(settled("gpt-4.1", "openai", Some("default"), reported(1_000_000)), NanoUsd(2_000_000_000));
+        assert_eq!(settled("gpt-4.1", "openai", Some("priority"), reported(1_000_000)), NanoUsd(3_500_000_000));
+    }
+
+    #[test]
+    fn only_what_no_report_and_no_bound_stands_for_is_counted() {
+        let counted = |charge| Attempt { charge, ..Attempt::default() }.is_counted();
+        assert!(!counted(Charge::Nothing) && !counted(reported(1)));
+        assert!(counted(Charge::Bound), "without a reservation there is no bound");
     }
 }

@@ -7,7 +7,9 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header, request};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header, request, uri::Authority,
+};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use serde_json::json;
 use tokio::time::Instant;
@@ -83,6 +85,7 @@ impl<S: Inner<Arrival>> Respond<S> {
             endpoint,
             method: parts.method,
             path: parts.uri.path().into(),
+            host: host(&parts.uri, &parts.headers).map(Into::into),
             query: parts.uri.query().map(Into::into),
             headers: parts.headers,
         };
@@ -155,6 +158,10 @@ fn close(mut record: OpenRecord, error: &GatewayError) {
         _ => Outcome::Refused,
     };
     record.close(outcome);
+}
+
+fn host<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Option<&'r str> {
+    uri.authority().map(Authority::as_str).or_else(|| headers.get(header::HOST)?.to_str().ok())
 }
 
 /// Errors have the shape of the dialect that the client speaks.

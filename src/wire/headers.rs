@@ -4,6 +4,8 @@
 //! all of its lines (hyper does so on HTTP/2 only, and for the first line), but it cannot take away headers that a
 //! message means something else without.
 
+use std::net::IpAddr;
+
 use http::{
     HeaderMap,
     header::{self, HeaderName, HeaderValue},
@@ -131,6 +133,37 @@ pub fn underscored(headers: &HeaderMap) -> Option<&HeaderName> {
 pub fn is_request_id(id: &[u8]) -> bool {
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
     (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.iter().all(allowed)
+}
+
+/// The host in `host:port`, without the brackets of an IPv6 address.
+#[must_use]
+pub fn host_name(authority: &str) -> &str {
+    let is_port = |(_, port): &(&str, &str)| port.bytes().all(|byte| byte.is_ascii_digit());
+    let host = match authority.rsplit_once(':').filter(is_port) {
+        // `::1` has no port, `[::1]:80` has.
+        Some((host, _)) if !host.contains(':') || host.ends_with(']') => host,
+        _ => authority,
+    };
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+/// Whether a request comes from a page of another site, or by a name that such a site may have pointed here (DNS rebinding):
+/// `host`, and `Origin` where there is one, must be an address or a name that nobody can register.
+#[must_use]
+pub fn is_from_elsewhere(host: Option<&str>, headers: &HeaderMap) -> bool {
+    let origin = headers.get(header::ORIGIN).map(|origin| {
+        let (_, host) = origin.to_str().ok()?.split_once("://")?;
+        Some(host)
+    });
+    !host.is_some_and(is_private) || origin.is_some_and(|host| !host.is_some_and(is_private))
+}
+
+/// An address, a name without a dot, or one below a domain that is not in the public DNS (RFC 6761, RFC 6762, ICANN's `.internal`).
+fn is_private(authority: &str) -> bool {
+    let name = host_name(authority);
+    let last = name.rsplit_once('.').map(|(_, last)| last.to_ascii_lowercase());
+    name.parse::<IpAddr>().is_ok()
+        || last.is_none_or(|last| matches!(last.as_str(), "localhost" | "local" | "internal" | "test"))
 }
 
 /// Whether the body is an event stream.
@@ -324,6 +357,24 @@ mod tests {
         assert!(is_request_id(b"a-B_9") && is_request_id(&[b'x'; 64]));
         for id in [&b""[..], &[b'x'; 65], b"a b", b"a\nb", b"a.b", "é".as_bytes()] {
             assert!(!is_request_id(id), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn only_names_that_nobody_can_register_are_ours() {
+        for host in
+            ["127.0.0.1:8080", "[::1]:80", "::1", "localhost", "host.docker.internal:8080", "gateway", "10.0.0.1"]
+        {
+            assert!(!is_from_elsewhere(Some(host), &HeaderMap::new()), "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example:80", "127.0.0.1.evil.example"] {
+            assert!(is_from_elsewhere(Some(host), &HeaderMap::new()), "{host}");
+        }
+        assert!(is_from_elsewhere(None, &HeaderMap::new()));
+        for (origin, elsewhere) in
+            [("http://localhost:3000", false), ("http://[::1]", false), ("null", true), ("https://evil.example", true)]
+        {
+            assert_eq!(is_from_elsewhere(Some("localhost"), &headers(&[("origin", origin)])), elsewhere, "{origin}");
         }
     }
 
