@@ -664,7 +664,29 @@ async fn connections_to_the_upstream_are_used_again() {
     assert!(upstream.connection_count() <= 2, "{} connections for 20 calls in turn", upstream.connection_count());
 }
 
-// === 20, 30: codings, loops, ids ===
+// === 19, 20, 30: codings, loops, ids ===
+
+#[tokio::test]
+async fn rule_19_a_coded_request_passes_as_it_came_or_is_edited_in_the_clear() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::before(&upstream).model("support", "target: upstream/m").run().await;
+    let gzip = |text: &str| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut encoder, text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+
+    for (model, edited) in [("m", false), ("support", true)] {
+        let coded = gzip(&format!(r#"{{"messages":[], "model" : "{model}"}}"#));
+        let call = gateway.post("/v1/chat/completions").key(KEY).header("content-encoding", "gzip");
+        call.body("application/json", coded.clone()).send().await.expect(200);
+
+        let heard = upstream.next_request().await;
+        let plain = br#"{"messages":[], "model" : "m"}"#.to_vec();
+        assert_eq!(heard.header("content-encoding"), (!edited).then_some("gzip"));
+        assert_eq!(heard.body, if edited { plain } else { coded });
+    }
+}
 
 #[tokio::test]
 async fn rule_20_only_codings_that_can_be_metered_are_asked_for() {
