@@ -14,7 +14,7 @@ use crate::{
     policy::{limits::Admission, pricing::Price, tokens},
     purses::Reservation,
     record::{Outcome, Record, UsageSource},
-    telemetry::{logging::CallLog, metrics},
+    telemetry::{logging::CallLog, metrics::CallMetrics},
     units::{NanoUsd, Tokens},
     wire::{output::Output, usage::Usage},
 };
@@ -334,6 +334,7 @@ fn with_margin(counted: Tokens) -> Tokens {
 fn close_all(mut messages: mpsc::Receiver<Message>) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut log = CallLog::start();
+    let mut metrics = CallMetrics::default();
     loop {
         let received = messages.blocking_recv_many(&mut batch, BATCH);
         if received == 0 {
@@ -345,7 +346,7 @@ fn close_all(mut messages: mpsc::Receiver<Message>) {
                 continue;
             };
             finished.settle();
-            metrics::call_ended(&finished.record);
+            metrics.call_ended(&finished.record);
             log.add(&finished.record);
         }
         log.flush();
