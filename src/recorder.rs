@@ -120,9 +120,9 @@ enum Message {
 impl Sent {
     /// Prompt tokens as counted here; the bytes' number where the body is no JSON after all.
     fn input_tokens(&self) -> Tokens {
-        match serde_json::from_slice(&self.body) {
-            Ok(request) => tokens::chat::count(&request, &self.model).tokens,
-            Err(_) => Tokens(self.body.len() as u64),
+        match tokens::chat::count_body(&self.body, &self.model) {
+            Some(counted) => counted.tokens,
+            None => Tokens(self.body.len() as u64),
         }
     }
 }
