@@ -95,9 +95,9 @@ pub struct Call {
 impl Call {
     /// The same call once more, where its body is in memory.
     #[must_use]
-    pub fn again(&self) -> Option<Call> {
+    pub fn again(&self) -> Option<Box<Call>> {
         let Payload::Json(document) = &self.payload else { return None };
-        Some(Call {
+        Some(Box::new(Call {
             head: self.head.clone(),
             caller: self.caller.clone(),
             snapshot: self.snapshot.clone(),
@@ -105,7 +105,7 @@ impl Call {
             payload: Payload::Json(document.clone()),
             identity: self.identity.clone(),
             read_for: self.read_for,
-        })
+        }))
     }
 }
 
@@ -150,8 +150,8 @@ pub struct Identity {
 /// A call that knows where it may go and what it must say there.
 #[derive(Debug)]
 pub struct Planned {
-    /// The call.
-    pub call: Call,
+    /// The call. Boxed from here on: it is large, and each further layer would copy it into a future of its own.
+    pub call: Box<Call>,
     /// Where, in order.
     pub plan: Plan,
     /// What is changed in the body whatever the target.

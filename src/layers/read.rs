@@ -43,9 +43,9 @@ pub struct ReadBody;
 
 impl Step for ReadBody {
     type In = Authenticated;
-    type Next = Call;
+    type Next = Box<Call>;
 
-    async fn handle<S: Inner<Call>>(&'static self, request: Authenticated, mut inner: S) -> Answer {
+    async fn handle<S: Inner<Box<Call>>>(&'static self, request: Authenticated, mut inner: S) -> Answer {
         let Authenticated { arrival, caller, snapshot, own_credential } = request;
         let head = arrival.head;
         let began = Instant::now();
@@ -60,7 +60,7 @@ impl Step for ReadBody {
         };
         let identity = identity(&head.headers, &payload, &caller)?;
         let read_for = began.elapsed();
-        inner.call(Call { head, caller, snapshot, own_credential, payload, identity, read_for }).await
+        inner.call(Box::new(Call { head, caller, snapshot, own_credential, payload, identity, read_for })).await
     }
 }
 

@@ -29,10 +29,10 @@ const SAMPLING: [&str; 6] = ["temperature", "top_p", "top_k", "frequency_penalty
 pub struct ChooseVariant;
 
 impl Step for ChooseVariant {
-    type In = Call;
+    type In = Box<Call>;
     type Next = Planned;
 
-    async fn handle<S: Inner<Planned>>(&'static self, call: Call, mut inner: S) -> Answer {
+    async fn handle<S: Inner<Planned>>(&'static self, call: Box<Call>, mut inner: S) -> Answer {
         // Kept only where a budget may send the call another way: then it starts over with the body as it came.
         let spare = if may_downgrade(&call.snapshot) { call.again() } else { None };
         let plan = plan(&call)?;
@@ -49,7 +49,7 @@ impl Step for ChooseVariant {
     }
 }
 
-fn planned(mut call: Call, plan: Plan) -> Result<Planned, GatewayError> {
+fn planned(mut call: Box<Call>, plan: Plan) -> Result<Planned, GatewayError> {
     let edits = set_parameters(&mut call, &plan)?;
     Ok(Planned { call, plan, edits })
 }
