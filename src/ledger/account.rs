@@ -185,8 +185,8 @@ impl AccountState {
         self.rows.retain(|_, row| {
             let keep = row.closed_ms.is_none_or(|closed_ms| now_ms.saturating_sub(closed_ms) < ARCHIVE_MS);
             if !keep {
-                charged = charged.saturating_add(row.totals.charged);
-                debt = debt.saturating_add(row.totals.debt);
+                charged = add(charged, row.totals.charged);
+                debt = add(debt, row.totals.debt);
             }
             keep
         });
@@ -217,19 +217,19 @@ impl AccountState {
     /// What purses were granted and did not return: spent, or still held.
     #[must_use]
     pub fn held(&self) -> u64 {
-        self.rows.values().fold(self.archived_charged, |sum, row| sum.saturating_add(row.totals.held()))
+        self.rows.values().fold(self.archived_charged, |sum, row| add(sum, row.totals.held()))
     }
 
     /// Spent, without debt.
     #[must_use]
     pub fn charged(&self) -> u64 {
-        self.rows.values().fold(self.archived_charged, |sum, row| sum.saturating_add(row.totals.charged))
+        self.rows.values().fold(self.archived_charged, |sum, row| add(sum, row.totals.charged))
     }
 
     /// Spent beyond purses.
     #[must_use]
     pub fn debt(&self) -> u64 {
-        self.rows.values().fold(self.archived_debt, |sum, row| sum.saturating_add(row.totals.debt))
+        self.rows.values().fold(self.archived_debt, |sum, row| add(sum, row.totals.debt))
     }
 
     /// Open rows of other processes that were heard of lately.
@@ -245,8 +245,14 @@ impl AccountState {
 
     /// What could still come back from others.
     fn elsewhere(&self, own: RowId, now_ms: u64) -> u64 {
-        self.others(own, now_ms).fold(0, |sum, row| sum.saturating_add(row.totals.unspent()))
+        self.others(own, now_ms).fold(0, |sum, row| add(sum, row.totals.unspent()))
     }
+}
+
+/// Sums stay within what one amount may be, so that every authority counts alike: one of them counts in doubles. A limit is
+/// never higher, so nothing is granted that would not be otherwise.
+fn add(a: u64, b: u64) -> u64 {
+    a.saturating_add(b).min(NANO_USD_MAX)
 }
 
 #[cfg(test)]
