@@ -179,7 +179,7 @@ fn answer(connection: &mut Connection, batch: Vec<Waiting>) {
 }
 
 fn server(now_ms: u64) -> Server<'static> {
-    Server { now_ms, run: RUN, learn_ms: 0 }
+    Server { now_ms, run: RUN, learn_ms: 0, wiped: false }
 }
 
 /// All requests in one transaction; nothing took effect when it fails.

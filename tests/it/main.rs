@@ -11,6 +11,7 @@ mod costs;
 mod drain;
 mod experiments;
 mod fixtures;
+mod fleet;
 mod http;
 mod limits;
 mod metrics;

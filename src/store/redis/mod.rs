@@ -7,6 +7,7 @@
 //! What Redis answers is checked, never trusted: numbers that cannot be are an error, not money.
 
 mod advice;
+mod birth;
 mod connect;
 mod reply;
 
@@ -21,9 +22,12 @@ use std::{
 
 use futures_util::future::try_join_all;
 use redis::{Cmd, Pipeline, RedisError, Script, Value};
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::Mutex,
+    time::{sleep_until, timeout},
+};
 
-use self::connect::Connection;
+use self::{birth::Birth, connect::Connection};
 use super::ports::{AccountSync, Answer, Authority, StoreError, StoredAccount};
 use crate::{
     ledger::{
@@ -56,9 +60,16 @@ pub struct Redis {
     wait_replicas: u32,
     learn_ms: u64,
     /// One flight at a time, on a connection of its own: `WAIT` holds up whatever shares it.
-    reports: Mutex<Option<Connection>>,
+    reports: Mutex<Line>,
     listings: Mutex<Option<Connection>>,
     replicas_up: AtomicBool,
+}
+
+/// Where reports go.
+#[derive(Default)]
+struct Line {
+    connection: Option<Connection>,
+    birth: Option<Birth>,
 }
 
 impl std::fmt::Debug for Redis {
@@ -71,7 +82,8 @@ impl std::fmt::Debug for Redis {
 }
 
 impl Redis {
-    /// Connects, and logs what the server lacks to keep money: eviction, persistence, version.
+    /// Connects, and logs what the server lacks to keep money: eviction, persistence, version. Where the server holds nothing
+    /// yet, this takes as long as it listens to other processes, which may know better.
     ///
     /// `sync` is the interval of reports. A grant is usable once `wait_replicas` replicas have it.
     ///
@@ -103,32 +115,64 @@ impl Redis {
             }
             Ok((connection, facts))
         };
-        let (connection, facts) = self.within(START_TIMEOUT, talk).await?;
+        let (mut connection, facts) = self.within(START_TIMEOUT, talk).await?;
         let advice: BTreeSet<String> = facts.iter().flat_map(|info| advice::advice(info, self.wait_replicas)).collect();
         for line in advice {
             tracing::warn!(store = %self.url, "{line}");
         }
-        *self.reports.lock().await = Some(connection);
+        let mark = self.mark();
+        let birth = self.within(START_TIMEOUT, Birth::read(&mut connection, &mark, self.learn_ms)).await?;
+        if birth.is_young() {
+            tracing::info!(store = %self.url, "an empty store: listening to other gateways before serving");
+            sleep_until(birth.of_age_at()).await;
+        }
+        *self.reports.lock().await = Line { connection: Some(connection), birth: Some(birth) };
         Ok(())
     }
 
     /// The reports' answers, in their order.
-    async fn fly(&self, requests: &[AccountSync], clock: &Clock<'_>) -> Result<Vec<SyncReply>, StoreError> {
+    async fn fly(&self, requests: &[AccountSync], clock: Clock<'_>) -> Result<Vec<SyncReply>, StoreError> {
         let mut place = self.reports.lock().await;
-        // Taken out: a flight that fails or is given up takes its connection along.
-        let known = place.take();
+        // A flight that fails or is given up loses its connection, not what is known of the store.
+        let known = place.connection.take();
+        let birth = &mut place.birth;
         let flight = async {
             let mut connection = match known {
                 Some(connection) => connection,
                 None => Connection::open(&self.url, FLIGHT_TIMEOUT).await?,
             };
-            let answers = self.carry(&mut connection, requests, clock).await?;
+            let wiped = match clock {
+                Clock::Server => self.was_wiped(&mut connection, birth, requests).await?,
+                Clock::Given { wiped, .. } => wiped,
+            };
+            let answers = self.carry(&mut connection, requests, &Facts { wiped, clock }).await?;
             Ok((connection, answers))
         };
         let (connection, answers) = self.within(FLIGHT_TIMEOUT, flight).await?;
         let replies = self.read(requests, answers)?;
-        *place = Some(connection);
+        place.connection = Some(connection);
         Ok(replies)
+    }
+
+    /// Whether accounts that these reports make may have been lost: asked only where one may be made.
+    async fn was_wiped(
+        &self,
+        connection: &mut Connection,
+        birth: &mut Option<Birth>,
+        requests: &[AccountSync],
+    ) -> Result<bool, RedisError> {
+        if requests.iter().all(|sync| !sync.request.create) {
+            return Ok(false);
+        }
+        let mark = self.mark();
+        if let Some(known) = birth {
+            if known.holds(connection, &mark).await? {
+                return Ok(known.is_young());
+            }
+            tracing::error!(store = %self.url, "the store lost what it held; accounts listen to their holders before they grant");
+        }
+        let read = Birth::read(connection, &mark, self.learn_ms).await?;
+        Ok(birth.insert(read).is_young())
     }
 
     /// Sends all reports: in one pipeline to one server, in one each to the nodes of a Cluster.
@@ -136,14 +180,14 @@ impl Redis {
         &self,
         connection: &mut Connection,
         requests: &[AccountSync],
-        clock: &Clock<'_>,
+        facts: &Facts<'_>,
     ) -> Result<Vec<Answered>, RedisError> {
         if self.url.topology != Topology::Cluster {
-            return self.carry_together(connection, requests, clock).await;
+            return self.carry_together(connection, requests, facts).await;
         }
         let each = requests.iter().map(|request| {
             let mut connection = connection.clone();
-            async move { self.carry_together(&mut connection, std::slice::from_ref(request), clock).await }
+            async move { self.carry_together(&mut connection, std::slice::from_ref(request), facts).await }
         });
         Ok(try_join_all(each).await?.into_iter().flatten().collect())
     }
@@ -152,14 +196,14 @@ impl Redis {
         &self,
         connection: &mut Connection,
         requests: &[AccountSync],
-        clock: &Clock<'_>,
+        facts: &Facts<'_>,
     ) -> Result<Vec<Answered>, RedisError> {
         let Some(first) = requests.first() else { return Ok(Vec::new()) };
         let key = self.key(&first.account);
-        let mut answers = connection.send(&self.pipeline(requests, clock, false), &key).await?;
+        let mut answers = connection.send(&self.pipeline(requests, facts, false), &key).await?;
         if answers.iter().any(is_unknown_script) {
             // A server that was restarted, or a node that never saw it. Sending again is harmless, since all is totals.
-            answers = connection.send(&self.pipeline(requests, clock, true), &key).await?;
+            answers = connection.send(&self.pipeline(requests, facts, true), &key).await?;
         }
         let acknowledged = match self.wait_replicas {
             0 => true,
@@ -174,13 +218,13 @@ impl Redis {
     }
 
     /// The reports' calls and, where replicas count, the wait for them: on the same connection, or it would wait for nothing.
-    fn pipeline(&self, requests: &[AccountSync], clock: &Clock<'_>, with_source: bool) -> Pipeline {
+    fn pipeline(&self, requests: &[AccountSync], facts: &Facts<'_>, with_source: bool) -> Pipeline {
         let mut pipeline = Pipeline::with_capacity(requests.len() + 1);
         for (index, request) in requests.iter().enumerate() {
             // Once evaluated, it is known by its hash.
             let (command, script) =
                 if with_source && index == 0 { ("EVAL", SYNC) } else { ("EVALSHA", self.script.get_hash()) };
-            pipeline.add_command(self.call(command, script, request, clock));
+            pipeline.add_command(self.call(command, script, request, facts));
         }
         if self.wait_replicas > 0 {
             pipeline.cmd("WAIT").arg(self.wait_replicas).arg(WAIT_MS);
@@ -188,7 +232,7 @@ impl Redis {
         pipeline
     }
 
-    fn call(&self, command: &str, script: &str, sync: &AccountSync, clock: &Clock<'_>) -> Cmd {
+    fn call(&self, command: &str, script: &str, sync: &AccountSync, facts: &Facts<'_>) -> Cmd {
         let request = &sync.request;
         let totals = request.totals;
         let close = match request.close {
@@ -200,8 +244,8 @@ impl Redis {
         call.arg(script).arg(1).arg(self.key(&sync.account)).arg(request.row.to_string());
         call.arg(totals.granted).arg(totals.returned).arg(totals.charged).arg(totals.debt);
         call.arg(request.need).arg(request.target).arg(request.limit).arg(request.limit_version);
-        call.arg(u8::from(request.create)).arg(close).arg(self.learn_ms);
-        if let Clock::Given { now_ms, run } = clock {
+        call.arg(u8::from(request.create)).arg(close).arg(self.learn_ms).arg(u8::from(facts.wiped));
+        if let Clock::Given { now_ms, run, .. } = facts.clock {
             call.arg(now_ms).arg(run);
         }
         call
@@ -238,6 +282,11 @@ impl Redis {
     /// The account's key. Its hash tag is all of the account's name, in which nothing can end it early.
     fn key(&self, account: &str) -> String {
         format!("{}account:{{{}}}", self.url.prefix, reply::escape(account))
+    }
+
+    /// The key of the store's mark.
+    fn mark(&self) -> String {
+        format!("{}store", self.url.prefix)
     }
 
     /// The smallest accounts after `after`, with what is stored of them.
@@ -333,7 +382,7 @@ impl Redis {
 
 impl Authority for Redis {
     fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<SyncReply>> {
-        Box::pin(async move { self.fly(&requests, &Clock::Server).await })
+        Box::pin(async move { self.fly(&requests, Clock::Server).await })
     }
 
     fn accounts(&self, after: Option<Arc<str>>, count_max: usize) -> Answer<'_, Vec<StoredAccount>> {
@@ -341,13 +390,21 @@ impl Authority for Redis {
     }
 }
 
+/// What the function is told besides the report.
+struct Facts<'a> {
+    /// Missing accounts may have been lost.
+    wiped: bool,
+    clock: Clock<'a>,
+}
+
 /// Whose clock and run id an account goes by.
+#[derive(Clone, Copy)]
 enum Clock<'a> {
     /// The server's own.
     Server,
     /// These: for comparing with the model.
     #[cfg_attr(not(test), expect(dead_code, reason = "only tests stop the clock"))]
-    Given { now_ms: u64, run: &'a str },
+    Given { now_ms: u64, run: &'a str, wiped: bool },
 }
 
 /// What the function said to one report.

@@ -1,8 +1,8 @@
 -- One account's sync: line by line what `ledger::account::sync` does, which is the law; a contract suite compares the two.
 --
 -- KEYS[1]  the account's hash. Nothing else is touched, so that it runs in a Cluster.
--- ARGV     row granted returned charged debt need target limit version create close learn_ms [now_ms run]
---          (create: 1 or 0; close: 'settled', 'forfeited' or ''; clock and run id are the server's own unless given)
+-- ARGV     row granted returned charged debt need target limit version create close learn_ms wiped [now_ms run]
+--          (create, wiped: 1 or 0; close: 'settled', 'forfeited' or ''; clock and run id are the server's own unless given)
 -- Replies  'MERGED granted returned charged debt free elsewhere limit version charged debt learning starving',
 --          'NOACCOUNT', 'BADREPORT' or 'DAMAGED'.
 --
@@ -17,9 +17,9 @@ local key, own = KEYS[1], ARGV[1]
 local report = { granted = tonumber(ARGV[2]), returned = tonumber(ARGV[3]), charged = tonumber(ARGV[4]), debt = tonumber(ARGV[5]) }
 local need, target = math.min(tonumber(ARGV[6]), MAX), math.min(tonumber(ARGV[7]), MAX)
 local limit, version = math.min(tonumber(ARGV[8]), MAX), tonumber(ARGV[9])
-local create, close, learn_ms = ARGV[10] == '1', ARGV[11], tonumber(ARGV[12])
+local create, close, learn_ms, wiped = ARGV[10] == '1', ARGV[11], tonumber(ARGV[12]), ARGV[13] == '1'
 
-local now, run = tonumber(ARGV[13]), ARGV[14]
+local now, run = tonumber(ARGV[14]), ARGV[15]
 if not now then
   local time = redis.call('TIME')
   now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -85,9 +85,9 @@ if not account and not create then return 'NOACCOUNT' end
 
 if not account then
   -- One that was in use before is being restored by its holders: it listens to all of them first.
-  local was_in_use = report.granted > 0 or report.returned > 0 or report.charged > 0 or report.debt > 0
+  local may_be_in_use = wiped or report.granted > 0 or report.returned > 0 or report.charged > 0 or report.debt > 0
   account = {
-    limit = limit, version = version, run = run, learn = was_in_use and now + learn_ms or 0,
+    limit = limit, version = version, run = run, learn = may_be_in_use and now + learn_ms or 0,
     archived_charged = 0, archived_debt = 0,
   }
 end

@@ -80,6 +80,7 @@ struct Step {
     purse: u32,
     elapsed_ms: i64,
     server: u8,
+    wiped: bool,
     report: Report,
     grows: [u64; 3],
     wishes: [u64; 2],
@@ -120,14 +121,14 @@ fn step() -> impl Strategy<Value = Step> {
     let limit = prop_oneof![6 => 0u64..3000, 1 => prop::sample::select(vec![NANO_USD_MAX, NANO_USD_MAX + 1, u64::MAX])];
     let close = prop_oneof![8 => Just(None), 1 => Just(Some(Close::Settled)), 1 => Just(Some(Close::Forfeited))];
     let who = (0u8..2, 1u64..4, 0u32..2);
-    let server = prop_oneof![12 => Just(0u8), 1 => Just(1u8)];
+    let server = (prop_oneof![12 => Just(0u8), 1 => Just(1u8)], prop::bool::weighted(0.1));
     let money = (report, [amount.clone(), amount.clone(), amount], [wish.clone(), wish]);
     let rules = (limit, 0u64..4, prop::bool::weighted(0.8), close);
     (who, elapsed_ms, server, money, rules).prop_map(
         |(
             (account, incarnation, purse),
             elapsed_ms,
-            server,
+            (server, wiped),
             (report, grows, wishes),
             (limit, limit_version, create, close),
         )| {
@@ -137,6 +138,7 @@ fn step() -> impl Strategy<Value = Step> {
                 purse,
                 elapsed_ms,
                 server,
+                wiped,
                 report,
                 grows,
                 wishes,
@@ -203,13 +205,13 @@ async fn compare(store: &Redis, script: u32, steps: &[Step]) -> Result<(), TestC
     for step in steps {
         now_ms = now_ms.saturating_add_signed(step.elapsed_ms);
         let run = ["aa", "bb"][usize::from(step.server)];
-        let server = Server { now_ms, run, learn_ms: store.learn_ms };
+        let server = Server { now_ms, run, learn_ms: store.learn_ms, wiped: step.wiped };
         let key = format!("script-{script}/{}", step.account);
         let state = model.entry(key.clone()).or_default();
         let sync = of(&key, step.request(state.as_ref()));
         let expected = account::sync(state, &sync.request, server);
         prop_assert_eq!(tables.sync(&sync, server), expected, "the embedded store, {:?}", sync);
-        let replies = store.fly(std::slice::from_ref(&sync), &Clock::Given { now_ms, run }).await;
+        let replies = store.fly(std::slice::from_ref(&sync), Clock::Given { now_ms, run, wiped: step.wiped }).await;
         prop_assert_eq!(replies, Ok(vec![expected]), "redis, {:?}", sync);
     }
     for (key, state) in &model {
@@ -289,6 +291,21 @@ async fn a_wiped_server_never_starts_a_known_account_full() {
 }
 
 #[tokio::test]
+async fn a_wiped_server_lets_even_a_newcomer_wait_for_the_holders() {
+    let server = RedisServer::start();
+    let (holder, newcomer) = (open(&server.url()).await, open(&server.url()).await);
+    merged(ask(&holder, "a", request(1, Totals::default(), 600)).await);
+    server.command(&["FLUSHALL"]);
+    let first = merged(ask(&newcomer, "a", request(2, Totals::default(), 1000)).await);
+    assert_eq!((first.totals.granted, first.learning), (0, true), "it cannot know of the 600");
+    merged(ask(&holder, "a", request(1, granted(600), 600)).await);
+    let then = eventually(&newcomer, "a", request(2, Totals::default(), 1000), |merged| !merged.learning).await;
+    assert_eq!((then.totals.granted, then.free), (400, 0));
+    let calm = merged(ask(&newcomer, "b", request(2, Totals::default(), 10)).await);
+    assert_eq!(calm.totals.granted, 10, "what is new once the store is of age is just new");
+}
+
+#[tokio::test]
 async fn an_account_that_cannot_be_read_is_refused_and_others_go_on() {
     let server = RedisServer::start();
     let store = open(&server.url()).await;
@@ -326,11 +343,15 @@ async fn accounts_are_listed_in_order_and_by_page() {
     }
     assert_eq!(listed.iter().map(|account| account.account.to_string()).collect::<Vec<_>>(), names);
     assert_eq!((listed[0].limit, listed[0].held, listed[0].charged, listed[0].debt), (1000, 5, 3, 1));
-    assert_eq!(server.command(&["KEYS", "*"]).lines().count(), names.len() + 1, "one key per account");
+    assert_eq!(
+        server.command(&["KEYS", "*"]).lines().count(),
+        names.len() + 3,
+        "a key per account, and a mark per prefix"
+    );
 }
 
 /// As `docs/ledger.md` has it.
-const ACL: &str = "on >s3cret resetkeys ~tollgate:account:* resetchannels -@all +evalsha +eval +hgetall +hset +hdel +time +info +scan +wait";
+const ACL: &str = "on >s3cret resetkeys ~tollgate:* resetchannels -@all +evalsha +eval +hgetall +hset +hdel +get +set +time +info +scan +wait";
 
 #[tokio::test]
 async fn the_documented_user_may_do_what_is_needed_and_nothing_else() {
@@ -343,9 +364,7 @@ async fn the_documented_user_may_do_what_is_needed_and_nothing_else() {
     assert_eq!(merged(ask(&store, "a", request(1, Totals::default(), 10)).await).totals.granted, 10);
     assert_eq!(store.accounts(None, 10).await.unwrap().len(), 1);
     let mut connection = Connection::open(&store.url, PATIENCE).await.unwrap();
-    for command in
-        [&["FLUSHALL"][..], &["CONFIG", "GET", "*"], &["SET", "tollgate:account:x", "1"], &["HGETALL", "other"]]
-    {
+    for command in [&["FLUSHALL"][..], &["CONFIG", "GET", "*"], &["DEL", "tollgate:store"], &["HGETALL", "other"]] {
         let mut pipeline = Pipeline::new();
         pipeline.cmd(command[0]).arg(&command[1..]);
         let answer = connection.send(&pipeline, "").await.unwrap();
@@ -392,7 +411,13 @@ fn liar(answer: &'static [u8]) -> u16 {
                 let mut bytes = [0; 65_536];
                 while stream.read(&mut bytes).is_ok_and(|count| count > 0) {
                     let asked = String::from_utf8_lossy(&bytes);
-                    let answer = if asked.contains("EVALSHA") { answer } else { b"+OK\r\n" };
+                    let answer = match () {
+                        () if asked.contains("EVALSHA") => answer,
+                        () if asked.contains("TIME") => b"*2\r\n:2000000000\r\n:0\r\n",
+                        () if asked.contains("SET") => b"+OK\r\n$13\r\n1000000000000\r\n",
+                        () if asked.contains("GET") => b"$13\r\n1000000000000\r\n",
+                        () => b"+OK\r\n",
+                    };
                     if std::io::Write::write_all(&mut stream, answer).is_err() {
                         return;
                     }

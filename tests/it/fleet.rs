@@ -1,0 +1,264 @@
+//! Several gateways, one Redis, one budget: the limit holds for all of them together, on good days and on bad ones.
+//!
+//! What was truly spent is what the scripted provider was asked for, not what anybody booked.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::support::{
+    Call, DEADLINE, Dice, Gateway, KEY, Reply, Upstream, eventually, gateway::Setup, redis::RedisServer,
+    upstream::chat_completion, wait_until,
+};
+
+const USD: u64 = 1_000_000_000;
+/// What 1,000 output tokens cost, in nano-dollars: the bound of every call here.
+const BOUND: u64 = 10_000_000;
+const BUDGET_WAIT: Duration = Duration::from_millis(250);
+/// What a busy machine may add to a wait.
+const MARGIN: Duration = Duration::from_millis(750);
+
+/// A provider that bills as many output tokens as the call's `seed` says, after a moment.
+async fn billing_upstream() -> Upstream {
+    Upstream::answering(|request| Reply::json(200, &chat_completion("x", (5, tokens_of(&request.json()))))).await
+}
+
+fn tokens_of(body: &Value) -> u64 {
+    body["seed"].as_u64().expect("sent below")
+}
+
+/// What the provider has billed for all that it was asked.
+fn billed(upstream: &Upstream) -> u64 {
+    upstream.requests().iter().map(|request| tokens_of(&request.json()) * (BOUND / 1000)).sum()
+}
+
+fn costing(tokens: u64) -> Value {
+    json!({"model": "upstream/m", "max_tokens": 1000, "seed": tokens, "messages": [{"role": "user", "content": "hi"}]})
+}
+
+fn member(upstream: &Upstream, redis: &RedisServer, budget: &str) -> Setup {
+    Gateway::before(upstream)
+        .price("upstream/m", "input: 0 USD/1M, output: 10 USD/1M, max_output: 16384")
+        .top("store", &redis.url())
+        .top("ledger", "{ sync: 100ms }")
+        .budget(&format!("name: all, scope: {{ team: red }}, per: total, clamp: off, {budget}"))
+}
+
+async fn fleet(upstream: &Upstream, redis: &RedisServer, budget: &str) -> Vec<Gateway> {
+    join_all((0..3).map(|_| member(upstream, redis, budget).run())).await
+}
+
+/// What Redis has in its books: limit, held by purses or spent, charged, debt.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Books {
+    limit: u64,
+    held: u64,
+    charged: u64,
+    debt: u64,
+}
+
+fn books(redis: &RedisServer) -> Books {
+    let keys = redis.command(&["KEYS", "tollgate:account:*"]);
+    let mut books = Books::default();
+    for key in keys.lines() {
+        let answer = redis.command(&["HGETALL", key]);
+        let lines: Vec<&str> = answer.lines().collect();
+        for field in lines.chunks(2) {
+            let numbers: Vec<u64> = field[1].split(' ').filter_map(|number| number.parse().ok()).collect();
+            match (field[0], &numbers[..]) {
+                ("limit", [limit]) => books.limit = *limit,
+                (name, [granted, returned, charged, debt, ..]) if name.contains('.') => {
+                    books.held += granted - returned;
+                    books.charged += charged;
+                    books.debt += debt;
+                }
+                _ => {}
+            }
+        }
+    }
+    books
+}
+
+/// The books once everything idle was handed back and nothing is open.
+async fn quiet_books(redis: &RedisServer) -> Books {
+    let settled = |books: &Books| books.held == books.charged && books.charged > 0;
+    eventually("all idle money is back", DEADLINE, || async { books(redis) }, settled).await
+}
+
+/// A call's status and how long it took; `None` when the gateway did not answer.
+async fn attempt(gateway: SocketAddr, tokens: u64) -> Option<(u16, Duration)> {
+    let call = Call::new(gateway, "POST", "/v1/chat/completions").key(KEY);
+    let call = call.header("connection", "close").json(&costing(tokens));
+    let begun = Instant::now();
+    let mut stream = TcpStream::connect(gateway).await.ok()?;
+    stream.write_all(&call.bytes()).await.ok()?;
+    let mut head = [0; 12];
+    timeout(DEADLINE, stream.read_exact(&mut head)).await.expect("an answer or an end").ok()?;
+    let status = std::str::from_utf8(&head[9..]).ok()?.parse().ok()?;
+    // To the end, or the gateway would see a client that left.
+    let mut rest = Vec::new();
+    let cut = stream.read_to_end(&mut rest);
+    timeout(DEADLINE, cut).await.expect("an end").ok()?;
+    Some((status, begun.elapsed()))
+}
+
+fn statuses(outcomes: impl IntoIterator<Item = Option<(u16, Duration)>>) -> BTreeMap<u16, usize> {
+    let mut statuses = BTreeMap::new();
+    for (status, _) in outcomes.into_iter().flatten() {
+        *statuses.entry(status).or_default() += 1;
+    }
+    statuses
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_five_hundred_calls_at_once_on_three_gateways_one_hundred_are_paid_for() {
+    let (redis, upstream) = (RedisServer::start(), billing_upstream().await);
+    let gateways = fleet(&upstream, &redis, "limit: 1 USD").await;
+
+    let calls = (0..500).map(|number| attempt(gateways[number % 3].listen, 1000));
+    let outcomes = join_all(calls).await;
+
+    let statuses = statuses(outcomes);
+    assert!(billed(&upstream) <= USD, "{} billed of {USD}", billed(&upstream));
+    assert!(statuses[&200] >= 97 && statuses.keys().all(|status| matches!(status, 200 | 429)), "{statuses:?}");
+    let books = quiet_books(&redis).await;
+    assert_eq!((books.charged, books.debt, books.limit), (billed(&upstream), 0, USD));
+    // What was in the other purses when the last calls were refused is there for the next ones.
+    for gateway in &gateways {
+        for _ in 0..3 {
+            attempt(gateway.listen, 1000).await;
+        }
+    }
+    assert_eq!(billed(&upstream), USD, "all of it can be used");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gateways_killed_under_load_cost_neither_money_nor_count() {
+    let seed = std::env::var("TOLLGATE_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261);
+    eprintln!("TOLLGATE_TEST_SEED={seed}");
+    let mut dice = Dice::seeded(seed);
+    let (redis, upstream) = (RedisServer::start(), billing_upstream().await);
+    let mut gateways = fleet(&upstream, &redis, "limit: 4 USD").await;
+    let over = Arc::new(AtomicBool::new(false));
+    let addresses: Arc<std::sync::Mutex<Vec<_>>> = Arc::new(std::sync::Mutex::new(Vec::new()));
+    addresses.lock().unwrap().extend(gateways.iter().map(|gateway| gateway.listen));
+    let number = Arc::new(AtomicU64::new(0));
+    let clients: Vec<_> = (0..12)
+        .map(|client| {
+            let (over, addresses, number) = (over.clone(), addresses.clone(), number.clone());
+            tokio::spawn(async move {
+                while !over.load(SeqCst) {
+                    let call = number.fetch_add(1, SeqCst);
+                    let address = addresses.lock().unwrap()[client % 3];
+                    let outcome = attempt(address, call * 7919 % 1001).await;
+                    if outcome.is_none_or(|(status, _)| status != 200) {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                }
+            })
+        })
+        .collect();
+
+    for round in 0..3 {
+        let before = upstream.request_count();
+        let calls = 20 + dice.below(60);
+        wait_until("there is load", DEADLINE, || upstream.request_count() >= before + calls).await;
+        let victim = gateways.remove(round);
+        let restarted = victim.kill_and_restart().await;
+        addresses.lock().unwrap()[round] = restarted.listen;
+        gateways.insert(round, restarted);
+    }
+    let exhausted = || books(&redis).charged * 100 >= 97 * 4 * USD;
+    wait_until("97 % of the limit is used", DEADLINE, exhausted).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    over.store(true, SeqCst);
+    join_all(clients).await;
+
+    let (books, billed) = (quiet_books(&redis).await, billed(&upstream));
+    assert!(billed <= books.charged, "{billed} billed, {} charged", books.charged);
+    assert!(books.charged <= 4 * USD && books.debt == 0, "{books:?}");
+    // An attempt that was open when its gateway was killed is charged its bound: four clients each, three times.
+    assert!(books.charged - billed <= 3 * 4 * BOUND, "{billed} billed, {} charged", books.charged);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_hangs_is_never_waited_for_beyond_the_budget_wait() {
+    let (redis, upstream) = (RedisServer::start(), billing_upstream().await);
+    let gateways = fleet(&upstream, &redis, "limit: 100 USD").await;
+    let lenient = member(&upstream, &redis, "limit: 100 USD, on_store_loss: open").run().await;
+    let call = |gateway: &Gateway| attempt(gateway.listen, 500);
+    // Demand, so that purses hold money ahead of use.
+    for _ in 0..20 {
+        let outcomes = join_all(gateways.iter().chain([&lenient]).map(call)).await;
+        assert_eq!(statuses(outcomes), BTreeMap::from([(200, 4)]));
+    }
+
+    redis.signal("STOP");
+    let begun = Instant::now();
+    let (mut strict, mut open) = (Vec::new(), Vec::new());
+    while begun.elapsed() < Duration::from_millis(2500) {
+        let mut outcomes = join_all(gateways.iter().chain([&lenient]).map(call)).await;
+        open.extend(outcomes.pop());
+        strict.extend(outcomes);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let refused = gateways[0].chat(&costing(500)).send().await.expect(503);
+    let up = gateways[0].metrics().await.value("tollgate_store_up", &[]);
+    redis.signal("CONT");
+
+    let longest = strict.iter().chain(&open).flatten().map(|(_, took)| *took).max().expect("calls");
+    assert!(longest < BUDGET_WAIT + MARGIN, "a call took {longest:?}");
+    assert!(strict[..6].iter().flatten().all(|(status, _)| *status == 200), "leased money goes on: {:?}", &strict[..6]);
+    let strict = statuses(strict);
+    assert!(strict[&503] > 0 && strict.keys().all(|status| matches!(status, 200 | 503)), "{strict:?}");
+    assert_eq!(statuses(open).into_keys().collect::<Vec<_>>(), [200], "open up to its allowance");
+    assert_eq!((refused.error_code().as_str(), up), ("store_unavailable", 0.0));
+    assert!(refused.header("retry-after").is_some_and(|seconds| seconds.parse::<u64>().is_ok_and(|s| s >= 1)));
+
+    let back = || call(&gateways[0]);
+    eventually("service is back", Duration::from_secs(5), back, |outcome| outcome.is_some_and(|(s, _)| s == 200)).await;
+    let exact = |books: &Books| books.charged + books.debt == billed(&upstream) && books.held == books.charged;
+    let books = eventually("the books are exact again", DEADLINE, || async { books(&redis) }, exact).await;
+    assert!(books.debt > 0, "what was spent beyond the purse while Redis was away is debt: {books:?}");
+    for message in ["the budget store is away", "the budget store is back"] {
+        let lines = gateways[0].log_text().matches(message).count();
+        assert_eq!(lines, 1, "{message}: one line per change of state");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_emptied_redis_is_restored_by_its_holders_and_nobody_starts_full() {
+    let (redis, upstream) = (RedisServer::start(), billing_upstream().await);
+    let gateways = fleet(&upstream, &redis, "limit: 1 USD").await;
+    let call = |gateway: &Gateway| attempt(gateway.listen, 1000);
+    // Two of three have spent most of it; the third has never heard of the account.
+    for number in 0..90 {
+        assert_eq!(call(&gateways[number % 2]).await.map(|(status, _)| status), Some(200));
+    }
+    quiet_books(&redis).await;
+
+    assert_eq!(redis.command(&["FLUSHALL"]), "OK");
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        join_all(gateways.iter().rev().map(call)).await;
+    }
+
+    assert_eq!(billed(&upstream), USD, "what was left, and not more");
+    let books = quiet_books(&redis).await;
+    assert_eq!((books.limit, books.charged, books.debt), (USD, USD, 0));
+    assert!(gateways[2].log_text().contains("the store lost what it held"), "somebody should look");
+}
