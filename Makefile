@@ -20,7 +20,7 @@ demo: build ## calls, variants and budgets at work, with a simulated provider: n
 	target/release/tollgate demo
 
 .PHONY: test
-test: test-rust test-sdk ## everything that is tested
+test: test-rust test-sdk test-deploy ## everything that is tested
 
 .PHONY: test-rust
 test-rust: ## unit tests and the integration suite
@@ -33,16 +33,24 @@ test-sdk: $(VENV)/sdk $(NODE)/node_modules ## the OpenAI and Anthropic SDKs agai
 	$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/sdk/python
 	cd $(NODE) && npm test
 
+.PHONY: test-deploy
+test-deploy: $(VENV)/deploy ## the image's recipe, the manifests, the rules, the unit, the licences
+	scripts/packages.sh promtool:prometheus
+	cargo build --locked
+	$(VENV)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy/check.py
+
 .PHONY: lint
 lint: ## formatting, clippy, and the committed schema
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo run --locked --quiet -- schema | diff - config/schema.json
-	@if command -v cargo-deny >/dev/null; then cargo deny --locked check; else echo "cargo-deny is not installed: licences and advisories unchecked"; fi
+	@if command -v cargo-deny >/dev/null; then cargo deny --locked check bans licenses sources; else echo "cargo-deny is not installed: licences are checked by make test-deploy"; fi
 
 .PHONY: prices
 prices: $(VENV)/prices ## the built-in price catalog, made again from genai-prices
 	$(VENV)/bin/python scripts/prices.py
+	$(VENV)/bin/python scripts/prices_oracle.py
+	cargo test --locked --lib pricing
 
 .PHONY: real
 real: ## real prompts to a real model on this machine: is what we charge what it reports?
@@ -71,6 +79,10 @@ $(VENV)/bin/python:
 	python3 -m venv $(VENV)
 
 $(VENV)/sdk: tests/sdk/python/requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+$(VENV)/deploy: tests/deploy/requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 

@@ -19,12 +19,12 @@ use serde_json::{Map, Value};
 use tokio::runtime::Runtime;
 use tollgate::{
     config::{self, Live, Snapshot},
-    gateway::Gateway,
     policy::{
         limits::Limiter,
         scope::Facts,
         tokens::{self, Contents, Encoding},
     },
+    process::Gateway,
     purses::{Claim, Purses},
     units::{NanoUsd, Tokens},
     wire::{

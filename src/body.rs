@@ -22,17 +22,18 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use tokio::{
     sync::Semaphore,
+    task::JoinHandle,
     time::{Instant, Sleep, sleep_until},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     record::Outcome,
     recorder::{Charge, OpenRecord},
     telemetry::metrics,
     wire::{
-        coding::Decoder, endpoint::Dialect, headers, openai::usage_filter::UsageFilter, reply::ReplyWatch,
-        stream::StreamWatch, usage::Usage,
+        coding::Decoder, endpoint::Dialect, headers, openai::usage_filter::UsageFilter, output::Output,
+        reply::ReplyWatch, stream::StreamWatch,
     },
 };
 
@@ -106,11 +107,21 @@ pub struct Watching {
     pub drain: Option<Drain>,
 }
 
-/// Reads replies to their end after the client has left (`on_disconnect: drain`); a bounded number of them.
+/// Carries calls to their end after the client has left (`on_disconnect: drain`); a bounded number of them.
 #[derive(Debug, Clone)]
 pub struct Drain {
     slots: Arc<Semaphore>,
+    slots_max: usize,
     tasks: TaskTracker,
+    over: CancellationToken,
+}
+
+/// Work whose client waits for it. Dropped, it goes on without, if there is a slot.
+#[derive(Debug)]
+struct Carried<T: Send + 'static> {
+    drain: Drain,
+    task: Option<JoinHandle<Option<T>>>,
+    left: CancellationToken,
 }
 
 /// An upstream's body on its way to the client.
@@ -179,7 +190,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Own(body) => body.is_end_stream(),
-            Kind::Watched(body) => body.ended && body.ready.is_empty(),
+            Kind::Watched(body) => body.ended && body.ready.is_empty() && body.cut.is_none(),
         }
     }
 
@@ -250,10 +261,16 @@ impl Watched {
 
     fn look_at(&mut self, chunk: &Bytes) {
         let Watching { watch, decoder, .. } = &mut self.watching;
-        match decoder {
-            // What can't be decoded is not metered, and so charged at its bound; the client gets its bytes either way.
-            Some(decoder) => drop(decoder.push(chunk, |plain| watch.push(plain))),
-            None => watch.push(chunk),
+        let readable = match decoder {
+            Some(decoder) => decoder.push(chunk, |plain| watch.push(plain)).is_ok(),
+            None => {
+                watch.push(chunk);
+                true
+            }
+        };
+        if !readable {
+            // Not metered, and so charged at its bound; the client gets its bytes either way.
+            *watch = Watch::Nothing;
         }
         if let (Watch::Events(events), Some(record)) = (&self.watching.watch, &mut self.record)
             && record.facts().first_token.is_none()
@@ -291,7 +308,10 @@ impl Watched {
     fn broke(&mut self, reason: &'static str) {
         self.ended = true;
         let mid_event = match &self.watching.watch {
-            Watch::Events(events) => Some(events.mid_event() && self.watching.filter.is_none()),
+            // Plain text after compressed bytes would be no event but a second fault.
+            Watch::Events(events) if self.watching.decoder.is_none() => {
+                Some(events.mid_event() && self.watching.filter.is_none())
+            }
             _ => None,
         };
         self.close(Outcome::Cut, false);
@@ -320,8 +340,12 @@ impl Watched {
     fn close(&mut self, outcome: Outcome, complete: bool) {
         let Some(mut record) = self.record.take() else { return };
         let watch = std::mem::replace(&mut self.watching.watch, Watch::Nothing);
+        let attempt = record.attempt();
+        if let Some(tier) = watch.service_tier() {
+            attempt.tier = Some(tier);
+        }
         if let Some(charge) = watch.charge(complete) {
-            record.attempt().charge = charge;
+            attempt.charge = charge;
         }
         metrics::attempt(&record.facts().provider, attempt_result(outcome));
         record.close(outcome);
@@ -336,7 +360,7 @@ impl Drop for Watched {
         }
         let Some(drain) = self.watching.drain.take() else { return self.close(Outcome::Abandoned, false) };
         let Ok(slot) = drain.slots.clone().try_acquire_owned() else { return self.close(Outcome::Abandoned, false) };
-        let rest = Watched {
+        let mut rest = Watched {
             source: std::mem::replace(&mut self.source, Source::nothing()),
             watching: Watching {
                 watch: std::mem::replace(&mut self.watching.watch, Watch::Nothing),
@@ -353,9 +377,10 @@ impl Drop for Watched {
             last_chunk: self.last_chunk,
             alarm: Box::pin(sleep_until(self.watching.times.next(Instant::now()))),
         };
+        let reading = async move { while let Some(Ok(_)) = std::future::poll_fn(|cx| rest.poll_frame(cx)).await {} };
+        let reading = drain.over.clone().run_until_cancelled_owned(reading);
         drain.tasks.spawn(async move {
-            let mut rest = rest;
-            while let Some(Ok(_)) = std::future::poll_fn(|cx| rest.poll_frame(cx)).await {}
+            reading.await;
             drop(slot);
         });
     }
@@ -406,22 +431,40 @@ impl Watch {
         }
     }
 
+    /// The tier that the provider says it served with.
+    fn service_tier(&self) -> Option<Box<str>> {
+        match self {
+            Watch::Events(events) => events.service_tier().map(Into::into),
+            Watch::Document(document) => document.service_tier().map(Into::into),
+            Watch::Nothing => None,
+        }
+    }
+
     /// What is to be charged; `None` leaves the charge that was set when the reply's head came.
     fn charge(self, complete: bool) -> Option<Charge> {
-        let (usage, complete, output) = match self {
-            Watch::Events(events) => (events.usage(), complete || events.ended(), events.into_output()),
-            Watch::Document(document) => (document.usage(), complete || document.ended(), document.into_output()),
+        let (usage, complete) = match &self {
+            Watch::Events(events) => (events.usage(), complete || events.ended()),
+            Watch::Document(document) => (document.usage(), complete || document.ended()),
             Watch::Nothing => return None,
         };
-        Some(match usage {
-            Some(Ok(usage)) if complete => Charge::Reported(usage),
-            Some(Ok(usage)) => Charge::Seen { output, complete, reported: usage },
+        let reported = match usage {
+            Some(Ok(usage)) if complete => return Some(Charge::Reported(usage)),
             Some(Err(absurd)) => {
                 tracing::error!(reason = %absurd, "a provider reported a usage that cannot be: charged at the bound");
-                Charge::Bound
+                return Some(Charge::Bound);
             }
-            None => Charge::Seen { output, complete, reported: Usage::default() },
-        })
+            usage => usage.and_then(Result::ok).unwrap_or_default(),
+        };
+        Some(Charge::Seen { output: self.into_output(), complete, reported })
+    }
+
+    /// What came back, to be counted: worked out only where the provider's figures don't do.
+    fn into_output(self) -> Output {
+        match self {
+            Watch::Events(events) => events.into_output(),
+            Watch::Document(document) => document.into_output(),
+            Watch::Nothing => Output::default(),
+        }
     }
 }
 
@@ -436,10 +479,52 @@ impl BodyTimes {
 // === impl Drain ===
 
 impl Drain {
-    /// At most `slots` replies are read on at the same time; further ones are cancelled.
+    /// At most `slots` calls go on at the same time; further ones are cancelled, and all of them when it is `over`.
     #[must_use]
-    pub fn new(slots: usize, tasks: TaskTracker) -> Drain {
-        Drain { slots: Arc::new(Semaphore::new(slots)), tasks }
+    pub fn new(slots: usize, tasks: TaskTracker, over: CancellationToken) -> Drain {
+        Drain { slots: Arc::new(Semaphore::new(slots)), slots_max: slots, tasks, over }
+    }
+
+    /// Calls that go on without their clients.
+    #[must_use]
+    pub fn now(&self) -> usize {
+        self.slots_max.saturating_sub(self.slots.available_permits())
+    }
+
+    /// What `work` comes to. It goes on when nobody waits for that any longer, which it learns by the token that it is given.
+    /// `None` when the process ends before.
+    ///
+    /// # Panics
+    /// When `work` does.
+    pub async fn carry<T, W>(&self, work: impl FnOnce(CancellationToken) -> W) -> Option<T>
+    where
+        T: Send + 'static,
+        W: Future<Output = T> + Send + 'static,
+    {
+        let left = CancellationToken::new();
+        let work = self.over.clone().run_until_cancelled_owned(work(left.clone()));
+        let mut carried = Carried { drain: self.clone(), task: Some(self.tasks.spawn(work)), left };
+        let ended = carried.task.as_mut()?.await;
+        carried.task = None;
+        ended.unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => None,
+        })
+    }
+}
+
+impl<T: Send + 'static> Drop for Carried<T> {
+    fn drop(&mut self) {
+        let Some(task) = self.task.take() else { return };
+        self.left.cancel();
+        match self.drain.slots.clone().try_acquire_owned() {
+            Ok(slot) => drop(self.drain.tasks.spawn(async move {
+                // Its reply has no reader: dropped, it is read on by itself.
+                drop(task.await);
+                drop(slot);
+            })),
+            Err(_) => task.abort(),
+        }
     }
 }
 

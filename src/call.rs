@@ -41,6 +41,8 @@ pub struct Head {
     pub method: Method,
     /// The normalised path, such as `/v1/chat/completions`.
     pub path: Box<str>,
+    /// The authority that the client named: of the request line, else of `Host`.
+    pub host: Option<Box<str>>,
     /// The query, without `?`.
     pub query: Option<Box<str>>,
     /// All headers, credentials included: what leaves is decided by `upstream/`.
@@ -159,7 +161,7 @@ pub struct Planned {
 /// Where a call may go.
 #[derive(Debug)]
 pub struct Plan {
-    /// The model as the client named it; empty when it named none.
+    /// The alias, or `provider/model`, that the client named; empty when it named none.
     pub named: Arc<str>,
     /// The model as a metric label: from a closed set.
     pub label: Arc<str>,

@@ -3,11 +3,12 @@
 //! `layers/respond.rs` turns these into bytes; nothing else does. What the client reads and what the log says are separate:
 //! messages here are for the client and never hold secrets, prompts or internals.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
+use jiff::Timestamp;
 
-use crate::units::NanoUsd;
+use crate::{purses::Refused, units::NanoUsd};
 
 /// Why the gateway did not pass a reply on. Each variant's message says what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -149,6 +150,21 @@ impl GatewayError {
     #[must_use]
     pub fn invalid(message: impl Into<String>, param: Option<&str>) -> GatewayError {
         GatewayError::InvalidRequest { message: message.into(), param: param.map(str::to_owned) }
+    }
+
+    /// What a refusal of the purses means to a client whose call may cost `bound`.
+    #[must_use]
+    pub fn refused(refused: Refused, bound: NanoUsd) -> GatewayError {
+        match refused {
+            Refused::Exhausted { budget, resets_at } => {
+                let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
+                let until = |end: Timestamp| end.duration_since(now).try_into().unwrap_or_default();
+                let retry_after = resets_at.map(until);
+                GatewayError::BudgetExhausted { budget: budget.to_string(), bound, retry_after }
+            }
+            Refused::TooManyAccounts => GatewayError::Overloaded,
+            Refused::StoreUnavailable { retry_after } => GatewayError::StoreUnavailable { retry_after },
+        }
     }
 
     /// The table: status, type and code of each error.

@@ -8,6 +8,7 @@
 //!    │  layers/respond.rs      the only place where an error becomes bytes  http::Request → Arrival
 //!    │  layers/in_flight.rs    sheds what is too much                       Arrival
 //!    │  layers/auth.rs         key → Caller; pins the Snapshot              Arrival → Authenticated
+//!    │  layers/local.rs        lists models, which needs no provider        Authenticated
 //!    │  layers/read.rs         size-capped body, one borrowed scan          Authenticated → Call
 //!    │  layers/variant.rs      alias, user hash → variant → targets         Call → Planned
 //!    │  layers/prompt.rs       splices the prompt template in               Planned

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // The allocator asks for huge pages, of which an idle process would fill a few per cent: 10 MB for nothing.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     // Provider keys are in this process' memory: no core dump and no debugger of the same user may show them. A system that
     // refuses is no reason not to serve.
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);

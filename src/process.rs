@@ -24,7 +24,7 @@ use crate::{
     upstream::{Upstream, client::ClientError, tunnel::Tunnels},
 };
 
-/// Replies that are read on at the same time after their clients have left.
+/// Calls that go on at the same time after their clients have left.
 const DRAINS_MAX: usize = 256;
 /// How often gauges are refreshed and histograms folded.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -70,6 +70,8 @@ pub struct Gateway {
     shared: Shared,
     recorder: Recorder,
     recorder_thread: std::thread::JoinHandle<()>,
+    /// Calls that go on without their clients.
+    carried: Drain,
     listeners: Vec<JoinHandle<()>>,
 }
 
@@ -93,8 +95,9 @@ impl Gateway {
         let (recorder, recorder_thread) = Recorder::start().map_err(StartError::Thread)?;
         let shared =
             Shared { live, purses, upstream, in_flight: InFlightCount::default(), shutdown: Shutdown::default() };
+        let carried = Drain::new(DRAINS_MAX, shared.shutdown.connections.clone(), shared.shutdown.over.clone());
         let mut gateway =
-            Gateway { listen, admin: admin_address, shared, recorder, recorder_thread, listeners: Vec::new() };
+            Gateway { listen, admin: admin_address, shared, recorder, recorder_thread, carried, listeners: Vec::new() };
         gateway.serve(client, admin, tls, snapshot.server.header_timeout);
         Ok(gateway)
     }
@@ -109,8 +112,12 @@ impl Gateway {
             upstream: shared.upstream.clone(),
             in_flight: shared.in_flight.clone(),
             recorder: self.recorder.clone(),
-            drain: Drain::new(DRAINS_MAX, shared.shutdown.connections.clone()),
-            tunnels: Tunnels { tasks: shared.shutdown.connections.clone(), over: shared.shutdown.over.clone() },
+            drain: self.carried.clone(),
+            tunnels: Tunnels {
+                tasks: shared.shutdown.connections.clone(),
+                over: shared.shutdown.over.clone(),
+                in_flight: shared.in_flight.clone(),
+            },
             via,
             epoch: Instant::now(),
         };
@@ -146,16 +153,17 @@ impl Gateway {
 
     /// Lets calls in flight end, for `server.limits.drain` at most, then gives all money back and ends.
     pub async fn drain(self) {
-        let Gateway { shared, recorder, recorder_thread, listeners, .. } = self;
+        let Gateway { shared, recorder, recorder_thread, carried, listeners, .. } = self;
+        let open = || shared.in_flight.now() + carried.now();
         let limit = shared.live.load_full().server.drain;
         shared.shutdown.draining.cancel();
-        tracing::info!(in_flight = shared.in_flight.now(), limit_s = limit.as_secs(), "draining");
+        tracing::info!(in_flight = open(), limit_s = limit.as_secs(), "draining");
         let deadline = Instant::now() + limit;
-        while shared.in_flight.now() > 0 && Instant::now() < deadline {
+        while open() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        if shared.in_flight.now() > 0 {
-            tracing::warn!(in_flight = shared.in_flight.now(), "calls were cut: the drain's time is over");
+        if open() > 0 {
+            tracing::warn!(in_flight = open(), "calls were cut: the drain's time is over");
         }
         shared.shutdown.connections.close();
         // What is idle closes by itself at once; what a probe keeps open is cut.

@@ -89,11 +89,11 @@ pub struct Record {
     pub variants: Vec<(Arc<str>, Arc<str>)>,
     /// The injected prompt, as `name@version`.
     pub prompt: Option<Arc<str>>,
-    /// The provider of the last attempt; empty when none was made.
+    /// The provider of the last attempt; `none` when none was made.
     pub provider: Arc<str>,
     /// `provider/model` of the last attempt.
     pub target: Option<Arc<str>>,
-    /// The status that the client was sent.
+    /// The status that the client was sent; 499 when it left before there was one.
     pub status: StatusCode,
     /// How the call ended.
     pub outcome: Outcome,

@@ -1,15 +1,13 @@
 //! Closes each call exactly once: settles its reservation, counts it, logs it. Accounting can't be lost and can't block.
 //!
 //! A call's [`OpenRecord`] is one linear value that moves inward with the call and ends in the body that is watched. It holds a
-//! slot of the bounded channel from its start, so ending it never waits, `Drop` included. One thread does the rest: it may count
-//! tokens, which is no work for a reactor thread.
+//! slot of the bounded channel from its start, so ending it never waits, `Drop` included. What the provider reported is settled
+//! where the call ends; one thread does the rest: it may count tokens, which is no work for a reactor thread, and it takes the
+//! calls that ended together.
 
-use std::{
-    sync::Arc,
-    thread::JoinHandle,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
+use http::StatusCode;
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
@@ -25,6 +23,8 @@ use crate::{
 const OPEN_RECORDS_MAX: usize = 65_536;
 /// Records closed per wake-up of the recorder.
 const BATCH: usize = 256;
+/// Rest after fewer than that: under load, waking for each call would cost more than all that is done for it.
+const GATHER: Duration = Duration::from_millis(5);
 /// Safety factor on our own counts, in percent: providers' hidden formatting tokens are not ours to see.
 const COUNTED_PERCENT: u64 = 105;
 
@@ -56,13 +56,16 @@ pub struct Attempt {
     pub reservation: Option<Reservation>,
     /// The target's price.
     pub price: Option<Arc<Price>>,
-    /// The service tier asked for, or reported.
+    /// The service tier: asked for, until the reply says which one served.
     pub tier: Option<Box<str>>,
+    /// The moment whose prices hold: the one that the bound was worked out at.
+    pub at: jiff::Timestamp,
     /// What is charged if the attempt ended now.
     pub charge: Charge,
     /// What was sent, for counting where the provider does not report.
     pub sent: Option<Sent>,
-    /// Whether output may be produced that the client never sees (reasoning): then a cut reply is charged at its bound.
+    /// Whether output may be produced that is never seen (reasoning, work in the background): then only a report tells the
+    /// usage, and without one the bound is charged.
     pub hidden_output: bool,
 }
 
@@ -90,7 +93,10 @@ struct Open {
 #[derive(Debug)]
 struct Finished {
     record: Record,
-    attempt: Attempt,
+    /// The attempt that is not settled yet.
+    attempt: Option<Attempt>,
+    /// Earlier attempts that are yet to be counted, which is no work for a reactor thread.
+    uncounted: Vec<Attempt>,
     admission: Option<Admission>,
 }
 
@@ -137,7 +143,7 @@ impl Recorder {
     /// Opens a call's record; waits while too many calls are open. `None` when the recorder is gone: the process is ending.
     pub async fn open(&self, record: Record, received: Instant) -> Option<OpenRecord> {
         let slot = self.slots.clone().reserve_owned().await.ok()?;
-        let finished = Box::new(Finished { record, attempt: Attempt::default(), admission: None });
+        let finished = Box::new(Finished { record, attempt: None, uncounted: Vec::new(), admission: None });
         Some(OpenRecord(Some(Box::new(Open { slot, finished, received }))))
     }
 
@@ -162,7 +168,7 @@ impl OpenRecord {
 
     /// The attempt under way.
     pub fn attempt(&mut self) -> &mut Attempt {
-        &mut self.open().finished.attempt
+        self.open().finished.attempt.get_or_insert_default()
     }
 
     /// Keeps what the rate limits gave, to be corrected at the end.
@@ -179,14 +185,20 @@ impl OpenRecord {
     /// Settles the attempt under way; another one follows.
     pub fn end_attempt(&mut self, charge: Charge) {
         let finished = &mut self.open().finished;
-        let mut attempt = std::mem::take(&mut finished.attempt);
+        let mut attempt = finished.attempt.take().unwrap_or_default();
         attempt.charge = charge;
-        attempt.settle(&mut finished.record);
+        if attempt.needs_counting() {
+            finished.uncounted.push(attempt);
+        } else {
+            attempt.settle(&mut finished.record);
+        }
     }
 
-    /// Gives the record up: the call goes on under another one.
+    /// Gives the record up, and what the rate limits gave: the call goes on under another one and asks them again.
     pub fn discard(mut self) {
-        self.0 = None;
+        if let Some(admission) = self.0.take().and_then(|open| open.finished.admission) {
+            admission.give_back();
+        }
     }
 
     /// Ends the call.
@@ -199,28 +211,68 @@ impl OpenRecord {
         let Some(open) = self.0.take() else { return };
         let Open { slot, mut finished, received } = *open;
         finished.record.duration = received.elapsed();
+        // Money and places are free again before the client can have seen the end, unless text has to be counted first.
+        if !std::thread::panicking() && !finished.needs_counting() {
+            finished.settle();
+        }
         slot.send(Message::Ended(finished));
     }
 }
 
-/// A record that nobody closed: the client left, or the call panicked.
+/// A record that nobody closed, so that no status was sent: the client left, or the call panicked.
 impl Drop for OpenRecord {
     fn drop(&mut self) {
         let Some(open) = self.0.as_mut() else { return };
-        open.finished.record.outcome = if std::thread::panicking() { Outcome::Internal } else { Outcome::Abandoned };
+        let (outcome, status) = if std::thread::panicking() {
+            (Outcome::Internal, StatusCode::INTERNAL_SERVER_ERROR)
+        } else {
+            (Outcome::Abandoned, client_closed_request())
+        };
+        open.finished.record.outcome = outcome;
+        open.finished.record.status = status;
         self.send();
+    }
+}
+
+// === impl Finished ===
+
+impl Finished {
+    /// Whether settling counts text.
+    fn needs_counting(&self) -> bool {
+        !self.uncounted.is_empty() || self.attempt.as_ref().is_some_and(Attempt::needs_counting)
+    }
+
+    /// Charges what is not charged yet, and corrects the rate limits' estimate. Once done, does nothing.
+    fn settle(&mut self) {
+        for attempt in self.uncounted.drain(..).chain(self.attempt.take()) {
+            attempt.settle(&mut self.record);
+        }
+        if let Some(mut admission) = self.admission.take() {
+            admission.correct(self.record.usage.input.saturating_add(self.record.usage.output));
+        }
     }
 }
 
 // === impl Attempt ===
 
 impl Attempt {
+    /// Whether [`Attempt::usage`] counts text, which is work for the recorder's thread.
+    fn needs_counting(&self) -> bool {
+        match self.charge {
+            Charge::Nothing | Charge::Reported(_) => false,
+            Charge::Bound => self.reservation.is_none(),
+            Charge::Seen { .. } => !self.hidden_output || self.reservation.is_none(),
+        }
+    }
+
     /// Charges the attempt and adds it to its record. Counting may take a millisecond per 10 KB of text.
     fn settle(self, record: &mut Record) {
         let (usage, source) = self.usage();
         let bound = self.reservation.as_ref().map(Reservation::bound);
-        let priced = self.price.as_ref().map(|price| price.cost(&usage, self.tier.as_deref(), now()));
+        let priced = self.price.as_ref().map(|price| price.cost(&usage, self.tier.as_deref(), self.at));
         let cost = match (source, bound) {
+            // Not even the fee that some models have per request.
+            (UsageSource::None, _) => NanoUsd::ZERO,
             (UsageSource::Bound, Some(bound)) => bound,
             (UsageSource::Counted | UsageSource::Estimated, Some(bound)) => priced.unwrap_or(bound).min(bound),
             _ => priced.unwrap_or_default(),
@@ -240,14 +292,18 @@ impl Attempt {
             Charge::Reported(usage) => (*usage, UsageSource::Provider),
             Charge::Bound if self.reservation.is_some() => (Usage::default(), UsageSource::Bound),
             Charge::Bound => (self.counted(Tokens::ZERO), UsageSource::Estimated),
-            Charge::Seen { complete: false, .. } if self.hidden_output && self.reservation.is_some() => {
+            Charge::Seen { .. } if self.hidden_output && self.reservation.is_some() => {
                 (Usage::default(), UsageSource::Bound)
             }
             Charge::Seen { output, complete, reported } => {
                 let seen = with_margin(self.output_tokens(output)).max(reported.output);
-                let source = if *complete { UsageSource::Counted } else { UsageSource::Estimated };
                 let usage = if reported.input > Tokens::ZERO { *reported } else { self.counted(seen) };
-                (Usage { output: seen, ..usage }, source)
+                let usage = Usage { output: seen, ..usage };
+                if !complete {
+                    return (usage, UsageSource::Estimated);
+                }
+                // A provider that never reports: the prompt is our own count too.
+                (Usage { input: with_margin(usage.input), ..usage }, UsageSource::Counted)
             }
         }
     }
@@ -264,12 +320,13 @@ impl Attempt {
     }
 }
 
-fn with_margin(counted: Tokens) -> Tokens {
-    Tokens(counted.0.saturating_mul(COUNTED_PERCENT).div_ceil(100))
+/// nginx's 499, which logs and dashboards know: the client was gone before there was a status to send.
+fn client_closed_request() -> StatusCode {
+    StatusCode::from_u16(499).expect("a constant from 100 to 999")
 }
 
-fn now() -> jiff::Timestamp {
-    jiff::Timestamp::try_from(SystemTime::now()).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+fn with_margin(counted: Tokens) -> Tokens {
+    Tokens(counted.0.saturating_mul(COUNTED_PERCENT).div_ceil(100))
 }
 
 // === the thread ===
@@ -277,28 +334,26 @@ fn now() -> jiff::Timestamp {
 fn close_all(mut messages: mpsc::Receiver<Message>) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut log = CallLog::start();
-    while messages.blocking_recv_many(&mut batch, BATCH) > 0 {
+    loop {
+        let received = messages.blocking_recv_many(&mut batch, BATCH);
+        if received == 0 {
+            break;
+        }
         for message in batch.drain(..) {
-            let Message::Ended(finished) = message else {
+            let Message::Ended(mut finished) = message else {
                 messages.close();
                 continue;
             };
-            let record = close(*finished);
-            metrics::call_ended(&record);
-            log.add(&record);
+            finished.settle();
+            metrics::call_ended(&finished.record);
+            log.add(&finished.record);
         }
         log.flush();
+        if received < BATCH {
+            std::thread::sleep(GATHER);
+        }
     }
     log.finish();
-}
-
-fn close(finished: Finished) -> Record {
-    let Finished { mut record, attempt, admission } = finished;
-    attempt.settle(&mut record);
-    if let Some(mut admission) = admission {
-        admission.correct(record.usage.input.saturating_add(record.usage.output));
-    }
-    record
 }
 
 /// A record that says nothing yet, for a call that has just begun.
@@ -316,7 +371,7 @@ pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
         prompt: None,
         provider: Arc::from("none"),
         target: None,
-        status: http::StatusCode::OK,
+        status: StatusCode::OK,
         outcome: Outcome::Ok,
         refusal: None,
         streamed: false,
@@ -328,5 +383,44 @@ pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
         duration: Duration::ZERO,
         first_token: None,
         overhead: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::pricing::Catalog;
+
+    fn settled(model: &str, group: &str, tier: Option<&str>, charge: Charge) -> NanoUsd {
+        let price = Catalog::builtin().find("any", Some(group), model);
+        assert!(price.is_some(), "{model}");
+        let at = "2026-11-23T12:00:00Z".parse().unwrap();
+        let attempt = Attempt { price, at, tier: tier.map(Into::into), charge, ..Attempt::default() };
+        let mut record = blank(Arc::from("id"), "chat_completions");
+        attempt.settle(&mut record);
+        record.cost
+    }
+
+    fn reported(input: u64) -> Charge {
+        Charge::Reported(Usage { input: Tokens(input), ..Usage::default() })
+    }
+
+    #[test]
+    fn what_was_surely_not_processed_costs_no_request_fee_either() {
+        assert_eq!(settled("sonar", "perplexity", None, Charge::Nothing), NanoUsd::ZERO);
+        assert_eq!(settled("sonar", "perplexity", None, reported(0)), NanoUsd(12_000_000));
+    }
+
+    #[test]
+    fn the_tier_that_served_decides_the_price() {
+        assert_eq!(settled("gpt-4.1", "openai", Some("default"), reported(1_000_000)), NanoUsd(2_000_000_000));
+        assert_eq!(settled("gpt-4.1", "openai", Some("priority"), reported(1_000_000)), NanoUsd(3_500_000_000));
+    }
+
+    #[test]
+    fn only_what_no_report_and_no_bound_stands_for_is_counted() {
+        let counted = |charge| Attempt { charge, ..Attempt::default() }.needs_counting();
+        assert!(!counted(Charge::Nothing) && !counted(reported(1)));
+        assert!(counted(Charge::Bound), "without a reservation there is no bound");
     }
 }

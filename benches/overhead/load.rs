@@ -27,7 +27,7 @@ const WARM_UP: Duration = Duration::from_millis(200);
 
 /// How calls follow each other.
 #[derive(Debug, Clone, Copy)]
-pub enum Pace {
+pub(crate) enum Pace {
     /// The next one when the last one is answered.
     Closed,
     /// So many a second in all, whatever the answers do.
@@ -36,28 +36,28 @@ pub enum Pace {
 
 /// What a window saw.
 #[derive(Debug, Default)]
-pub struct Load {
+pub(crate) struct Load {
     /// Latencies of the calls that ended in it, in ns, sorted.
-    pub latencies_ns: Vec<u64>,
+    pub(crate) latencies_ns: Vec<u64>,
     /// CPU time of the subject in it.
-    pub cpu: Duration,
+    pub(crate) cpu: Duration,
     /// Its length.
-    pub elapsed: Duration,
+    pub(crate) elapsed: Duration,
 }
 
 impl Load {
     /// Calls that ended, by second.
-    pub fn calls_per_second(&self) -> f64 {
+    pub(crate) fn calls_per_second(&self) -> f64 {
         self.latencies_ns.len() as f64 / self.elapsed.as_secs_f64()
     }
 
     /// CPU time by call in µs.
-    pub fn cpu_us_per_call(&self) -> f64 {
+    pub(crate) fn cpu_us_per_call(&self) -> f64 {
         self.cpu.as_secs_f64() * 1e6 / self.latencies_ns.len().max(1) as f64
     }
 
     /// A quantile of the latencies in µs.
-    pub fn quantile_us(&self, q: f64) -> f64 {
+    pub(crate) fn quantile_us(&self, q: f64) -> f64 {
         let last = self.latencies_ns.len().saturating_sub(1);
         let index = (last as f64 * q).round() as usize;
         self.latencies_ns.get(index).map_or(0.0, |&ns| ns as f64 / 1e3)
@@ -67,12 +67,12 @@ impl Load {
 // === requests ===
 
 /// Chat calls of about 1 KB, one a user.
-pub fn plain_requests() -> Vec<Vec<u8>> {
+pub(crate) fn plain_requests() -> Vec<Vec<u8>> {
     (0..USERS).map(|user| request(user, "")).collect()
 }
 
 /// The same, streamed.
-pub fn stream_requests() -> Vec<Vec<u8>> {
+pub(crate) fn stream_requests() -> Vec<Vec<u8>> {
     (0..USERS).map(|user| request(user, r#""stream":true,"#)).collect()
 }
 
@@ -93,7 +93,7 @@ fn request(user: usize, extra: &str) -> Vec<u8> {
 // === the load ===
 
 /// Loads one subject for a window.
-pub async fn run(
+pub(crate) async fn run(
     subject: &Subject,
     requests: Vec<Vec<u8>>,
     connections: usize,
@@ -210,12 +210,12 @@ fn is_whole(reply: &[u8]) -> bool {
 }
 
 /// Length of a head with its empty line, once it is there.
-pub fn head_length(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn head_length(bytes: &[u8]) -> Option<usize> {
     memchr::memmem::find(bytes, b"\r\n\r\n").map(|end| end + 4)
 }
 
 /// What `content-length` says.
-pub fn body_length(head: &[u8]) -> Option<usize> {
+pub(crate) fn body_length(head: &[u8]) -> Option<usize> {
     let mut lines = head.split(|&byte| byte == b'\n');
     let name = b"content-length:";
     let line = lines.find(|line| line.len() > name.len() && line[..name.len()].eq_ignore_ascii_case(name))?;
@@ -225,7 +225,7 @@ pub fn body_length(head: &[u8]) -> Option<usize> {
 // === checks ===
 
 /// One call through each subject: what is measured must be what is meant.
-pub async fn check(subjects: &Subjects) -> anyhow::Result<()> {
+pub(crate) async fn check(subjects: &Subjects) -> anyhow::Result<()> {
     for subject in subjects.all() {
         let reply = reply_of(subject.address, plain_requests().swap_remove(0)).await?;
         let is_gateway = subject.name == GATEWAY;
@@ -240,7 +240,7 @@ pub async fn check(subjects: &Subjects) -> anyhow::Result<()> {
 }
 
 /// Calls that the gateway says ended well.
-pub async fn recorded_calls(admin: SocketAddr) -> anyhow::Result<u64> {
+pub(crate) async fn recorded_calls(admin: SocketAddr) -> anyhow::Result<u64> {
     // Its records are closed behind the calls.
     sleep(Duration::from_millis(500)).await;
     let reply = reply_of(admin, b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec()).await?;

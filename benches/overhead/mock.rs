@@ -1,6 +1,6 @@
 //! The provider: as little HTTP/1.1 as a benchmark can do with, so that what is measured is what stands before it.
 
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 
 use anyhow::Context;
 use tokio::{
@@ -12,11 +12,11 @@ use tokio::{
 use crate::load::{body_length, head_length};
 
 /// Content chunks of a stream; usage and `[DONE]` follow where they are asked for.
-pub const CHUNKS: usize = 100;
+pub(crate) const CHUNKS: usize = 100;
 /// Time between two chunks: each is read, looked at and written by itself, as a model's tokens are.
-pub const CHUNK_INTERVAL: Duration = Duration::from_millis(2);
+pub(crate) const CHUNK_INTERVAL: Duration = Duration::from_millis(2);
 /// Says that the prompt template came along; the load looks for it.
-pub const SAW_PROMPT: &str = "x-mock-saw-prompt";
+pub(crate) const SAW_PROMPT: &str = "x-mock-saw-prompt";
 
 const REPLY: &str = r#"{"id":"chatcmpl-B9MBs8CjcvOU2jLn4n570S5qMJKcT","object":"chat.completion","created":1741569952,"model":"gpt-4o-mini-2024-07-18","choices":[{"index":0,"message":{"role":"assistant","content":"You can change the delivery address as long as the parcel has not left the warehouse: open the order, choose Edit address, and save. If it is already on its way, the carrier's link in your confirmation mail lets you redirect it to a parcel shop near you, free of charge, until the evening before delivery.","refusal":null,"annotations":[]},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":187,"completion_tokens":62,"total_tokens":249,"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":0,"audio_tokens":0,"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}},"service_tier":"default","system_fingerprint":"fp_b376dfbbd5"}"#;
 const USAGE: &str = r#"data: {"id":"chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG","object":"chat.completion.chunk","created":1741570283,"model":"gpt-4o-mini-2024-07-18","service_tier":"default","system_fingerprint":"fp_b376dfbbd5","choices":[],"usage":{"prompt_tokens":187,"completion_tokens":100,"total_tokens":287,"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":0,"audio_tokens":0,"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}}}
@@ -24,10 +24,10 @@ const USAGE: &str = r#"data: {"id":"chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG","obj
 "#;
 
 /// Serves until it is killed.
-pub fn run() -> anyhow::Result<()> {
+pub(crate) fn run() -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        println!("ready {}", listener.local_addr()?);
+        writeln!(std::io::stdout(), "ready {}", listener.local_addr()?)?;
         loop {
             let (stream, _) = listener.accept().await?;
             // A connection that breaks is seen by whoever loads.

@@ -10,26 +10,26 @@ use std::{
 use anyhow::{Context, ensure};
 
 /// A process that ends with its value.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     /// From the start to the line that says that it is ready.
-    pub started_in: Duration,
+    pub(crate) started_in: Duration,
     /// That line, without its first word.
-    pub ready: String,
+    pub(crate) ready: String,
 }
 
 /// Memory of a process and its children, in KiB.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// Resident now.
-    pub resident_kib: u64,
+    pub(crate) resident_kib: u64,
     /// The most that was resident.
-    pub peak_kib: u64,
+    pub(crate) peak_kib: u64,
 }
 
 impl Process {
     /// Starts a process that prints a line beginning with `ready` once it takes calls.
-    pub fn start(command: &mut Command) -> anyhow::Result<Process> {
+    pub(crate) fn start(command: &mut Command) -> anyhow::Result<Process> {
         let began = Instant::now();
         let mut process = Process::start_silent(command.stdout(Stdio::piped()))?;
         let output = process.child.stdout.take().context("a piped standard output")?;
@@ -42,13 +42,13 @@ impl Process {
     }
 
     /// Starts a process that says nothing.
-    pub fn start_silent(command: &mut Command) -> anyhow::Result<Process> {
+    pub(crate) fn start_silent(command: &mut Command) -> anyhow::Result<Process> {
         let child = command.stdin(Stdio::null()).spawn().with_context(|| format!("{command:?}"))?;
         Ok(Process { child, started_in: Duration::ZERO, ready: String::new() })
     }
 
     /// CPU time so far, of all threads and children that live.
-    pub fn cpu(&self) -> anyhow::Result<Duration> {
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
         let mut nanos = 0;
         for pid in self.pids()? {
             for task in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -62,7 +62,7 @@ impl Process {
     }
 
     /// Memory now.
-    pub fn memory(&self) -> anyhow::Result<Memory> {
+    pub(crate) fn memory(&self) -> anyhow::Result<Memory> {
         let mut memory = Memory::default();
         for pid in self.pids()? {
             let status = fs::read_to_string(format!("/proc/{pid}/status"))?;

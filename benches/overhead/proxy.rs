@@ -1,6 +1,6 @@
 //! The yardstick: hyper's server and hyper-util's client with nothing between them but the change of address.
 
-use std::net::SocketAddr;
+use std::{io::Write, net::SocketAddr};
 
 use http::{Request, Response, Uri, header, uri::PathAndQuery};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 type Pool = Client<HttpConnector, Incoming>;
 
 /// Serves until it is killed.
-pub fn run(upstream: SocketAddr) -> anyhow::Result<()> {
+pub(crate) fn run(upstream: SocketAddr) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(upstream))
 }
 
@@ -26,7 +26,7 @@ async fn serve(upstream: SocketAddr) -> anyhow::Result<()> {
         .pool_max_idle_per_host(256)
         .build(connector);
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-    println!("ready {}", listener.local_addr()?);
+    writeln!(std::io::stdout(), "ready {}", listener.local_addr()?)?;
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;

@@ -14,7 +14,7 @@ use crate::{
 
 /// Which load was on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Measured {
+pub(crate) enum Measured {
     /// As many calls as it can take.
     Saturated,
     /// Half of what the gateway can take.
@@ -44,7 +44,7 @@ const FIGURES: [(&str, &str); 13] = [
 type Rounds = BTreeMap<&'static str, Vec<f64>>;
 
 /// All figures of a run.
-pub struct Report {
+pub(crate) struct Report {
     connections: usize,
     window: Duration,
     figures: BTreeMap<&'static str, Rounds>,
@@ -53,7 +53,7 @@ pub struct Report {
 
 impl Report {
     /// Nothing yet.
-    pub fn new(connections: usize, window: Duration) -> Report {
+    pub(crate) fn new(connections: usize, window: Duration) -> Report {
         Report { connections, window, figures: BTreeMap::new(), gateway_calls: 0 }
     }
 
@@ -62,7 +62,7 @@ impl Report {
     }
 
     /// Adds one window.
-    pub fn add(&mut self, subject: &'static str, measured: Measured, load: &Load) {
+    pub(crate) fn add(&mut self, subject: &'static str, measured: Measured, load: &Load) {
         if subject == GATEWAY {
             self.gateway_calls += load.latencies_ns.len() as u64;
         }
@@ -92,19 +92,19 @@ impl Report {
     }
 
     /// Adds timed starts.
-    pub fn starts(&mut self, starts: &[(&'static str, Duration)]) {
+    pub(crate) fn starts(&mut self, starts: &[(&'static str, Duration)]) {
         for (subject, time) in starts {
             self.push("start_to_ready", subject, time.as_secs_f64() * 1e3);
         }
     }
 
     /// Adds the memory before the first call.
-    pub fn idle_rss(&mut self, subject: &'static str, memory: Memory) {
+    pub(crate) fn idle_rss(&mut self, subject: &'static str, memory: Memory) {
         self.push("rss_idle", subject, memory.resident_kib as f64 / 1024.0);
     }
 
     /// Adds the memory after the last call.
-    pub fn loaded_rss(&mut self, subject: &'static str, memory: Memory) {
+    pub(crate) fn loaded_rss(&mut self, subject: &'static str, memory: Memory) {
         self.push("rss_loaded", subject, memory.resident_kib as f64 / 1024.0);
         self.push("rss_peak", subject, memory.peak_kib as f64 / 1024.0);
     }
@@ -113,7 +113,7 @@ impl Report {
     ///
     /// # Errors
     /// When it recorded fewer: then the figures are of something else.
-    pub fn calls_recorded(&self, recorded: u64) -> anyhow::Result<()> {
+    pub(crate) fn calls_recorded(&self, recorded: u64) -> anyhow::Result<()> {
         ensure!(recorded >= self.gateway_calls, "{} calls were answered, {recorded} recorded", self.gateway_calls);
         Ok(())
     }
@@ -134,7 +134,7 @@ impl Report {
     }
 
     /// The table for people.
-    pub fn print(&self, out: &mut impl io::Write) -> io::Result<()> {
+    pub(crate) fn print(&self, out: &mut impl io::Write) -> io::Result<()> {
         let subjects = self.subjects();
         write!(out, "{:<26}", "median of rounds")?;
         for subject in &subjects {
@@ -145,7 +145,7 @@ impl Report {
             write!(out, "{:<26}", format!("{} {unit}", figure.replace('_', " ")))?;
             for subject in &subjects {
                 let value = self.median(figure, subject);
-                write!(out, "{:>18}", value.map_or("–".to_owned(), |value| shown(value)))?;
+                write!(out, "{:>18}", value.map_or("–".to_owned(), shown))?;
             }
             let ratio = self.ratio(figure, GATEWAY);
             writeln!(out, "{:>18}", ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")))?;
@@ -154,7 +154,7 @@ impl Report {
     }
 
     /// Everything for machines: medians, ratios, and each round.
-    pub fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         let figures: Map<String, Value> =
             FIGURES.iter().map(|(name, unit)| ((*name).to_owned(), self.figure(name, unit))).collect();
         let report = json!({

@@ -13,52 +13,52 @@ use tempfile::TempDir;
 use crate::process::{Memory, Process};
 
 /// The upstream itself.
-pub const DIRECT: &str = "direct";
+pub(crate) const DIRECT: &str = "direct";
 /// The yardstick.
-pub const BARE: &str = "bare hyper proxy";
+pub(crate) const BARE: &str = "bare hyper proxy";
 /// Where it is installed.
-pub const NGINX: &str = "nginx";
+pub(crate) const NGINX: &str = "nginx";
 /// With every policy on.
-pub const GATEWAY: &str = "tollgate";
+pub(crate) const GATEWAY: &str = "tollgate";
 
 /// The key that the gateway wants.
-pub const CLIENT_KEY: &str = "sk-overhead-0123456789abcdef0123456789abcdef";
+pub(crate) const CLIENT_KEY: &str = "sk-overhead-0123456789abcdef0123456789abcdef";
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/contract/everything.yaml");
 
 /// One address to load.
-pub struct Subject {
+pub(crate) struct Subject {
     /// What it is called in the report.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     process: Process,
 }
 
 /// All of them.
-pub struct Subjects {
+pub(crate) struct Subjects {
     all: Vec<Subject>,
     /// The gateway's admin listener.
-    pub admin: SocketAddr,
+    pub(crate) admin: SocketAddr,
     gateway: PathBuf,
     data: TempDir,
 }
 
 impl Subject {
     /// CPU time so far.
-    pub fn cpu(&self) -> anyhow::Result<Duration> {
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
         self.process.cpu()
     }
 
     /// Memory now.
-    pub fn rss(&self) -> anyhow::Result<Memory> {
+    pub(crate) fn rss(&self) -> anyhow::Result<Memory> {
         self.process.memory()
     }
 }
 
 impl Subjects {
     /// Starts everything.
-    pub fn start(gateway: &Path) -> anyhow::Result<Subjects> {
+    pub(crate) fn start(gateway: &Path) -> anyhow::Result<Subjects> {
         let data = tempfile::tempdir()?;
         let mock = start_mock()?;
         let upstream = mock.ready.parse()?;
@@ -74,12 +74,12 @@ impl Subjects {
     }
 
     /// In the order in which they are loaded.
-    pub fn all(&self) -> &[Subject] {
+    pub(crate) fn all(&self) -> &[Subject] {
         &self.all
     }
 
     /// Times of fresh starts, from the start of the process to its readiness.
-    pub fn time_starts(&self, count: usize) -> anyhow::Result<Vec<(&'static str, Duration)>> {
+    pub(crate) fn time_starts(&self, count: usize) -> anyhow::Result<Vec<(&'static str, Duration)>> {
         let upstream = self.all.iter().find(|subject| subject.name == DIRECT).context("the upstream")?.address;
         let mut times = Vec::new();
         for i in 0..count {
@@ -91,7 +91,7 @@ impl Subjects {
     }
 
     /// Ends them from the client's side inward.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         while self.all.pop().is_some() {}
     }
 }

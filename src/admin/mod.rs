@@ -16,6 +16,7 @@ use crate::{
     gateway::{Shared, routes::probe, serve::Handler},
     purses::AccountStatus,
     telemetry::metrics,
+    wire::headers,
 };
 
 /// See the module.
@@ -107,12 +108,7 @@ fn allowed(snapshot: &Snapshot, request: &Request<Incoming>) -> Result<(), (Stat
 /// Whether `Host` is an address or `localhost`: names of others may have been pointed here.
 fn is_local(request: &Request<Incoming>) -> bool {
     let host = request.uri().host().or_else(|| request.headers().get(header::HOST)?.to_str().ok());
-    let Some(host) = host else { return false };
-    let name = host
-        .rsplit_once(':')
-        .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
-        .map_or(host, |(name, _)| name);
-    let name = name.trim_start_matches('[').trim_end_matches(']');
+    let Some(name) = host.map(headers::host_name) else { return false };
     name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
 }
 

@@ -161,8 +161,9 @@ impl Reloads {
         move |result| match result {
             Ok(summary) => self.took_effect(&summary),
             Err(error) => {
-                metrics::config_reload("refused");
+                // The log first: who sees the count looks for the reason next.
                 tracing::error!(reason = %error, "a changed configuration was refused; the last good one stays");
+                metrics::config_reload("refused");
             }
         }
     }

@@ -53,7 +53,7 @@ impl Environment {
         let text = match sources::read_text(dotenv) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Environment::default()),
-            Err(source) => return Err(ConfigError::Unreadable { path: dotenv.to_owned(), source }),
+            Err(reason) => return Err(ConfigError::Unreadable { path: dotenv.to_owned(), reason }),
         };
         let dotenv = sources::parse_dotenv(&text).map_err(|line| {
             Problems(vec![Problem {

@@ -288,7 +288,7 @@ pub struct PromptVersion {
     pub system: Option<String>,
     /// The developer message.
     pub developer: Option<String>,
-    /// Put before the first user message.
+    /// Put before what the user said last.
     pub before_user: Option<String>,
     /// Put after the last user message.
     pub after_user: Option<String>,

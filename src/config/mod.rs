@@ -57,15 +57,15 @@ pub struct Origin {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read: {reason}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
-        source: io::Error,
+        /// Why. Not an error's source: the message says it already.
+        reason: io::Error,
     },
     /// It is wrong: every problem, one a line.
-    #[error("{0}")]
+    #[error(transparent)]
     Problems(#[from] Problems),
     /// There is no file, and the environment holds no provider's key.
     #[error(
@@ -106,7 +106,7 @@ fn read(path: Option<&Path>) -> (Result<Loaded, ConfigError>, Vec<PathBuf>) {
     };
     let text = match path {
         Some(path) => sources::read_text(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })
+            .map_err(|reason| ConfigError::Unreadable { path: path.to_owned(), reason })
             .map(|text| (text, path.display().to_string())),
         None => environment
             .configuration()

@@ -315,7 +315,7 @@ pub enum BudgetMode {
 /// What happens with a model that has no price.
 #[derive(Debug, Clone)]
 pub enum Unpriced {
-    /// Calls that a budget covers are refused; others are logged without a cost.
+    /// Its calls are refused.
     Refuse,
     /// This price is charged.
     Charge(Arc<Price>),

@@ -35,7 +35,7 @@ pub struct Parts {
     pub in_flight: InFlightCount,
     /// Where records go.
     pub recorder: Recorder,
-    /// Reads on when clients have left.
+    /// Carries calls to their end when clients have left.
     pub drain: Drain,
     /// WebSockets.
     pub tunnels: Tunnels,

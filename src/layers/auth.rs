@@ -12,6 +12,7 @@ use crate::{
     config::{Live, snapshot::Auth},
     error::GatewayError,
     layers::{Inner, Step},
+    wire::headers,
 };
 
 /// Where a client may put its key, in the order in which they are looked at.
@@ -30,7 +31,11 @@ impl Step for Authenticate {
 
     async fn handle<S: Inner<Authenticated>>(&'static self, arrival: Arrival, mut inner: S) -> Answer {
         let snapshot = self.live.load_full();
-        let presented = presented_key(&arrival.head.headers);
+        let head = &arrival.head;
+        if snapshot.auth == Auth::None && headers::is_from_elsewhere(head.host.as_deref(), &head.headers) {
+            return Err(elsewhere().into());
+        }
+        let presented = presented_key(&head.headers);
         let caller = match snapshot.auth {
             Auth::Required => presented.and_then(|key| snapshot.keys.find(key)).ok_or(GatewayError::InvalidApiKey)?,
             Auth::None | Auth::Passthrough => snapshot.anonymous(),
@@ -41,6 +46,14 @@ impl Step for Authenticate {
         };
         inner.call(Authenticated { arrival, caller, snapshot, own_credential }).await
     }
+}
+
+/// Where no key is asked for, a page of any site could spend money through the browser of someone who visits it.
+fn elsewhere() -> GatewayError {
+    GatewayError::Forbidden(
+        "with `auth: none` only this machine is served: use 127.0.0.1 or localhost, and no page of another site"
+            .to_owned(),
+    )
 }
 
 /// The key of a request, wherever its dialect puts it.
@@ -65,7 +78,7 @@ fn sensitive(key: &str) -> Option<HeaderValue> {
 mod tests {
     use super::*;
 
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+    fn header_map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
     }
 
@@ -74,13 +87,13 @@ mod tests {
         for (name, value) in
             [("authorization", "Bearer k1"), ("authorization", "bearer k1"), ("x-api-key", "k1"), ("api-key", "k1")]
         {
-            assert_eq!(presented_key(&headers(&[(name, value)])), Some("k1"), "{name}: {value}");
+            assert_eq!(presented_key(&header_map(&[(name, value)])), Some("k1"), "{name}: {value}");
         }
     }
 
     #[test]
     fn other_schemes_are_no_keys() {
-        assert_eq!(presented_key(&headers(&[("authorization", "Basic k1")])), None);
-        assert_eq!(presented_key(&headers(&[])), None);
+        assert_eq!(presented_key(&header_map(&[("authorization", "Basic k1")])), None);
+        assert_eq!(presented_key(&header_map(&[])), None);
     }
 }

@@ -3,9 +3,8 @@
 //! Stage: [`Opened`] in, [`Admitted`] out, and nothing else makes an [`Admitted`]. Where the money does not suffice, the output cap is
 //! lowered to what it pays for (`clamp`), and only then is the call refused. Settles nothing: see [`crate::recorder`].
 
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::{
@@ -14,7 +13,7 @@ use crate::{
     error::GatewayError,
     layers::{Inner, Step},
     purses::{Purses, Refused, Reservation},
-    units::{NanoUsd, Tokens},
+    units::Tokens,
 };
 
 /// Tries at a clamped reservation: others take from the same purse meanwhile.
@@ -58,7 +57,7 @@ impl ReserveBudget {
         {
             return Ok((Some(reservation), Some(cap)));
         }
-        Err(refusal(refused, ceiling.cost))
+        Err(GatewayError::refused(refused, ceiling.cost))
     }
 
     /// Reserves what is left and says which output cap that pays for; `None` where it is too little, or not allowed.
@@ -102,17 +101,4 @@ fn downgrade(quoted: &Quoted, error: &GatewayError) -> Option<Arc<str>> {
 fn paying(quoted: &Quoted) -> Vec<&Arc<Budget>> {
     let enforcing = |name: &str| quoted.claims.iter().any(|claim| claim.enforce && *claim.budget == *name);
     quoted.planned.call.snapshot.budgets.iter().filter(|budget| enforcing(&budget.name)).collect()
-}
-
-fn refusal(refused: Refused, bound: NanoUsd) -> GatewayError {
-    match refused {
-        Refused::Exhausted { budget, resets_at } => {
-            let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
-            let until = |end: Timestamp| end.duration_since(now).try_into().unwrap_or_default();
-            let retry_after = resets_at.map(until);
-            GatewayError::BudgetExhausted { budget: budget.to_string(), bound, retry_after }
-        }
-        Refused::TooManyAccounts => GatewayError::Overloaded,
-        Refused::StoreUnavailable { retry_after } => GatewayError::StoreUnavailable { retry_after },
-    }
 }

@@ -17,6 +17,18 @@ use crate::{
     },
 };
 
+/// What says how a window stands: its count, what is left of it, when all of it is back.
+const OF_REQUESTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+const OF_TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
+
 /// See the module.
 pub struct ApplyLimits {
     /// The counts of this process.
@@ -72,19 +84,12 @@ fn refusal(limited: &Limited, opened: Opened) -> Failure {
 
 /// OpenAI's `x-ratelimit-*`: <https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers>.
 fn standing_headers(standing: &Standing, headers: &mut HeaderMap) {
-    let kinds = [
-        (
-            &standing.requests,
-            ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
-        ),
-        (&standing.tokens, ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]),
-    ];
-    for (quota, [limit, remaining, reset]) in kinds {
+    for (quota, [limit, remaining, reset]) in [(&standing.requests, OF_REQUESTS), (&standing.tokens, OF_TOKENS)] {
         let Some(Quota { limit: count, remaining: left, reset: until }) = quota else { continue };
-        headers.insert(HeaderName::from_static(limit), HeaderValue::from(*count));
-        headers.insert(HeaderName::from_static(remaining), HeaderValue::from(*left));
-        if let Ok(value) = HeaderValue::from_str(&spelled(*until)) {
-            headers.insert(HeaderName::from_static(reset), value);
+        headers.insert(limit, HeaderValue::from(*count));
+        headers.insert(remaining, HeaderValue::from(*left));
+        if let Ok(value) = HeaderValue::try_from(spelled(*until)) {
+            headers.insert(reset, value);
         }
     }
 }

@@ -28,7 +28,7 @@ impl Step for InjectPrompt {
 
     async fn handle<S: Inner<Planned>>(&'static self, mut planned: Planned, mut inner: S) -> Answer {
         let call = &planned.call;
-        if let Some(named) = call.head.headers.get("x-tollgate-prompt") {
+        if let (Some(named), Payload::Json(_)) = (call.head.headers.get("x-tollgate-prompt"), &call.payload) {
             let named = named.to_str().unwrap_or_default();
             planned.plan.prompt = Some(named_prompt(&call.snapshot, named)?);
         }
@@ -96,10 +96,19 @@ fn splice(
 ) -> Result<(), GatewayError> {
     let cannot = |error: EditError| GatewayError::invalid(error.to_string(), None);
     let (body, scan) = (&document.bytes, &document.scan);
-    // In this order, so that the model reads the system's words before the developer's.
-    for (role, text) in [(Role::System, &rendered.system), (Role::Developer, &rendered.developer)] {
-        if let Some(text) = text {
-            edit::inject_prompt(edits, endpoint, body, scan, role, text).map_err(cannot)?;
+    match (&rendered.system, &rendered.developer) {
+        // One field takes both (`instructions`, `system`).
+        (Some(system), Some(developer)) if *endpoint != Endpoint::ChatCompletions => {
+            let both = format!("{system}\n\n{developer}");
+            edit::inject_prompt(edits, endpoint, body, scan, Role::System, &both).map_err(cannot)?;
+        }
+        // In this order, so that the model reads the system's words before the developer's.
+        (system, developer) => {
+            for (role, text) in [(Role::System, system), (Role::Developer, developer)] {
+                if let Some(text) = text {
+                    edit::inject_prompt(edits, endpoint, body, scan, role, text).map_err(cannot)?;
+                }
+            }
         }
     }
     if rendered.before_user.is_some() || rendered.after_user.is_some() {

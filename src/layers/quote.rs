@@ -25,8 +25,9 @@ use crate::{
     },
 };
 
-/// How many bytes of text make a token, for the estimate that rate limits take. Corrected at the end.
+/// How many bytes of text make a token, and tokens an image, for the estimate that rate limits take. Corrected at the end.
 const BYTES_PER_TOKEN: u64 = 4;
+const TOKENS_PER_IMAGE: u64 = 1000;
 /// A reservation of at most a hundredth of a budget is small.
 const SMALL_SHARE: u64 = 100;
 
@@ -159,7 +160,7 @@ impl Bounded<'_> {
         let facts = self.facts;
         let elsewhere = facts.unbounded_input.is_some() || facts.provider_defined_tools > 0;
         let contents = Contents {
-            image_bytes: 0,
+            image_bytes: usize::try_from(facts.image_bytes).unwrap_or(0),
             images: usize::try_from(facts.images).unwrap_or(usize::MAX),
             tools: facts.tools > 0,
             elsewhere,
@@ -206,7 +207,9 @@ impl Bounded<'_> {
 /// What rate limits take at admission: about what the input is, and the output's cap where there is one.
 fn estimate(planned: &Planned) -> Tokens {
     let Payload::Json(document) = &planned.call.payload else { return Tokens::ZERO };
-    let input = document.bytes.len() as u64 / BYTES_PER_TOKEN;
+    let text_bytes = (document.bytes.len() as u64).saturating_sub(document.facts.image_bytes);
+    let images = document.facts.images.saturating_mul(TOKENS_PER_IMAGE);
+    let input = (text_bytes / BYTES_PER_TOKEN).saturating_add(images);
     let output = document.facts.output_cap().unwrap_or_default().saturating_mul(document.facts.choices);
     Tokens(input.saturating_add(output))
 }

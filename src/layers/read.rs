@@ -52,7 +52,8 @@ impl Step for ReadBody {
         let payload = match arrival.upgrade {
             Some(upgrade) if head.endpoint == Endpoint::Realtime => Payload::Upgrade(upgrade),
             _ if head.method == Method::POST && head.endpoint.is_json() => {
-                let body = collect(arrival.body, snapshot.server.body_bytes_max).await?;
+                let deadline = head.received + snapshot.routing.total_timeout;
+                let body = collect(arrival.body, snapshot.server.body_bytes_max, deadline).await?;
                 Payload::Json(document(&head.endpoint, &head.headers, body, snapshot.server.body_bytes_max)?)
             }
             _ => Payload::Stream(arrival.body),
@@ -64,7 +65,7 @@ impl Step for ReadBody {
 }
 
 /// The whole body, or why not.
-async fn collect(mut body: Incoming, limit_bytes: usize) -> Result<Bytes, GatewayError> {
+async fn collect(mut body: Incoming, limit_bytes: usize, deadline: Instant) -> Result<Bytes, GatewayError> {
     let too_large = GatewayError::RequestTooLarge { limit_bytes };
     let announced = body.size_hint().exact();
     if announced.is_some_and(|length| length > limit_bytes as u64) {
@@ -74,7 +75,7 @@ async fn collect(mut body: Incoming, limit_bytes: usize) -> Result<Bytes, Gatewa
     let mut first: Option<Bytes> = None;
     let mut rest = BytesMut::new();
     let mut received = 0;
-    while let Some(chunk) = next_chunk(&mut body, began, received as u64).await? {
+    while let Some(chunk) = next_chunk(&mut body, deadline.min(latest(began, received as u64))).await? {
         received += chunk.len();
         if received > limit_bytes {
             return Err(too_large);
@@ -95,9 +96,13 @@ async fn collect(mut body: Incoming, limit_bytes: usize) -> Result<Bytes, Gatewa
     Ok(if rest.is_empty() { first.unwrap_or_default() } else { rest.freeze() })
 }
 
-async fn next_chunk(body: &mut Incoming, began: Instant, received: u64) -> Result<Option<Bytes>, GatewayError> {
+/// Until when the next piece of a body must be here.
+fn latest(began: Instant, received: u64) -> Instant {
     let paid_until = began + BODY_GRACE + Duration::from_secs(received / BODY_BYTES_PER_SECOND_MIN);
-    let deadline = paid_until.min(Instant::now() + BODY_IDLE);
+    paid_until.min(Instant::now() + BODY_IDLE)
+}
+
+async fn next_chunk(body: &mut Incoming, deadline: Instant) -> Result<Option<Bytes>, GatewayError> {
     loop {
         let frame = match timeout_at(deadline, body.frame()).await {
             Err(_) => return Err(GatewayError::RequestTimeout("it came too slowly")),

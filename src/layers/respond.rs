@@ -7,7 +7,9 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header, request};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header, request, uri::Authority,
+};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use serde_json::json;
 use tokio::time::Instant;
@@ -20,7 +22,10 @@ use crate::{
     record::Outcome,
     recorder::{self, OpenRecord, Recorder},
     telemetry::metrics,
-    wire::endpoint::{Dialect, Endpoint, EndpointError},
+    wire::{
+        endpoint::{Dialect, Endpoint, EndpointError},
+        headers,
+    },
 };
 
 /// Longest path and query together, in bytes.
@@ -66,6 +71,7 @@ impl<S: Inner<Arrival>> Respond<S> {
         let received = Instant::now();
         let id = call_id();
         let (mut parts, body) = request.into_parts();
+        headers::hide_credentials(&mut parts.headers);
         let upgrade = parts.extensions.remove::<OnUpgrade>().filter(|_| parts.headers.contains_key(header::UPGRADE));
         let dialect = dialect(parts.uri.path());
         let endpoint = match self.check(&parts) {
@@ -79,6 +85,7 @@ impl<S: Inner<Arrival>> Respond<S> {
             endpoint,
             method: parts.method,
             path: parts.uri.path().into(),
+            host: host(&parts.uri, &parts.headers).map(Into::into),
             query: parts.uri.query().map(Into::into),
             headers: parts.headers,
         };
@@ -153,6 +160,10 @@ fn close(mut record: OpenRecord, error: &GatewayError) {
     record.close(outcome);
 }
 
+fn host<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Option<&'r str> {
+    uri.authority().map(Authority::as_str).or_else(|| headers.get(header::HOST)?.to_str().ok())
+}
+
 /// Errors have the shape of the dialect that the client speaks.
 fn dialect(path: &str) -> Dialect {
     if path.starts_with("/v1/messages") { Dialect::Anthropic } else { Dialect::OpenAi }
@@ -160,7 +171,7 @@ fn dialect(path: &str) -> Dialect {
 
 fn check_headers(parts: &request::Parts) -> Result<(), GatewayError> {
     // Frameworks read `x_user` as `x-user`: a second spelling of a header that means something here.
-    if let Some(name) = parts.headers.keys().find(|name| name.as_str().contains('_')) {
+    if let Some(name) = headers::underscored(&parts.headers) {
         return Err(GatewayError::invalid(format!("header `{name}` has an underscore; spell it with `-`"), None));
     }
     let bytes: usize =

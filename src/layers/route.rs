@@ -11,14 +11,16 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header, response};
+use http_body::Body;
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use crate::{
     body::{BodyTimes, Drain, ReplyBody, Source, Watch, Watching},
     call::{Admitted, Answer, Call, Ceiling, Failure, Payload, Quoted, Reply},
-    config::snapshot::{OnDisconnect, StreamUsage, Target},
+    config::snapshot::{Eject, OnDisconnect, StreamUsage, Target},
     error::GatewayError,
     layers::Answering,
     policy::routing::{self, Left, Next, Went},
@@ -54,7 +56,7 @@ pub struct Route {
     pub upstream: Arc<Upstream>,
     /// Where further attempts reserve.
     pub purses: Arc<Purses>,
-    /// Reads on when a client has left.
+    /// Carries calls to their end when a client has left.
     pub drain: Drain,
     /// WebSockets.
     pub tunnels: Tunnels,
@@ -68,6 +70,8 @@ struct Journey {
     record: OpenRecord,
     /// The body of an endpoint that is not read: there for one attempt only.
     stream: Option<Incoming>,
+    /// Cancelled when the client has left and the call goes on without.
+    left: Option<CancellationToken>,
     clamped: Option<Tokens>,
     /// Index of the target that is tried.
     position: usize,
@@ -91,9 +95,20 @@ enum NoReply {
     /// The connection or the exchange failed.
     Failed(SendError),
     /// The provider did not answer in time.
-    Late(Duration),
+    Late(Duration, Limit),
+    /// No time was left to ask.
+    OutOfTime,
     /// The request could not be built: the client's path or model doesn't fit into one.
     Unsendable,
+}
+
+/// Which limit an attempt ran into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Limit {
+    /// The provider's time to its first byte.
+    Provider,
+    /// What the call had left, or what its client allowed or took.
+    Call,
 }
 
 impl Service<Admitted> for &'static Route {
@@ -106,47 +121,73 @@ impl Service<Admitted> for &'static Route {
     }
 
     fn call(&mut self, admitted: Admitted) -> Answering {
-        Box::pin(self.run(admitted))
+        let call = &admitted.quoted.planned.call;
+        let drains = call.snapshot.on_disconnect == OnDisconnect::Drain
+            && call.head.endpoint.cost() == Cost::Metered
+            && matches!(call.payload, Payload::Json(_));
+        if drains { Box::pin(self.carry(admitted)) } else { Box::pin(self.run(admitted, None)) }
     }
 }
 
 impl Route {
-    async fn run(&'static self, mut admitted: Admitted) -> Answer {
+    /// Runs a call that goes on when its client leaves before the reply's first byte.
+    async fn carry(&'static self, admitted: Admitted) -> Answer {
+        match self.drain.carry(|left| self.run(admitted, Some(left))).await {
+            Some(answer) => answer,
+            None => Err(GatewayError::Draining.into()),
+        }
+    }
+
+    async fn run(&'static self, mut admitted: Admitted, left: Option<CancellationToken>) -> Answer {
         if let Payload::Upgrade(_) = &admitted.quoted.planned.call.payload {
-            return self.open_tunnel(admitted).await;
+            // Boxed, since the future of every call would have to hold the room for it.
+            return Box::pin(self.open_tunnel(admitted)).await;
         }
         admitted.record.attempt().reservation = admitted.reservation.take();
-        let mut journey = Journey::begin(admitted);
+        let mut journey = Journey::begin(admitted, left);
         self.upstream.retries.on_call(Instant::now().into_std());
-        journey.position = self.first_healthy(&journey);
+        let first = self.in_rotation(&journey, 0);
+        if first > 0 {
+            // What was set aside is the ceiling of a cheaper target, perhaps.
+            journey.record.end_attempt(Charge::Nothing);
+            journey.move_to(first);
+            if let Err(refused) = self.reserve_again(&mut journey).await {
+                let error = GatewayError::refused(refused, journey.bound());
+                return Err(journey.give_up(Charge::Nothing, error));
+            }
+        }
         loop {
-            let went = match self.attempt(&mut journey).await {
+            let (next, charge, error) = match self.attempt(&mut journey).await {
                 Ok(replied) => {
                     let went = Went::Replied(replied.head.status, retry_after(&replied.head.headers));
                     match self.next(&journey, went) {
                         Next::Stop => return Ok(self.deliver(journey, replied)),
-                        next => (next, charge_of_status(replied.head.status), None),
+                        next => {
+                            metrics::attempt(&journey.target().provider.name, "error");
+                            (next, charge_of_status(replied.head.status), None)
+                        }
                     }
                 }
                 Err(no_reply) => {
                     let error = journey.error(&no_reply);
+                    if let Some(result) = no_reply.result() {
+                        metrics::attempt(&journey.target().provider.name, result);
+                    }
                     match self.next(&journey, no_reply.went()) {
                         Next::Stop => return Err(journey.give_up(no_reply.charge(), error)),
                         next => (next, no_reply.charge(), Some(error)),
                     }
                 }
             };
-            let (next, charge, error) = went;
             journey.record.end_attempt(charge);
             if let Next::Again(pause) = next {
                 sleep(pause).await;
                 journey.others_time += pause;
             } else {
-                journey.position += 1;
-                journey.tries_here = 0;
+                journey.move_to(self.in_rotation(&journey, journey.position + 1));
             }
             if let Err(refused) = self.reserve_again(&mut journey).await {
-                let error = error.unwrap_or_else(|| refused_again(&refused, journey.bound()));
+                let error = error.unwrap_or_else(|| GatewayError::refused(refused, journey.bound()));
                 return Err(journey.give_up(Charge::Nothing, error));
             }
         }
@@ -154,6 +195,9 @@ impl Route {
 
     /// What follows an attempt; a retry that the retry budget forbids is none.
     fn next(&self, journey: &Journey, went: Went) -> Next {
+        if journey.left.as_ref().is_some_and(CancellationToken::is_cancelled) {
+            return Next::Stop;
+        }
         let left = Left {
             attempts: journey.attempts_max.saturating_sub(journey.attempts),
             another_target: journey.position + 1 < journey.quoted.planned.plan.targets.len(),
@@ -168,17 +212,16 @@ impl Route {
         next
     }
 
-    /// The first target in rotation; the first one where none is.
-    fn first_healthy(&self, journey: &Journey) -> usize {
-        let call = &journey.quoted.planned.call;
-        let targets = &journey.quoted.planned.plan.targets;
-        if call.snapshot.routing.eject.is_none() || targets.len() < 2 {
-            return 0;
+    /// The first target from `from` on that is in rotation; `from` itself where none is.
+    fn in_rotation(&self, journey: &Journey, from: usize) -> usize {
+        let targets = &journey.quoted.planned.plan.targets[from..];
+        if journey.call().snapshot.routing.eject.is_none() || targets.len() < 2 {
+            return from;
         }
         let now = Instant::now().into_std();
-        let in_rotation =
+        let may_try =
             |target: &Target| self.upstream.healths.of(&target.provider.name, now).may_try(now, targets.len());
-        targets.iter().position(in_rotation).unwrap_or(0)
+        from + targets.iter().position(may_try).unwrap_or(0)
     }
 
     /// Money for the next attempt: the last one's is settled.
@@ -195,10 +238,13 @@ impl Route {
 
     async fn attempt(&self, journey: &mut Journey) -> Result<Replied, NoReply> {
         let target = journey.target().clone();
+        let (limit, whose) = journey.first_byte_limit();
+        if limit.is_zero() {
+            return Err(NoReply::OutOfTime);
+        }
         let outgoing = journey.outgoing(&target);
-        let limit = journey.first_byte_limit();
         let call = &journey.quoted.planned.call;
-        let routing = call.snapshot.routing.clone();
+        let eject = call.snapshot.routing.eject;
         let request = outgoing::build(call, &target.provider, outgoing.body, outgoing.travel, &self.via)
             .map_err(|_| NoReply::Unsendable)?;
         journey.begin_attempt(&target, outgoing.sent);
@@ -207,36 +253,27 @@ impl Route {
         let result = timeout(limit, self.upstream.exchange(&target.provider, request)).await;
         journey.others_time += began.elapsed();
         let result = match result {
+            Ok(Ok((head, _))) if head.status.is_informational() => Err(NoReply::Failed(SendError::switched())),
             Ok(Ok((head, body))) => Ok(Replied { head, body, filter: outgoing.filter }),
             Ok(Err(error)) => Err(NoReply::Failed(error)),
-            Err(_) => Err(NoReply::Late(limit)),
+            Err(_) => Err(NoReply::Late(limit, whose)),
         };
-        self.note_health(&target, routing.eject, &result);
+        self.note_health(&target, eject, &result);
         result
     }
 
-    fn note_health(
-        &self,
-        target: &Target,
-        eject: Option<crate::config::snapshot::Eject>,
-        result: &Result<Replied, NoReply>,
-    ) {
-        let provider = &target.provider.name;
-        match result {
-            Ok(replied) if !replied.head.status.is_server_error() => {}
-            Ok(_) => metrics::attempt(provider, "error"),
-            Err(NoReply::Late(_)) => metrics::attempt(provider, "timeout"),
-            Err(NoReply::Failed(_)) => metrics::attempt(provider, "unreachable"),
-            Err(NoReply::Unsendable) => return,
-        }
+    fn note_health(&self, target: &Target, eject: Option<Eject>, result: &Result<Replied, NoReply>) {
         let Some(eject) = eject else { return };
-        let now = Instant::now().into_std();
-        let health = self.upstream.healths.of(provider, now);
         let failed = match result {
             Ok(replied) => routing::counts_against_health(replied.head.status),
             Err(NoReply::Failed(error)) => error.kind != SendErrorKind::RequestBody,
-            Err(_) => true,
+            Err(NoReply::Late(_, Limit::Provider)) => true,
+            // Nothing of this is the provider's doing: a client must not take it out of rotation for others.
+            Err(NoReply::Late(_, Limit::Call) | NoReply::OutOfTime | NoReply::Unsendable) => return,
         };
+        let provider = &target.provider.name;
+        let now = Instant::now().into_std();
+        let health = self.upstream.healths.of(provider, now);
         if !failed {
             health.on_success();
         } else if health.on_failure(eject, now) {
@@ -251,11 +288,14 @@ impl Route {
         let call = &journey.quoted.planned.call;
         let streamed = headers::is_event_stream(&head.headers);
         let metered = status.is_success() && call.head.endpoint.cost() == Cost::Metered;
-        let watch = watch(&call.head.endpoint, metered, streamed);
+        let coding = coding(&head.headers);
+        let decoder = coding.and_then(|coding| Decoder::for_encoding(coding, DECODED_BYTES_MAX));
+        // What can't be decoded is not metered, and so charged at its bound.
+        let readable = metered && coding.is_some() == decoder.is_some();
         let watching = Watching {
-            filter: (filter && streamed && status.is_success()).then(UsageFilter::new),
-            decoder: decoder(&head.headers, &watch),
-            watch,
+            filter: (filter && streamed && status.is_success() && coding.is_none()).then(UsageFilter::new),
+            decoder: decoder.filter(|_| readable),
+            watch: watch(&call.head.endpoint, readable, streamed),
             dialect: call.head.endpoint.dialect(),
             outcome: if is_error(status) { Outcome::UpstreamError } else { Outcome::Ok },
             ends_by_close: ends_by_close(&head),
@@ -280,7 +320,8 @@ impl Route {
 
     /// A WebSocket: one attempt, and nothing of the client's passes before the upstream has agreed.
     async fn open_tunnel(&self, admitted: Admitted) -> Answer {
-        let Admitted { quoted, mut record, .. } = admitted;
+        let Admitted { quoted, mut record, reservation, .. } = admitted;
+        record.attempt().reservation = reservation;
         let target = quoted.planned.plan.targets[0].clone();
         let mut call = quoted.planned.call;
         let travel = Travel { plain_reply: false, keep_coding: true, upgrade: true };
@@ -338,7 +379,7 @@ struct Outgoing {
 // === impl Journey ===
 
 impl Journey {
-    fn begin(admitted: Admitted) -> Journey {
+    fn begin(admitted: Admitted, left: Option<CancellationToken>) -> Journey {
         let Admitted { mut quoted, record, clamped, waited, .. } = admitted;
         let call = &mut quoted.planned.call;
         let stream = match std::mem::replace(&mut call.payload, Payload::Nothing) {
@@ -362,6 +403,7 @@ impl Journey {
             attempts_max: if stream.is_some() { 1 } else { routing.attempts.min(asked).max(1) },
             deadline: call.head.received + routing.total_timeout.min(own_limit),
             stream,
+            left,
             clamped,
             others_time,
             record,
@@ -385,9 +427,17 @@ impl Journey {
         self.ceiling().map(|ceiling| ceiling.cost).unwrap_or_default()
     }
 
-    fn first_byte_limit(&self) -> Duration {
+    fn move_to(&mut self, position: usize) {
+        self.position = position;
+        self.tries_here = 0;
+    }
+
+    /// How long the attempt may take until its reply's head. An upload takes the time that the client takes.
+    fn first_byte_limit(&self) -> (Duration, Limit) {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        self.call().snapshot.routing.first_byte_timeout.min(left)
+        let limit = self.call().snapshot.routing.first_byte_timeout;
+        let uploads = self.stream.as_ref().is_some_and(|body| !body.is_end_stream());
+        if uploads || left < limit { (left, Limit::Call) } else { (limit, Limit::Provider) }
     }
 
     /// The cap to set at this target: what the money allows, or where nobody else has set one.
@@ -407,11 +457,13 @@ impl Journey {
             return Outgoing { body: client::empty(), travel, filter: false, sent: None };
         };
         let mut edits = self.quoted.planned.edits.clone();
-        if document.facts.model.as_deref() != Some(&*target.model) {
+        // A call that names no model goes to the default provider as it is.
+        if !target.model.is_empty() && document.facts.model.as_deref() != Some(&*target.model) {
             edit::set_model(&mut edits, &document.scan, &target.model);
         }
         if let Some(cap) = self.cap() {
-            edit::set_output_cap(&mut edits, &document.scan, &document.facts, cap.0, target.provider.cap_field);
+            let field = cap_field(&call.head.endpoint, target);
+            edit::set_output_cap(&mut edits, &document.scan, &document.facts, cap.0, field);
         }
         let filter = self.asks_for_usage(&call.head.endpoint);
         if filter {
@@ -445,12 +497,12 @@ impl Journey {
         let metered = self.call().head.endpoint.cost() == Cost::Metered;
         let (hidden_output, tier) = match &self.call().payload {
             Payload::Json(document) => (
-                document.facts.reasoning || reasons_unseen(&target.model),
+                document.facts.reasoning || document.facts.background || reasons_unseen(&target.model),
                 document.facts.service_tier.as_deref().map(Into::into),
             ),
             _ => (false, None),
         };
-        let attempts = self.attempts;
+        let (attempts, at) = (self.attempts, self.quoted.at);
         let facts = self.record.facts();
         facts.attempts = attempts;
         facts.provider = target.provider.name.clone();
@@ -458,6 +510,7 @@ impl Journey {
         let attempt = self.record.attempt();
         attempt.price = target.price.clone();
         attempt.tier = tier;
+        attempt.at = at;
         attempt.sent = sent;
         attempt.hidden_output = hidden_output;
         attempt.charge = if metered { Charge::Bound } else { Charge::Nothing };
@@ -466,7 +519,11 @@ impl Journey {
     fn error(&self, no_reply: &NoReply) -> GatewayError {
         match no_reply {
             NoReply::Failed(error) => unreachable(self.target(), error),
-            NoReply::Late(waited) => GatewayError::UpstreamTimeout { target: named(self.target()), waited: *waited },
+            NoReply::Late(waited, _) => GatewayError::UpstreamTimeout { target: named(self.target()), waited: *waited },
+            NoReply::OutOfTime => {
+                let waited = self.deadline.saturating_duration_since(self.record.received());
+                GatewayError::UpstreamTimeout { target: named(self.target()), waited }
+            }
             NoReply::Unsendable => unsendable(),
         }
     }
@@ -518,18 +575,27 @@ impl NoReply {
     fn went(&self) -> Went {
         match self {
             NoReply::Failed(error) if error.kind == SendErrorKind::RequestBody => Went::ClientGone,
-            NoReply::Unsendable => Went::ClientGone,
+            NoReply::OutOfTime | NoReply::Unsendable => Went::ClientGone,
             // A pooled connection that the server closed just then: tried once more, as every HTTP client does (RFC 9112 §9.3.1).
             NoReply::Failed(error) if error.surely_not_processed() || error.is_stale() => Went::NotProcessed,
-            NoReply::Failed(_) | NoReply::Late(_) => Went::Unknown,
+            NoReply::Failed(_) | NoReply::Late(..) => Went::Unknown,
         }
     }
 
     fn charge(&self) -> Charge {
         match self {
             NoReply::Failed(error) if error.surely_not_processed() => Charge::Nothing,
-            NoReply::Unsendable => Charge::Nothing,
-            NoReply::Failed(_) | NoReply::Late(_) => Charge::Bound,
+            NoReply::OutOfTime | NoReply::Unsendable => Charge::Nothing,
+            NoReply::Failed(_) | NoReply::Late(..) => Charge::Bound,
+        }
+    }
+
+    /// The attempt's result as a metric label; `None` where none was made.
+    fn result(&self) -> Option<&'static str> {
+        match self {
+            NoReply::Failed(_) => Some("unreachable"),
+            NoReply::Late(..) => Some("timeout"),
+            NoReply::OutOfTime | NoReply::Unsendable => None,
         }
     }
 }
@@ -550,29 +616,41 @@ fn is_error(status: StatusCode) -> bool {
     status.is_client_error() || status.is_server_error()
 }
 
-fn watch(endpoint: &Endpoint, metered: bool, streamed: bool) -> Watch {
-    match (metered, streamed) {
+fn watch(endpoint: &Endpoint, readable: bool, streamed: bool) -> Watch {
+    match (readable, streamed) {
         (false, _) => Watch::Nothing,
         (true, true) => Watch::Events(Box::new(StreamWatch::new(endpoint))),
         (true, false) => Watch::Document(Box::new(ReplyWatch::new(endpoint))),
     }
 }
 
-/// Decodes a copy of a compressed reply, where it is read at all.
-fn decoder(headers: &HeaderMap, watch: &Watch) -> Option<Decoder> {
-    if matches!(watch, Watch::Nothing) {
-        return None;
-    }
-    Decoder::for_encoding(headers.get(header::CONTENT_ENCODING)?.to_str().ok()?, DECODED_BYTES_MAX)
+/// The reply's content coding, where it has one.
+fn coding(headers: &HeaderMap) -> Option<&str> {
+    let coding = headers.get(header::CONTENT_ENCODING)?.to_str().unwrap_or("?").trim();
+    (!coding.is_empty() && !coding.eq_ignore_ascii_case("identity")).then_some(coding)
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     routing::retry_after(headers.get(header::RETRY_AFTER)?.to_str().ok()?, SystemTime::now())
 }
 
-/// Families whose reasoning is charged as output but not sent: OpenAI's o-series and GPT-5.
+/// The field in which an endpoint takes an output cap; of chat completions servers know one name or the other.
+fn cap_field(endpoint: &Endpoint, target: &Target) -> &'static str {
+    match endpoint {
+        Endpoint::ChatCompletions => target.provider.cap_field,
+        Endpoint::Responses => "max_output_tokens",
+        _ => "max_tokens",
+    }
+}
+
+/// Families whose reasoning is charged as output but not sent, or not whole.
 fn reasons_unseen(model: &str) -> bool {
-    ["o1", "o3", "o4", "gpt-5"].iter().any(|family| model.starts_with(family))
+    const FAMILIES: [&str; 11] =
+        ["o1", "o3", "o4", "o5", "codex", "gpt-5", "gpt-6", "gemini-2.5", "gemini-3", "grok-3-mini", "grok-4"];
+    // Routers put a vendor before the name, fine-tuning a mark.
+    let name = model.rsplit_once('/').map_or(model, |(_, name)| name);
+    let name = name.strip_prefix("ft:").unwrap_or(name);
+    FAMILIES.iter().any(|family| name.starts_with(family))
 }
 
 fn named(target: &Target) -> String {
@@ -594,20 +672,10 @@ fn unreachable(target: &Target, error: &SendError) -> GatewayError {
         SendErrorKind::RequestBody => return GatewayError::RequestTimeout("the client stopped sending it"),
     };
     // Addresses and certificates are for the operator's log, not for the client.
-    tracing::warn!(target = %named(target), error = %error, "an upstream attempt failed: {reason}");
+    tracing::warn!(target.name = %named(target), error = %error, "an upstream attempt failed: {reason}");
     GatewayError::UpstreamUnreachable { target: named(target), reason }
 }
 
 fn unsendable() -> GatewayError {
     GatewayError::invalid("the path cannot be sent to the provider", None)
-}
-
-fn refused_again(refused: &Refused, bound: NanoUsd) -> GatewayError {
-    match refused {
-        Refused::StoreUnavailable { retry_after } => GatewayError::StoreUnavailable { retry_after: *retry_after },
-        Refused::TooManyAccounts => GatewayError::Overloaded,
-        Refused::Exhausted { budget, .. } => {
-            GatewayError::BudgetExhausted { budget: budget.to_string(), bound, retry_after: None }
-        }
-    }
 }

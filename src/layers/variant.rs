@@ -22,6 +22,8 @@ use crate::{
     },
 };
 
+/// Parameters that say how a model draws its tokens, and nothing about their number or price.
+const SAMPLING: [&str; 6] = ["temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed"];
 /// See the module.
 #[derive(Debug)]
 pub struct ChooseVariant;
@@ -48,8 +50,8 @@ impl Step for ChooseVariant {
 }
 
 fn planned(mut call: Call, plan: Plan) -> Result<Planned, GatewayError> {
-    set_parameters(&mut call, &plan)?;
-    Ok(Planned { call, plan, edits: Edits::new() })
+    let edits = set_parameters(&mut call, &plan)?;
+    Ok(Planned { call, plan, edits })
 }
 
 fn may_downgrade(snapshot: &Snapshot) -> bool {
@@ -122,7 +124,7 @@ fn direct_plan(call: &Call, named: &str) -> Result<Plan, GatewayError> {
     if !call.caller.models.allows(named, Some(&resolved)) {
         return Err(GatewayError::ModelNotAllowed(named.to_owned()));
     }
-    Ok(Plan::direct(Arc::from(named), found.label.clone(), target.clone()))
+    Ok(Plan::direct(Arc::from(resolved), found.label.clone(), target.clone()))
 }
 
 fn alias_plan(call: &Call, model: &Model, named: &str, pinned: Option<&str>) -> Result<Plan, GatewayError> {
@@ -150,7 +152,16 @@ fn alias_plan(call: &Call, model: &Model, named: &str, pinned: Option<&str>) -> 
         plan.targets.insert(0, found.target.clone());
     }
     plan.prompt = prompt.or(plan.prompt);
+    if call.own_credential.is_some() {
+        keep_to_one_provider(&mut plan.targets);
+    }
     Ok(plan)
+}
+
+/// The client's own key is one provider's: no other one may see it.
+fn keep_to_one_provider(targets: &mut Vec<Target>) {
+    let Some(provider) = targets.first().map(|target| target.provider.name.clone()) else { return };
+    targets.retain(|target| target.provider.name == provider);
 }
 
 fn unit<'c>(call: &'c Call, unit: &Unit) -> &'c str {
@@ -185,12 +196,17 @@ fn targets(version: &ModelVersion, draw: u64) -> Vec<Target> {
 
 /// Sets parameters of version and variant: defaults where the client was silent, the variant's, and what is forced.
 ///
-/// A parameter may be a priced one (a cap, `n`), so the body is read again with them in it.
-fn set_parameters(call: &mut Call, plan: &Plan) -> Result<(), GatewayError> {
-    let (Payload::Json(document), Some(version)) = (&mut call.payload, &plan.version) else { return Ok(()) };
-    let edits = parameter_edits(document, version, plan);
-    if edits.is_empty() {
-        return Ok(());
+/// A parameter may be a priced one (a cap, `n`), so the body is read again with them in it. Where none of them can be, the
+/// edits are given back, to be made with all others.
+fn set_parameters(call: &mut Call, plan: &Plan) -> Result<Edits, GatewayError> {
+    let (Payload::Json(document), Some(version)) = (&mut call.payload, &plan.version) else { return Ok(Edits::new()) };
+    let parameters = parameters(document, version, plan);
+    let mut edits = Edits::new();
+    for (name, json) in &parameters {
+        edits.set_field(&document.scan, name, json.to_string());
+    }
+    if parameters.iter().all(|(name, json)| is_sampling(name, json)) {
+        return Ok(edits);
     }
     let bytes = edits.apply(&document.bytes);
     let wrong =
@@ -198,20 +214,22 @@ fn set_parameters(call: &mut Call, plan: &Plan) -> Result<(), GatewayError> {
     let scan = json::scan(&bytes).map_err(|error| wrong(error.to_string()))?;
     let facts = request::facts(&call.head.endpoint, &bytes, &scan).map_err(|error| wrong(error.message))?;
     *document = Document { bytes, coded: None, scan, facts };
-    Ok(())
+    Ok(Edits::new())
 }
 
-fn parameter_edits(document: &Document, version: &ModelVersion, plan: &Plan) -> Edits {
-    let mut edits = Edits::new();
+/// Whether a parameter is one that no price, limit or route depends on.
+fn is_sampling(name: &str, json: &str) -> bool {
+    SAMPLING.contains(&name) && !json.starts_with(['{', '['])
+}
+
+/// What to set, as name and JSON text.
+fn parameters<'p>(document: &Document, version: &'p ModelVersion, plan: &'p Plan) -> Vec<(&'p str, &'p str)> {
     let taken =
         |name: &str| document.scan.get(name).is_some() || plan.variant_parameters.iter().any(|(n, _)| **n == *name);
     let defaults = version.defaults.iter().filter(|(name, _)| !taken(name));
     let unforced = |name: &str| !version.forced.iter().any(|(forced, _)| **forced == *name);
     let overriding = plan.variant_parameters.iter().filter(|(name, _)| unforced(name)).chain(&version.forced);
-    for (name, json) in defaults.filter(|(name, _)| unforced(name)).chain(overriding) {
-        edits.set_field(&document.scan, name, json.to_string());
-    }
-    edits
+    defaults.filter(|(name, _)| unforced(name)).chain(overriding).map(|(name, json)| (&**name, &**json)).collect()
 }
 
 #[cfg(test)]

@@ -76,6 +76,8 @@ pub struct Template {
     environment: Environment<'static>,
     /// What the parts use, by name.
     used: BTreeMap<String, Expected>,
+    /// What a call gets that gives no variable of its own, where each has a default.
+    by_default: Option<Rendered>,
 }
 
 /// The text of each part that the template has: raw, to be written as JSON strings by the caller.
@@ -191,8 +193,13 @@ impl Template {
     /// When a part has a syntax error, a tag, filter or test that is not available, or is too long; when a default has the
     /// wrong type.
     pub fn compile(version: Arc<str>, source: TemplateSource) -> Result<Template, PromptError> {
-        let mut template =
-            Template { version, parts: [const { None }; PARTS], environment: sandbox(), used: BTreeMap::new() };
+        let mut template = Template {
+            version,
+            parts: [const { None }; PARTS],
+            environment: sandbox(),
+            used: BTreeMap::new(),
+            by_default: None,
+        };
         let declared = declared(source.variables)?;
         let sources = [source.system, source.developer, source.before_user, source.after_user];
         for (index, source) in sources.into_iter().enumerate() {
@@ -201,6 +208,7 @@ impl Template {
             }
         }
         template.rehearse()?;
+        template.by_default = template.render(&Map::new()).ok();
         Ok(template)
     }
 
@@ -226,6 +234,11 @@ impl Template {
     /// # Errors
     /// When a variable is missing or of the wrong type, or the result too large.
     pub fn render(&self, variables: &Map<String, Value>) -> Result<Rendered, PromptError> {
+        if let Some(rendered) = &self.by_default
+            && !self.used.keys().any(|name| variables.contains_key(name))
+        {
+            return Ok(rendered.clone());
+        }
         let context = self.context(variables)?;
         let mut texts = [const { None }; PARTS];
         for (index, part) in self.parts.iter().enumerate() {

@@ -20,7 +20,7 @@ pub struct Scope {
     pub team: Option<Match>,
     /// The user within the key's tenant (its team, or else the key itself).
     pub user: Option<Match>,
-    /// The model as the client named it.
+    /// The model: an alias, or `provider/model`.
     pub model: Option<Match>,
     /// Tags, of the key or of the call.
     pub tags: Vec<(Box<str>, Match)>,
@@ -35,7 +35,7 @@ pub struct Facts<'a> {
     pub team: Option<&'a str>,
     /// The user; the key's name when the call names none.
     pub user: &'a str,
-    /// The model as the client named it.
+    /// The model: an alias, or `provider/model`, however the client wrote it.
     pub model: &'a str,
     /// Tags of key and call; the key's come first and win.
     pub tags: &'a [(Arc<str>, Arc<str>)],

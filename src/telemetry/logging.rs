@@ -162,6 +162,7 @@ impl CallLog {
         };
         if serde_json::to_writer(&mut self.lines, &line).is_ok() {
             self.lines.push(b'\n');
+            self.count += 1;
         }
     }
 

@@ -150,6 +150,12 @@ impl SendError {
         SendError { kind, source: source.into() }
     }
 
+    /// A reply that switches protocols though nobody asked for it: what follows it is no HTTP.
+    #[must_use]
+    pub fn switched() -> SendError {
+        SendError::new(SendErrorKind::Protocol, "the reply switches protocols, which was not asked for")
+    }
+
     /// Whether it is certain that the provider did not process the request, so that even a `POST` may be sent again.
     #[must_use]
     pub fn surely_not_processed(&self) -> bool {
@@ -272,7 +278,14 @@ impl Client {
         if !same_origin(request.uri(), &provider.base_url) {
             return Err(SendError::new(SendErrorKind::Unsent, "request leads to another origin than the provider's"));
         }
-        let pools = self.pools_of(provider).map_err(|error| SendError::new(SendErrorKind::Tls, error))?;
+        let of_ca;
+        let pools = match &provider.ca {
+            None => &self.0.public,
+            Some(ca) => {
+                of_ca = self.pools_of(ca).map_err(|error| SendError::new(SendErrorKind::Tls, error))?;
+                &of_ca
+            }
+        };
         request.headers_mut().remove(header::HOST);
         *request.version_mut() = Version::HTTP_11;
         let connection = capture_connection(&mut request);
@@ -289,10 +302,7 @@ impl Client {
         Ok(response)
     }
 
-    fn pools_of(&self, provider: &Provider) -> Result<Pools, ClientError> {
-        let Some(ca) = &provider.ca else {
-            return Ok(self.0.public.clone());
-        };
+    fn pools_of(&self, ca: &Path) -> Result<Pools, ClientError> {
         let known = self.0.by_ca.read().unwrap_or_else(PoisonError::into_inner).get(ca).map(|(_, pools)| pools.clone());
         known.map_or_else(|| self.load_ca(ca), Ok)
     }

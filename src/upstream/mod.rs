@@ -67,7 +67,8 @@ impl Upstream {
             .await
             .map_err(|error: BodyError| SendError::new(SendErrorKind::RequestBody, error))?
             .to_bytes();
-        let (head, body) = simulated::respond(settings, count, &head, body).await.into_parts();
+        // Boxed, since the future of every real exchange would have to hold the room for it.
+        let (head, body) = Box::pin(simulated::respond(settings, count, &head, body)).await.into_parts();
         Ok((head, Source::Local(body.map_err(io::Error::other).boxed_unsync())))
     }
 }

@@ -8,7 +8,13 @@ use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{body::ReplyBody, call::Reply, record::Outcome, recorder::OpenRecord, wire::headers};
+use crate::{
+    body::{InFlightCount, ReplyBody},
+    call::Reply,
+    record::Outcome,
+    recorder::OpenRecord,
+    wire::headers,
+};
 
 /// Time for the client's connection to switch once the 101 is on its way.
 const SWITCH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,6 +26,8 @@ pub struct Tunnels {
     pub tasks: TaskTracker,
     /// Cancelled when it is over for good.
     pub over: CancellationToken,
+    /// Calls in flight: a tunnel is one until it ends.
+    pub in_flight: InFlightCount,
 }
 
 impl Tunnels {
@@ -29,11 +37,14 @@ impl Tunnels {
         let upstream = hyper::upgrade::on(&mut reply);
         let protocol = reply.headers().get(header::UPGRADE).cloned();
         let over = self.over.clone();
+        // Counted on after the 101, whose own count ends with it; what is in already is not shed here.
+        let counted = self.in_flight.enter(usize::MAX);
         self.tasks.spawn(async move {
             tokio::select! {
                 () = over.cancelled() => record.close(Outcome::Cut),
                 outcome = join(client, upstream) => record.close(outcome),
             }
+            drop(counted);
         });
         let mut headers = std::mem::take(reply.headers_mut());
         headers::strip_response(&mut headers);

@@ -4,6 +4,8 @@
 //! all of its lines (hyper does so on HTTP/2 only, and for the first line), but it cannot take away headers that a
 //! message means something else without.
 
+use std::net::IpAddr;
+
 use http::{
     HeaderMap,
     header::{self, HeaderName, HeaderValue},
@@ -48,6 +50,9 @@ const CONTROL_PREFIXES: [&str; 6] =
 /// What a trailer section may add; everything else in it is dropped (RFC 9110 section 6.5.1).
 const TRAILERS: [&str; 5] = ["server-timing", "content-digest", "repr-digest", "etag", "x-request-id"];
 
+/// The client's own id of a request. It is forwarded; what the gateway logs is its own.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// The longest request id that is taken from a client, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
@@ -66,11 +71,14 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Takes out of a request all that the provider must not get: hop-by-hop headers, framing, credentials, claims about
-/// the client, and what controls gateways.
+/// the client, request ids that are none, and what controls gateways.
 pub fn strip_request(headers: &mut HeaderMap) {
     strip_hop_by_hop(headers);
     for name in CREDENTIALS.iter().chain(&NOT_FORWARDED) {
         headers.remove(name);
+    }
+    if headers.get(REQUEST_ID).is_some_and(|id| !is_request_id(id.as_bytes())) {
+        headers.remove(REQUEST_ID);
     }
     remove_control(headers);
 }
@@ -81,6 +89,15 @@ pub fn strip_response(headers: &mut HeaderMap) {
     strip_hop_by_hop(headers);
     headers.remove(header::ALT_SVC);
     remove_control(headers);
+}
+
+/// Marks credentials, so that no `Debug` shows them.
+pub fn hide_credentials(headers: &mut HeaderMap) {
+    for name in CREDENTIALS.iter().chain(&PROXY_AUTH) {
+        if let header::Entry::Occupied(mut entry) = headers.entry(name) {
+            entry.iter_mut().for_each(|value| value.set_sensitive(true));
+        }
+    }
 }
 
 /// Leaves in a trailer section what is allowed there, never framing or credentials.
@@ -111,11 +128,42 @@ pub fn underscored(headers: &HeaderMap) -> Option<&HeaderName> {
     headers.keys().find(|name| name.as_str().contains('_'))
 }
 
-/// Whether a request id of the client's may be used: it ends in logs and headers.
+/// Whether a request id of the client's may be used: it ends in the provider's logs.
 #[must_use]
 pub fn is_request_id(id: &[u8]) -> bool {
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
     (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.iter().all(allowed)
+}
+
+/// The host in `host:port`, without the brackets of an IPv6 address.
+#[must_use]
+pub fn host_name(authority: &str) -> &str {
+    let is_port = |(_, port): &(&str, &str)| port.bytes().all(|byte| byte.is_ascii_digit());
+    let host = match authority.rsplit_once(':').filter(is_port) {
+        // `::1` has no port, `[::1]:80` has.
+        Some((host, _)) if !host.contains(':') || host.ends_with(']') => host,
+        _ => authority,
+    };
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+/// Whether a request comes from a page of another site, or by a name that such a site may have pointed here (DNS rebinding):
+/// `host`, and `Origin` where there is one, must be an address or a name that nobody can register.
+#[must_use]
+pub fn is_from_elsewhere(host: Option<&str>, headers: &HeaderMap) -> bool {
+    let origin = headers.get(header::ORIGIN).map(|origin| {
+        let (_, host) = origin.to_str().ok()?.split_once("://")?;
+        Some(host)
+    });
+    !host.is_some_and(is_private) || origin.is_some_and(|host| !host.is_some_and(is_private))
+}
+
+/// An address, a name without a dot, or one below a domain that is not in the public DNS (RFC 6761, RFC 6762, ICANN's `.internal`).
+fn is_private(authority: &str) -> bool {
+    let name = host_name(authority);
+    let last = name.rsplit_once('.').map(|(_, last)| last.to_ascii_lowercase());
+    name.parse::<IpAddr>().is_ok()
+        || last.is_none_or(|last| matches!(last.as_str(), "localhost" | "local" | "internal" | "test"))
 }
 
 /// Whether the body is an event stream.
@@ -258,6 +306,15 @@ mod tests {
     }
 
     #[test]
+    fn credentials_are_not_shown() {
+        let mut map = headers(&[("authorization", "Bearer k1"), ("cookie", "k2"), ("api-key", "k3"), ("accept", "k4")]);
+        map.append("api-key", HeaderValue::from_static("k5"));
+        hide_credentials(&mut map);
+        let shown = format!("{map:?}");
+        assert!(["k1", "k2", "k3", "k5"].iter().all(|key| !shown.contains(key)) && shown.contains("k4"), "{shown}");
+    }
+
+    #[test]
     fn a_provider_cannot_speak_for_the_gateway() {
         let mut map = headers(&[
             ("x-tollgate-cost-usd", "0"),
@@ -300,6 +357,24 @@ mod tests {
         assert!(is_request_id(b"a-B_9") && is_request_id(&[b'x'; 64]));
         for id in [&b""[..], &[b'x'; 65], b"a b", b"a\nb", b"a.b", "é".as_bytes()] {
             assert!(!is_request_id(id), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn only_names_that_nobody_can_register_are_ours() {
+        for host in
+            ["127.0.0.1:8080", "[::1]:80", "::1", "localhost", "host.docker.internal:8080", "gateway", "10.0.0.1"]
+        {
+            assert!(!is_from_elsewhere(Some(host), &HeaderMap::new()), "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example:80", "127.0.0.1.evil.example"] {
+            assert!(is_from_elsewhere(Some(host), &HeaderMap::new()), "{host}");
+        }
+        assert!(is_from_elsewhere(None, &HeaderMap::new()));
+        for (origin, elsewhere) in
+            [("http://localhost:3000", false), ("http://[::1]", false), ("null", true), ("https://evil.example", true)]
+        {
+            assert_eq!(is_from_elsewhere(Some("localhost"), &headers(&[("origin", origin)])), elsewhere, "{origin}");
         }
     }
 

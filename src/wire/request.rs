@@ -12,6 +12,9 @@ use super::{
     openai,
 };
 
+/// Longest name of a model, in bytes: the longest in use, those of cloud resources, have about 200.
+const MODEL_BYTES_MAX: usize = 512;
+
 /// The facts of one request, read from its scan once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequestFacts {
@@ -31,6 +34,9 @@ pub struct RequestFacts {
     pub user: Option<String>,
     /// Images in the input; their tokens are not bounded by their bytes.
     pub images: u64,
+    /// Of the body's bytes: those of images that stand in it (`data:` URLs, base64 sources). They are no text, so `images` bounds
+    /// them. 0 where something looks like an image that is not counted as one.
+    pub image_bytes: u64,
     /// Whether audio is in the input: tokens are bounded by the bytes, but have a price of their own.
     pub audio_input: bool,
     /// Whether audio output is asked for.
@@ -131,6 +137,16 @@ impl<'a> Reader<'a> {
         json::text(self.body, span).map(Some).ok_or_else(|| RequestError::new(name, "a string"))
     }
 
+    /// The model's name. It is logged, so it cannot be endless or hold what a terminal would act on.
+    pub(super) fn model(self) -> Result<Option<String>, RequestError> {
+        let Some(name) = self.text("model")? else { return Ok(None) };
+        if name.len() > MODEL_BYTES_MAX || name.chars().any(char::is_control) {
+            let must = format!("a name of at most {MODEL_BYTES_MAX} bytes without control characters");
+            return Err(RequestError::new("model", &must));
+        }
+        Ok(Some(name.into_owned()))
+    }
+
     pub(super) fn boolean(self, name: &str) -> Result<Option<bool>, RequestError> {
         let Some(span) = self.value(name) else { return Ok(None) };
         json::boolean(self.body, span).map(Some).ok_or_else(|| RequestError::new(name, "true or false"))
@@ -188,6 +204,26 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// Images that stand in the body itself.
+#[derive(Debug, Default)]
+pub(super) struct Inline {
+    images: u64,
+    bytes: u64,
+}
+
+impl Inline {
+    /// Adds the string at `span`, quotes included.
+    pub(super) fn add(&mut self, span: Span) {
+        self.images += 1;
+        self.bytes += span.len() as u64;
+    }
+
+    /// Their bytes; 0 unless each of them is among the images that were `counted`, so that no byte goes without a bound.
+    pub(super) fn bytes(&self, counted: u64) -> u64 {
+        if self.images <= counted { self.bytes } else { 0 }
     }
 }
 
@@ -263,6 +299,9 @@ mod tests {
                 "stream_options",
             ),
             ("/v1/chat/completions", r#"{"model":5}"#, "model"),
+            ("/v1/chat/completions", r#"{"model":"a\nb"}"#, "model"),
+            ("/v1/messages", r#"{"model":"a\u009bb"}"#, "model"),
+            ("/v1/responses", &format!(r#"{{"model":"{}"}}"#, "m".repeat(513)), "model"),
             ("/v1/chat/completions", r#"{"Max_Tokens":5}"#, "Max_Tokens"),
             ("/v1/chat/completions", r#"{"max_to\u212Aens":5}"#, "max_to\u{212A}ens"),
             ("/v1/chat/completions", r#"{"tools":{}}"#, "tools"),
@@ -291,6 +330,35 @@ mod tests {
         assert_eq!(choices(r#"{"prompt":[1,2,3]}"#), 1);
         assert_eq!(choices(r#"{"prompt":[[1,2],[3]]}"#), 2);
         assert_eq!(choices(r#"{"prompt":[]}"#), 1);
+    }
+
+    #[test]
+    fn bytes_of_images_in_the_body_are_told_apart_from_text() {
+        let data = format!(r#""data:image\/png;base64,{}""#, "A".repeat(1000));
+        let bytes = data.len() as u64;
+        let part = |part: &str| format!(r#"{{"messages":[{{"role":"user","content":[{part}]}}]}}"#);
+        let chat_bytes = |content: &str| chat(&part(content)).image_bytes;
+        let image = format!(r#"{{"type":"image_url","image_url":{{"detail":"low","url":{data}}}}}"#);
+        assert_eq!(chat_bytes(&image), bytes);
+        assert_eq!(chat_bytes(&format!("{image},{image}")), 2 * bytes);
+        assert_eq!(chat_bytes(r#"{"type":"image_url","image_url":{"url":"https://example.org/data:image/png"}}"#), 0);
+        assert_eq!(chat_bytes(&format!(r#"{{"type":"text","text":{data}}}"#)), 0);
+        assert_eq!(chat_bytes(r#"{"type":"image_url","image_url":{"url":"data:text/plain,words"}}"#), 0);
+
+        let input = |item: &str| format!(r#"{{"input":[{{"role":"user","content":[{item}]}}]}}"#);
+        let image = format!(r#"{{"type":"input_image","image_url":{data}}}"#);
+        assert_eq!(responses(&input(&image)).image_bytes, bytes);
+        let no_image = format!(r#"{{"type":"input_text","text":"","image_url":{data}}},{{"type":"input_image"}}"#);
+        assert_eq!(responses(&input(&no_image)).image_bytes, bytes, "the one image bounds it");
+        let no_image = format!(r#"{{"type":"input_text","text":"","image_url":{data}}}"#);
+        assert_eq!(responses(&input(&no_image)).image_bytes, 0);
+
+        let source = |kind: &str, media: &str| {
+            part(&format!(r#"{{"type":"image","source":{{"type":"{kind}","media_type":"{media}","data":{data}}}}}"#))
+        };
+        assert_eq!(messages(&source("base64", "image/png")).image_bytes, bytes);
+        assert_eq!(messages(&source("text", "image/png")).image_bytes, 0);
+        assert_eq!(messages(&source("base64", "application/pdf")).image_bytes, 0);
     }
 
     #[test]

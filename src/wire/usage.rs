@@ -51,11 +51,11 @@ pub struct Usage {
 /// What a reply says of its usage: nothing, figures, or nonsense.
 pub type Reported = Option<Result<Usage, UsageError>>;
 
-/// Reads the figures of a raw `usage` object.
-#[derive(Clone, Copy)]
+/// Reads the figures of a raw `usage` object: walked once, since a dozen names are looked up in it.
 pub(super) struct Figures<'a> {
     json: &'a [u8],
-    object: Span,
+    /// Keys and values.
+    members: Vec<(Span, Span)>,
 }
 
 impl<'a> Figures<'a> {
@@ -63,32 +63,40 @@ impl<'a> Figures<'a> {
     pub(super) fn of(json: &'a [u8]) -> Option<Result<Figures<'a>, UsageError>> {
         let object = Span { start: 0, end: json.len() };
         match json.first() {
-            Some(b'{') => Some(Ok(Figures { json, object })),
+            Some(b'{') => Some(Ok(Figures::within(json, object))),
             None | Some(b'n') => None,
             Some(_) => Some(Err(UsageError::NotAnObject)),
         }
     }
 
+    fn within(json: &'a [u8], object: Span) -> Figures<'a> {
+        Figures { json, members: json::members(json, object).collect() }
+    }
+
+    fn field(&self, name: &str) -> Option<Span> {
+        self.members.iter().find(|(key, _)| json::key_is(self.json, *key, name)).map(|(_, value)| *value)
+    }
+
     /// A figure that is always a number where it is given.
-    pub(super) fn required(self, name: &'static str) -> Result<Option<u64>, UsageError> {
-        json::field(self.json, self.object, name).map(|span| self.figure(name, span)).transpose()
+    pub(super) fn required(&self, name: &'static str) -> Result<Option<u64>, UsageError> {
+        self.field(name).map(|span| self.figure(name, span)).transpose()
     }
 
     /// A figure for which providers also write `null`.
-    pub(super) fn optional(self, name: &'static str) -> Result<Option<u64>, UsageError> {
-        let span = json::field(self.json, self.object, name).filter(|span| !json::is_null(self.json, *span));
+    pub(super) fn optional(&self, name: &'static str) -> Result<Option<u64>, UsageError> {
+        let span = self.field(name).filter(|span| !json::is_null(self.json, *span));
         span.map(|span| self.figure(name, span)).transpose()
     }
 
     /// The figures of the first of `names` that is a nested object; those of nothing when none is.
-    pub(super) fn details(self, names: &[&str]) -> Figures<'a> {
+    pub(super) fn details(&self, names: &[&str]) -> Figures<'a> {
         let nothing = Span { start: 0, end: 0 };
-        let mut objects = names.iter().filter_map(|name| json::field(self.json, self.object, name));
+        let mut objects = names.iter().filter_map(|name| self.field(name));
         let object = objects.find(|span| self.json.get(span.start) == Some(&b'{')).unwrap_or(nothing);
-        Figures { json: self.json, object }
+        Figures::within(self.json, object)
     }
 
-    fn figure(self, name: &'static str, span: Span) -> Result<u64, UsageError> {
+    fn figure(&self, name: &'static str, span: Span) -> Result<u64, UsageError> {
         json::integer(self.json, span).filter(|tokens| *tokens <= TOKENS_MAX).ok_or(UsageError::Figure(name))
     }
 }

@@ -1,4 +1,4 @@
-"""Whether what is in deploy/ and the Dockerfile would work, as far as that shows without a container engine or a cluster.
+"""Whether what is shipped would work and may be shipped, as far as that shows without a container engine or a cluster.
 
 Run by `make lint-deploy`. A tool that is missing skips its tests and says so; promtool, hadolint and the schemas are installed.
 """
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import urllib.request
 
 import kubernetes_validate
@@ -143,6 +144,50 @@ def test_the_build_context_holds_all_that_cargo_asks_for(tmp_path):
         for included in re.findall(r'include_(?:str|bytes)!\("([^"]+)"\)', path.read_text()):
             target = (path.parent / included).resolve()
             assert target.exists() or "tests" in target.relative_to(tmp_path).parts, f"{path.name}: {included}"
+
+
+# === what is compiled in ===
+
+DENY = tomllib.loads((ROOT / "deny.toml").read_text())
+# The greatest number of crates on Linux; each one is somebody else's code beside provider keys.
+CRATES_MAX = 250
+
+
+def crates(*options):
+    """(name, version, licence) of each crate that is built."""
+    lines = succeeds("cargo", "tree", "--locked", "--prefix=none", "--format={p}|{l}", *options, cwd=ROOT).splitlines()
+    # `name v1.2.3 (where from)|MIT (*)`; lines without a bar are headings.
+    crates = [line.removesuffix(" (*)").split("|") for line in lines if "|" in line]
+    return {(*name.split()[:2], licence) for name, licence in crates}
+
+
+def allows(licence):
+    """Whether an SPDX expression is met by the allowed licences. Older crates write `/` for `OR`."""
+    words = re.findall(r"[()]|[^\s()]+(?: WITH [^\s()]+)?", licence.replace("/", " OR "))
+    meaning = {"AND": "and", "OR": "or", "(": "(", ")": ")"}
+    truth = " ".join(meaning.get(word, str(word in DENY["licenses"]["allow"])) for word in words)
+    return bool(truth) and eval(truth)  # of nothing but True, False, and, or and brackets
+
+
+def test_licences_are_read_as_spdx_means_them():
+    assert allows("MIT OR LGPL-2.1") and allows("MIT/GPL-3.0") and allows("(GPL-3.0 OR MIT) AND ISC")
+    assert not allows("MIT AND GPL-3.0") and not allows("") and not allows("Apache-2.0 WITH Something")
+
+
+def test_every_crate_has_a_licence_that_is_allowed_and_none_is_banned():
+    everywhere = crates("--all-features", "--target=all", "--edges=all")
+    assert not [crate for crate in everywhere if not allows(crate[2])]
+    banned = {ban["crate"] for ban in DENY["bans"]["deny"]}
+    assert not banned & {name for name, _, _ in everywhere}
+    assert len(crates("--edges=normal,build")) <= CRATES_MAX
+
+
+def test_every_crate_comes_from_crates_io_with_a_checksum():
+    packages = tomllib.loads((ROOT / "Cargo.lock").read_text())["package"]
+    (allowed,) = DENY["sources"]["allow-registry"]
+    for package in packages:
+        if package["name"] != "tollgate":
+            assert package["source"] == f"registry+{allowed}" and package["checksum"], package
 
 
 # === compose ===

@@ -8,7 +8,7 @@ use crate::support::{
     Gate, Gateway, KEY, Reply, Upstream, eventually,
     gateway::Setup,
     metrics::Metrics,
-    upstream::{DONE, chunk},
+    upstream::{DONE, chunk, openai},
 };
 
 fn with_alias(upstream: &Upstream, alias: &str) -> Setup {
@@ -25,6 +25,13 @@ fn hash(metrics: &Metrics) -> String {
     let live: Vec<_> = metrics.series("tollgate_config_info").filter(|sample| sample.value == 1.0).collect();
     assert_eq!(live.len(), 1, "exactly one configuration serves: {live:?}");
     live[0].label("hash").expect("a hash").to_owned()
+}
+
+/// The hash that is shown as serving, where it is exactly one.
+fn only_hash(metrics: &Metrics) -> Option<String> {
+    let mut live = metrics.series("tollgate_config_info").filter(|sample| sample.value == 1.0);
+    let only = live.next()?.label("hash")?.to_owned();
+    live.next().is_none().then_some(only)
 }
 
 fn check(setup: &Setup, text: &str) -> Output {
@@ -253,4 +260,83 @@ async fn secrets_are_not_in_what_the_check_says() {
     let output = check(&setup, &(setup.text() + "nonsense: 1\n"));
 
     assert!(!said(&output).contains(KEY), "{}", said(&output));
+}
+
+/// Ten ways to spoil a good file, each with the key that the refusal must name.
+fn spoilt(good: &Setup) -> Vec<(String, &'static str)> {
+    let text = good.text();
+    vec![
+        (text.clone() + "nonsense: 1\n", "nonsense"),
+        (text.clone() + "budgetts: []\n", "budgetts"),
+        (good.clone().top("routing", "{ attempts: many }").text(), "attempts"),
+        (good.clone().top("routing", "{ timeouts: { idle: soon } }").text(), "idle"),
+        (good.clone().model("broken", "target: nowhere/m").text(), "nowhere"),
+        (good.clone().experiment("e", "model: support, variants: { a: { weight: -1 } }").text(), "weight"),
+        (good.clone().experiment("e", "model: nowhere, variants: { a: { weight: 1 } }").text(), "model"),
+        (good.clone().budget("name: b, scope: { team: red }, limit: lots, per: month").text(), "limit"),
+        (good.clone().key("x", "", "").text(), "secret"),
+        (text[..text.len() - 20].to_owned(), ""),
+    ]
+}
+
+/// Where in the file a refusal says that the mistake is.
+fn place(line: &str) -> Option<(u32, u32)> {
+    let mut numbers = line.split_once("tollgate.yaml:")?.1.split(':').map(|number| number.trim().parse());
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_streams_outlive_a_hundred_replacements_and_each_bad_one_is_refused_by_its_place() {
+    const STREAMS: usize = 50;
+    let gate = Gate::closed();
+    let held = Reply::stream().data(chunk("first")).gate(&gate).data(chunk("last")).data(DONE);
+    let upstream = Upstream::answering(
+        move |request| if request.json()["stream"] == true { held.clone() } else { openai(request) },
+    )
+    .await;
+    let numbered =
+        |number: usize| with_alias(&upstream, "support").model(&format!("alias-{number}"), "target: upstream/m");
+    let gateway = numbered(0).run().await;
+    let calls: Vec<_> = (0..STREAMS).map(|_| gateway.hello_stream("support")).collect();
+    let mut streams = join_all(calls.iter().map(|call| call.open())).await;
+    for stream in &mut streams {
+        stream.read_events(1).await;
+    }
+
+    for (number, (bad, named)) in spoilt(&numbered(0)).into_iter().enumerate() {
+        let good = numbered(number + 1);
+        let before = gateway.metrics().await;
+        gateway.replace_config(&bad);
+        let refused = || gateway.metrics();
+        let after = eventually("a refusal is counted", Duration::from_secs(2), refused, |metrics| {
+            reloads(metrics, false) as usize > number
+        })
+        .await;
+        assert_eq!(hash(&after), hash(&before), "the last good one serves: {bad}");
+        gateway.hello(&format!("alias-{number}")).send().await.expect(200);
+        let reasons: Vec<_> = gateway.log_lines().into_iter().filter(|line| line["level"] == "ERROR").collect();
+        let reason = reasons.last().expect("a refusal is logged").to_string();
+        assert!(reason.contains(named) && place(&reason).is_some(), "no {named} or place in {reason}");
+
+        // Others come so fast that not every one of them is looked at.
+        for hurried in 0..8 {
+            gateway.replace_config(&numbered(1000 + hurried).text());
+        }
+        gateway.replace_config(&good.text());
+        let alias = format!("alias-{}", number + 1);
+        let served = || gateway.hello(&alias).send_owned();
+        eventually("a good file serves", Duration::from_secs(2), served, |response| response.status == 200).await;
+        gateway.hello(&format!("alias-{number}")).send().await.expect(404);
+        // The metric follows the swap, not the other way round.
+        let shown = |metrics: &Metrics| only_hash(metrics).is_some_and(|live| live != hash(&before));
+        eventually("the hash that serves is shown", Duration::from_secs(2), || gateway.metrics(), shown).await;
+    }
+
+    gate.open(STREAMS);
+    for stream in streams {
+        let response = stream.finish().await;
+        assert!(response.complete && response.text().ends_with(DONE), "{}", response.text());
+    }
+    let broken = gateway.metrics().await.value("tollgate_requests_total", &[("outcome", "cut")]);
+    assert_eq!(broken, 0.0);
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use futures_util::{StreamExt as _, stream};
 use serde_json::json;
 
-use crate::support::{Gateway, KEY, Reply, Upstream, gateway::Setup};
+use std::time::Duration;
+
+use crate::support::{Call, Gateway, KEY, Reply, Upstream, eventually, gateway::Setup, metrics::Metrics};
 
 const USERS: usize = 400;
 
@@ -170,4 +172,44 @@ async fn a_fallback_keeps_the_assigned_variant() {
     assert_eq!(spare.next_request().await.json()["temperature"], json!(0.5));
     let record = gateway.next_record().await;
     assert_eq!((record.text("variant"), record.text("provider")), ("only", "spare"));
+}
+
+/// The variants of two thousand users, asked on a few connections.
+async fn two_thousand(gateway: &Gateway) -> BTreeMap<String, String> {
+    const CONNECTIONS: usize = 8;
+    let users: Vec<String> = (0..2000).map(|number| format!("person-{number}")).collect();
+    let ask = users.chunks(users.len() / CONNECTIONS).map(|users| async move {
+        let calls: Vec<Call> = users.iter().map(|user| gateway.hello("support").user(user)).collect();
+        let responses = Call::send_all(gateway.listen, &calls).await;
+        let variants =
+            responses.iter().map(|response| response.header("x-tollgate-variant").expect("a variant").to_owned());
+        users.iter().cloned().zip(variants).collect::<Vec<_>>()
+    });
+    futures_util::future::join_all(ask).await.into_iter().flatten().collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_that_raises_a_weight_moves_only_who_it_must_while_calls_go_on() {
+    let upstream = Upstream::run().await;
+    let gateway = split(&upstream, 90, 10).run().await;
+    let before = two_thousand(&gateway).await;
+    let loaded = |metrics: &Metrics| metrics.value("tollgate_config_reloads_total", &[("result", "ok")]);
+
+    gateway.replace_config(&split(&upstream, 80, 20).text());
+    eventually("the weights are live", Duration::from_secs(2), || gateway.metrics(), |metrics| loaded(metrics) == 1.0)
+        .await;
+    let after = two_thousand(&gateway).await;
+    gateway.replace_config(&split(&upstream, 90, 10).text());
+    eventually("the weights are back", Duration::from_secs(2), || gateway.metrics(), |metrics| loaded(metrics) == 2.0)
+        .await;
+    let again = two_thousand(&gateway).await;
+
+    let warm =
+        |variants: &BTreeMap<String, String>| variants.values().filter(|variant| *variant == "tone=warm").count();
+    let moved = |from: &str| before.iter().filter(|(user, variant)| *variant == from && after[*user] != from).count();
+    // Of 2,000, four standard deviations are 54 users at 10 % and 72 at 20 %.
+    assert!(warm(&before).abs_diff(200) < 54, "{} of 2000 are warm", warm(&before));
+    assert!(warm(&after).abs_diff(400) < 72, "{} of 2000 are warm", warm(&after));
+    assert_eq!((moved("tone=warm"), moved("tone=control")), (0, warm(&after) - warm(&before)));
+    assert_eq!(again, before, "the same weights deal the same cards");
 }

@@ -664,6 +664,119 @@ async fn connections_to_the_upstream_are_used_again() {
     assert!(upstream.connection_count() <= 2, "{} connections for 20 calls in turn", upstream.connection_count());
 }
 
+// === 19, 20, 30: codings, loops, ids ===
+
+#[tokio::test]
+async fn rule_19_a_coded_request_passes_as_it_came_or_is_edited_in_the_clear() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::before(&upstream).model("support", "target: upstream/m").run().await;
+    let gzip = |text: &str| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut encoder, text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+
+    for (model, edited) in [("m", false), ("support", true)] {
+        let coded = gzip(&format!(r#"{{"messages":[], "model" : "{model}"}}"#));
+        let call = gateway.post("/v1/chat/completions").key(KEY).header("content-encoding", "gzip");
+        call.body("application/json", coded.clone()).send().await.expect(200);
+
+        let heard = upstream.next_request().await;
+        let plain = br#"{"messages":[], "model" : "m"}"#.to_vec();
+        assert_eq!(heard.header("content-encoding"), (!edited).then_some("gzip"));
+        assert_eq!(heard.body, if edited { plain } else { coded });
+    }
+}
+
+#[tokio::test]
+async fn rule_20_only_codings_that_can_be_metered_are_asked_for() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::transparent(&upstream).run().await;
+
+    for (offered, asked) in [
+        (None, "identity"),
+        (Some("br"), "br"),
+        (Some("gzip, deflate, br, zstd"), "gzip, deflate, br"),
+        (Some("zstd"), "identity"),
+        (Some("*"), "identity"),
+        (Some("br;q=0.5, gzip;q=1.0"), "br;q=0.5, gzip;q=1.0"),
+    ] {
+        let call = gateway.hello("gpt-4o-mini");
+        let call = offered.map_or(call.clone(), |offered| call.header("accept-encoding", offered));
+        call.send().await.expect(200);
+        assert_eq!(upstream.next_request().await.headers.all("accept-encoding"), [asked], "{offered:?}");
+    }
+}
+
+#[tokio::test]
+async fn rule_20_a_coded_reply_passes_as_it_came_and_is_metered() {
+    let (plain, events) = (include_bytes!("../data/coded/chat.json.br"), include_bytes!("../data/coded/chat.sse.br"));
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::transparent(&upstream).run().await;
+    let asking = json!({"model": "gpt-4o-mini", "stream": true, "stream_options": {"include_usage": true}, "messages": [{"role": "user", "content": "hi"}]});
+    let coded = |reply: Reply| reply.header("content-encoding", "br").header("vary", "accept-encoding, origin");
+
+    upstream.script(coded(Reply::bytes(200, "application/json", *plain)));
+    upstream.script(coded(Reply::stream().data(&events[..50]).data(&events[50..])));
+    for (call, bytes) in [(gateway.hello("gpt-4o-mini"), &plain[..]), (gateway.chat(&asking), &events[..])] {
+        let response = call.header("accept-encoding", "br").send().await.expect(200);
+
+        assert_eq!(response.body, bytes);
+        assert_eq!(response.header("content-encoding"), Some("br"));
+        assert_eq!(response.header("vary"), Some("accept-encoding, origin"));
+        let record = gateway.next_record().await;
+        assert_eq!((record.number("prompt_tokens"), record.number("completion_tokens")), (11, 3));
+        assert_eq!(record.text("usage_source"), "provider");
+    }
+}
+
+/// A gateway at `listen` whose only provider is at `next`, both `http://ADDRESS`.
+async fn link(listen: &str, next: &str) -> Gateway {
+    let server = format!(r#"{{ listen: "{}", admin: "127.0.0.1:0" }}"#, listen.trim_start_matches("http://"));
+    let provider = format!(r#"kind: openai, base_url: "{next}/v1", api_key: {KEY}"#);
+    let setup = Gateway::bare().top("server", &server).top("default_provider", "next").provider("next", &provider);
+    setup.key("dev", KEY, "").run().await
+}
+
+#[tokio::test]
+async fn rule_30_a_call_that_comes_round_is_refused_the_first_time() {
+    let (one, two) = (closed_port().await, closed_port().await);
+    let itself = link(&one, &one).await;
+    assert_eq!(itself.hello("m").send().await.expect(508).error_code(), "loop_detected");
+    assert_eq!(itself.wait_for_records(2).await.len(), 2, "the call and its refused return");
+    drop(itself);
+
+    let (first, second) = (link(&one, &two).await, link(&two, &one).await);
+    assert_eq!(first.hello("m").send().await.expect(508).error_code(), "loop_detected");
+    assert_eq!((first.wait_for_records(2).await.len(), second.wait_for_records(1).await.len()), (2, 1));
+    let mut client = RawClient::connect(first.listen).await;
+    client.send(post(&format!("via: 1.1 a, 2 b, 1.0 tollgate-00000000\r\n{}", length(BODY)), BODY)).await;
+    client.response().await.unwrap().expect(508);
+}
+
+#[tokio::test]
+async fn rule_30_via_and_the_ids_of_calls_are_the_gateways_own() {
+    let upstream = Upstream::answering(|request| openai(request).header("x-request-id", "req_provider")).await;
+    let gateway = Gateway::transparent(&upstream).run().await;
+    let mut seen = std::collections::HashSet::new();
+
+    for id in ["call-1", "a_b-C9", "has space", "a;b", "{\"a\":1}", &"x".repeat(65), &"x".repeat(64)] {
+        let call = gateway.hello("gpt-4o-mini").header("x-request-id", id).header("x-tollgate-call", "mine");
+        let response = call.header("via", "1.1 before").send().await.expect(200);
+
+        let own = response.header("x-tollgate-call").expect("an id").to_owned();
+        assert!(own != "mine" && seen.insert(own), "ids are new and not the client's");
+        assert_eq!(response.headers.all("x-request-id"), ["req_provider"]);
+        let heard = upstream.next_request().await;
+        let proper =
+            (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+        assert_eq!(heard.header("x-request-id"), proper.then_some(id));
+        assert_eq!(heard.header("x-tollgate-call"), None);
+        let via = heard.headers.all("via").join(", ");
+        assert!(via.starts_with("1.1 before, ") && via.contains("tollgate"), "{via}");
+    }
+}
+
 // === 31, 32, 33: streams, errors, hostile upstreams ===
 
 #[tokio::test]

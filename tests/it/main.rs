@@ -5,13 +5,17 @@
 
 mod auth;
 mod budgets;
+mod charges;
 mod cli;
 mod config;
 mod costs;
+mod docs;
 mod drain;
 mod experiments;
+mod faults;
 mod fixtures;
 mod fleet;
+mod hostile;
 mod http;
 mod limits;
 mod metrics;
@@ -19,6 +23,8 @@ mod prompts;
 mod ranks;
 mod realtime;
 mod routing;
+mod secrets;
 mod streams;
 mod support;
+mod tls;
 mod transparency;

@@ -210,3 +210,42 @@ async fn the_injected_prompt_is_in_no_log() {
         assert!(!metrics.contains(hidden), "{hidden} is in the metrics");
     }
 }
+
+#[tokio::test]
+async fn a_template_that_reaches_outside_does_not_start_or_says_nothing() {
+    let upstream = Upstream::run().await;
+    let with = |template: &str| {
+        let model = "target: upstream/m, prompt: p";
+        let setup = Gateway::before(&upstream).model("support", model).env("CANARY", "CANARY-environment");
+        setup.prompt("p", &format!("system: {}", json!(template)))
+    };
+
+    for template in ["{% include '/etc/passwd' %}", "{% import 'tollgate.yaml' as x %}", "{% extends '../x' %}"] {
+        let setup = with(template);
+        std::fs::write(setup.config_path(), setup.text()).unwrap();
+        let output = setup.command(&["check", "tollgate.yaml"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{template} passed: {}", String::from_utf8_lossy(&output.stdout));
+    }
+    // Nothing is there under these names, so they are variables that every call would have to give.
+    for template in [
+        "{{ env('CANARY') }}",
+        "{{ open('/etc/passwd') }}",
+        "{{ self.x }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}",
+    ] {
+        let setup = with(template);
+        std::fs::write(setup.config_path(), setup.text()).unwrap();
+        if setup.command(&["check", "tollgate.yaml"]).output().unwrap().status.code() == Some(2) {
+            continue;
+        }
+        let gateway = setup.run().await;
+        let given = json!({"env": "x", "open": "x", "self": {"x": 1}, "range": "x"}).to_string();
+        for call in [gateway.hello("support"), gateway.hello("support").header("x-tollgate-vars", &given)] {
+            let response = call.send().await;
+            assert!(!response.text().contains("CANARY-environment"), "{}", response.text());
+            assert!(response.status == 400 || template.contains("self.x"), "{template}: {}", response.text());
+        }
+    }
+    assert!(upstream.requests().iter().all(|heard| heard.json()["messages"][0]["content"] == "1"));
+}

@@ -9,7 +9,6 @@ mod traffic;
 mod workspace;
 
 use std::{
-    future::Future,
     io::{self, IsTerminal, Write},
     net::SocketAddr,
     path::Path,
@@ -84,13 +83,12 @@ async fn start(workspace: &Workspace) -> anyhow::Result<Running> {
     Running::start(config::load(Some(workspace.configuration()))?).await
 }
 
-fn live_traffic(backend: Backend, client: Arc<Client>) -> impl Future<Output = ()> {
-    async move {
-        if backend == Backend::Simulated {
-            traffic::run(client).await;
-        }
-        std::future::pending().await
+/// Sends pretend users' calls, unless they would cost money. Never ends.
+async fn live_traffic(backend: Backend, client: Arc<Client>) {
+    if backend == Backend::Simulated {
+        traffic::run(client).await;
     }
+    std::future::pending().await
 }
 
 /// Shows on a terminal how calls and money move; in a pipe nothing, for ever.

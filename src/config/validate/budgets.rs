@@ -137,9 +137,10 @@ impl Check<'_, '_, '_> {
         let team = self.dimension(&at.key("team"), typed.team.as_deref());
         self.known_here(&at.key("key"), "key", key.as_ref(), &keys);
         self.known_here(&at.key("team"), "team", team.as_ref(), &teams);
-        let model = self.dimension(&at.key("model"), typed.model.as_deref());
-        if let Some(Match::Is(model)) = &model {
+        let mut model = self.dimension(&at.key("model"), typed.model.as_deref());
+        if let Some(Match::Is(model)) = &mut model {
             self.model_name(&at.key("model"), model, file);
+            *model = full_model_name(model, file);
         }
         let mut tags = Vec::with_capacity(typed.tags.len());
         for (name, value) in &typed.tags {
@@ -168,5 +169,14 @@ impl Check<'_, '_, '_> {
             let near = suggestion(name, known.iter().copied());
             self.warn(at, format!("no {kind} of this configuration is named `{}`{near}", shown(name)));
         }
+    }
+}
+
+/// An alias as it is, all else as `provider/model`: a call belongs to the same scope however it names its model.
+fn full_model_name(model: &str, file: &File) -> Box<str> {
+    let names_provider = model.split_once('/').is_some_and(|(provider, _)| file.providers.contains_key(provider));
+    match file.default_provider.as_deref() {
+        Some(provider) if !names_provider && !file.models.contains_key(model) => format!("{provider}/{model}").into(),
+        _ => model.into(),
     }
 }

@@ -112,7 +112,7 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let elapsed_ms = prop_oneof![
         10 => 0i64..2500,
-        2 => prop::sample::select(vec![4999, 5000, 5001, 9_999, 10_000, 60_000]),
+        2 => prop::sample::select(vec![1500, 3000, 4999, 5000, 5001, 9_999, 10_000, 60_000]),
         1 => prop::sample::select(vec![3_599_999, 3_600_000, 3_600_001]),
         1 => -6000i64..0,
     ];

@@ -26,7 +26,7 @@ pub struct UsageMerge {
 impl UsageMerge {
     /// Adds the raw value of a `usage` field.
     pub fn add(&mut self, json: &[u8]) {
-        let parts = Figures::of(json).map(|figures| figures.and_then(read));
+        let parts = Figures::of(json).map(|figures| figures.and_then(|figures| read(&figures)));
         match parts {
             None => {}
             Some(Ok(parts)) => self.parts = self.parts.max(parts),
@@ -52,7 +52,7 @@ pub fn usage(json: &[u8]) -> Reported {
     merge.reported()
 }
 
-fn read(figures: Figures<'_>) -> Result<Parts, UsageError> {
+fn read(figures: &Figures<'_>) -> Result<Parts, UsageError> {
     Ok(Parts {
         input: figures.optional("input_tokens")?,
         cache_read: figures.optional("cache_read_input_tokens")?,

@@ -2,7 +2,7 @@
 
 use crate::wire::{
     json::{self, Scan, Span},
-    request::{Reader, RequestError, RequestFacts, may_hold_any},
+    request::{Inline, Reader, RequestError, RequestFacts, may_hold_any},
 };
 
 /// Fields that are priced or routed on.
@@ -32,7 +32,7 @@ pub fn facts(body: &[u8], scan: &Scan) -> Result<RequestFacts, RequestError> {
     let reader = Reader { body, scan };
     reader.refuse_case_variants(&PRICED)?;
     let mut facts = RequestFacts {
-        model: reader.text("model")?.map(Into::into),
+        model: reader.model()?,
         stream: reader.boolean("stream")?.unwrap_or(false),
         output_caps: reader.output_caps(&["max_tokens"])?,
         choices: 1,
@@ -45,9 +45,11 @@ pub fn facts(body: &[u8], scan: &Scan) -> Result<RequestFacts, RequestError> {
     };
     tools(reader, &mut facts)?;
     if may_hold_any(scan, &MEDIA) {
+        let mut inline = Inline::default();
         ["system", "messages"].into_iter().filter_map(|name| reader.value(name)).for_each(|span| {
-            media(body, span, &mut facts);
+            media(body, span, &mut facts, &mut inline);
         });
+        facts.image_bytes = inline.bytes(facts.images);
     }
     Ok(facts)
 }
@@ -87,7 +89,7 @@ fn tools(reader: Reader<'_>, facts: &mut RequestFacts) -> Result<(), RequestErro
 }
 
 /// Counts images and finds documents whose pages are not text in the body.
-fn media(body: &[u8], span: Span, facts: &mut RequestFacts) {
+fn media(body: &[u8], span: Span, facts: &mut RequestFacts, inline: &mut Inline) {
     let mut documents = false;
     let mut opaque_source = false;
     json::walk(body, span, |key, value_at| {
@@ -99,7 +101,11 @@ fn media(body: &[u8], span: Span, facts: &mut RequestFacts) {
                 Some("container_upload") => facts.unbounded_input = Some("container_upload".into()),
                 _ => {}
             },
-            "source" => opaque_source |= is_opaque(body, Span { start: value_at, end: span.end }),
+            "source" => match source(body, Span { start: value_at, end: span.end }) {
+                Source::Image(data) => data.into_iter().for_each(|data| inline.add(data)),
+                Source::Text => {}
+                Source::Opaque => opaque_source = true,
+            },
             _ => {}
         }
     });
@@ -108,14 +114,27 @@ fn media(body: &[u8], span: Span, facts: &mut RequestFacts) {
     }
 }
 
-/// Whether a source is neither text nor an image: a PDF, or something behind a URL or an id.
-fn is_opaque(body: &[u8], source: Span) -> bool {
+/// Where a block's content comes from.
+enum Source {
+    /// Text in the body; also a word that is no source.
+    Text,
+    /// An image, and its base64 where that stands in the body.
+    Image(Option<Span>),
+    /// Neither: a PDF, or something behind a URL or an id.
+    Opaque,
+}
+
+fn source(body: &[u8], source: Span) -> Source {
     if body.get(source.start) != Some(&b'{') {
-        return false;
+        return Source::Text;
     }
     let text_of = |name| json::only_field(body, source, name).map(|span| span.and_then(|span| json::text(body, span)));
-    let (Ok(kind), Ok(media)) = (text_of("type"), text_of("media_type")) else { return true };
-    let is_text = matches!(kind.as_deref(), Some("text" | "content"));
+    let (Ok(kind), Ok(media)) = (text_of("type"), text_of("media_type")) else { return Source::Opaque };
     let is_image = media.is_some_and(|media| media.starts_with("image/"));
-    !is_text && !is_image
+    match kind.as_deref() {
+        Some("text" | "content") => Source::Text,
+        Some("base64") if is_image => Source::Image(json::only_field(body, source, "data").ok().flatten()),
+        _ if is_image => Source::Image(None),
+        _ => Source::Opaque,
+    }
 }

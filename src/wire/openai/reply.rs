@@ -14,12 +14,12 @@ use crate::{
 #[must_use]
 pub fn usage(json: &[u8]) -> Reported {
     match Figures::of(json)? {
-        Ok(figures) => read(figures).transpose(),
+        Ok(figures) => read(&figures).transpose(),
         Err(error) => Some(Err(error)),
     }
 }
 
-fn read(figures: Figures<'_>) -> Result<Option<Usage>, UsageError> {
+fn read(figures: &Figures<'_>) -> Result<Option<Usage>, UsageError> {
     let input = either(figures, "prompt_tokens", "input_tokens")?;
     let output = either(figures, "completion_tokens", "output_tokens")?;
     let total = figures.optional("total_tokens")?;
@@ -52,7 +52,7 @@ fn read(figures: Figures<'_>) -> Result<Option<Usage>, UsageError> {
     }))
 }
 
-fn either(figures: Figures<'_>, chat: &'static str, responses: &'static str) -> Result<Option<u64>, UsageError> {
+fn either(figures: &Figures<'_>, chat: &'static str, responses: &'static str) -> Result<Option<u64>, UsageError> {
     match figures.required(chat)? {
         None => figures.required(responses),
         tokens => Ok(tokens),

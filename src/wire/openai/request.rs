@@ -3,7 +3,7 @@
 use crate::wire::{
     endpoint::Endpoint,
     json::{self, Kind, Scan, Span},
-    request::{Reader, RequestError, RequestFacts, may_hold_any},
+    request::{Inline, Reader, RequestError, RequestFacts, may_hold_any},
 };
 
 /// Fields that are priced or routed on.
@@ -77,7 +77,7 @@ pub fn facts(endpoint: &Endpoint, body: &[u8], scan: &Scan) -> Result<RequestFac
 
 fn common(reader: Reader<'_>) -> Result<RequestFacts, RequestError> {
     Ok(RequestFacts {
-        model: reader.text("model")?.map(Into::into),
+        model: reader.model()?,
         stream: reader.boolean("stream")?.unwrap_or(false),
         include_usage: include_usage(reader)?,
         service_tier: reader.text("service_tier")?.map(Into::into),
@@ -183,8 +183,12 @@ fn media(reader: Reader<'_>, span: Span, image_keys: &[&str], facts: &mut Reques
     if !may_hold_any(reader.scan, &MEDIA) {
         return;
     }
+    let mut inline = Inline::default();
     json::walk(reader.body, span, |key, value_at| {
         let Some(key) = json::text(reader.body, key) else { return };
+        if *key == *"image_url" {
+            image_in_body(reader.body, value_at).into_iter().for_each(|image| inline.add(image));
+        }
         if image_keys.contains(&&*key) {
             facts.images += 1;
         }
@@ -212,4 +216,12 @@ fn media(reader: Reader<'_>, span: Span, image_keys: &[&str], facts: &mut Reques
             _ => {}
         }
     });
+    facts.image_bytes = inline.bytes(facts.images);
+}
+
+/// The `data:` URL of an image: a string in Responses, an object's `url` in chat.
+fn image_in_body(body: &[u8], value_at: usize) -> Option<Span> {
+    let value = json::value_at(body, value_at)?;
+    let url = if body.get(value.start) == Some(&b'{') { json::field(body, value, "url")? } else { value };
+    url.of(body).starts_with(b"\"data:image").then_some(url)
 }

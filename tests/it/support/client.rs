@@ -48,6 +48,17 @@ impl Call {
         self.header("content-type", content_type)
     }
 
+    /// Sends each of `calls` in turn on one connection, for tests that need thousands of them.
+    pub(crate) async fn send_all(address: SocketAddr, calls: &[Self]) -> Vec<Response> {
+        let mut client = RawClient::connect(address).await;
+        let mut responses = Vec::with_capacity(calls.len());
+        for call in calls {
+            client.send(call.bytes()).await;
+            responses.push(client.response_to(&call.method).await.expect("a kept connection"));
+        }
+        responses
+    }
+
     /// The request as it is written on the wire.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\nhost: {}\r\n", self.method, self.target, self.address);

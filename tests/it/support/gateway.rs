@@ -244,10 +244,12 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Nothing but the two listeners on free ports, the embedded store, one attempt per call, and a price for every model.
+    /// Nothing but the two listeners on free ports, the embedded store, one attempt per call, a price for every model.
     pub(crate) fn bare() -> Setup {
         let setup = Setup::new(None).top("data_dir", "data").top("records", "none");
         let setup = setup.top("unpriced", "{ charge: { input: 1 USD/1M, output: 1 USD/1M } }");
+        // A busy machine's disk is no store that is away: the wait for it is as long as the tests' own.
+        let setup = setup.top("ledger", "{ budget_wait: 10s }");
         setup.top("server", LISTENERS).top("routing", "{ attempts: 1, eject: off }")
     }
 
@@ -373,6 +375,20 @@ impl Gateway {
 
     pub(crate) fn config_path(&self) -> PathBuf {
         self.setup.config_path()
+    }
+
+    /// Where it keeps its own files.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.setup.directory().join("data")
+    }
+
+    /// `tollgate ARGUMENTS` beside it, in its directory.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        self.setup.command(arguments)
+    }
+
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Puts a new configuration in the file's place, in one step as editors and deployments do.
