@@ -182,6 +182,11 @@ impl Redis {
         requests: &[AccountSync],
         facts: &Facts<'_>,
     ) -> Result<Vec<Answered>, RedisError> {
+        if requests.is_empty() {
+            // A greeting that any user may use; to connect is not enough, since a stopped server's system does it for it.
+            connection.ask(&redis::cmd("TIME"), 0).await?.extract_error()?;
+            return Ok(Vec::new());
+        }
         if self.url.topology != Topology::Cluster {
             return self.carry_together(connection, requests, facts).await;
         }
@@ -252,8 +257,9 @@ impl Redis {
     }
 
     fn read(&self, requests: &[AccountSync], answers: Vec<Answered>) -> Result<Vec<SyncReply>, StoreError> {
-        let acknowledged = answers.iter().all(|answer| answer.acknowledged);
-        self.note_replicas(acknowledged);
+        if !answers.is_empty() {
+            self.note_replicas(answers.iter().all(|answer| answer.acknowledged));
+        }
         let each = requests.iter().zip(answers).map(|(sync, answer)| {
             let reply = reply::parse(&answer.text).ok_or_else(|| {
                 StoreError::Damaged(format!("{} answered what cannot be: is it the ledger's?", self.url))

@@ -353,12 +353,16 @@ async fn accounts_are_listed_in_order_and_by_page() {
 /// As `docs/ledger.md` has it.
 const ACL: &str = "on >s3cret resetkeys ~tollgate:* resetchannels -@all +evalsha +eval +hgetall +hset +hdel +get +set +time +info +scan +wait";
 
+fn allow(server: &RedisServer, more: &str) {
+    let words = ["ACL", "SETUSER", "ledger"].into_iter().chain(ACL.split(' ')).chain(more.split_whitespace());
+    assert_eq!(server.command(&words.collect::<Vec<_>>()), "OK");
+}
+
 #[tokio::test]
 async fn the_documented_user_may_do_what_is_needed_and_nothing_else() {
     let server = RedisServer::start();
     let _replica = server.replica();
-    let rules: Vec<&str> = ["ACL", "SETUSER", "ledger"].into_iter().chain(ACL.split(' ')).collect();
-    assert_eq!(server.command(&rules), "OK");
+    allow(&server, "");
     let url = format!("redis://ledger:s3cret@127.0.0.1:{}", server.port);
     let store = open_waiting(&url, 1).await;
     assert_eq!(merged(ask(&store, "a", request(1, Totals::default(), 10)).await).totals.granted, 10);
@@ -397,6 +401,7 @@ async fn a_server_that_hangs_costs_a_flight_its_time_and_the_next_one_nothing() 
     let answer = ask(&store, "a", request(1, granted(10), 20)).await;
     assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
     assert!(begun.elapsed() < FLIGHT_TIMEOUT + Duration::from_millis(500), "{:?}", begun.elapsed());
+    assert!(store.sync(Vec::new()).await.is_err(), "a probe is not fooled by a connection that only the system took");
     server.signal("CONT");
     eventually(&store, "a", request(1, granted(10), 20), |merged| merged.totals.granted == 20).await;
 }
@@ -494,7 +499,10 @@ async fn the_primary_is_found_again_after_the_sentinels_replaced_it() {
     let mut primary = RedisServer::start();
     let replica = primary.replica();
     let sentinel = RedisServer::sentinel(&primary, 300);
-    let store = open(&format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port)).await;
+    for server in [&primary, &replica] {
+        allow(server, "+role");
+    }
+    let store = open(&format!("redis+sentinel://ledger:s3cret@127.0.0.1:{}/main", sentinel.port)).await;
     merged(ask(&store, "a", request(1, Totals::default(), 100)).await);
     let begun = Instant::now();
     while !(sentinel.command(&["INFO", "sentinel"]).contains("slaves=1")
@@ -512,7 +520,10 @@ async fn the_primary_is_found_again_after_the_sentinels_replaced_it() {
 #[tokio::test]
 async fn in_a_cluster_each_account_has_its_node() {
     let nodes = RedisServer::cluster(3);
-    let store = open_waiting(&format!("redis+cluster://127.0.0.1:{}", nodes[0].port), 1).await;
+    for node in &nodes {
+        allow(node, "+cluster|slots +ping");
+    }
+    let store = open_waiting(&format!("redis+cluster://ledger:s3cret@127.0.0.1:{}", nodes[0].port), 1).await;
     let names: Vec<String> = (0..60).map(|n| format!("a/user=u{n:02}/total")).collect();
     let reports =
         |incarnation: u64| names.iter().map(|name| of(name, request(incarnation, Totals::default(), 600))).collect();
