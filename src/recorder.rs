@@ -14,7 +14,7 @@ use crate::{
     policy::{limits::Admission, pricing::Price, tokens},
     purses::Reservation,
     record::{Outcome, Record, UsageSource},
-    telemetry::{logging::CallLog, metrics},
+    telemetry::{logging::CallLog, metrics::CallMetrics},
     units::{NanoUsd, Tokens},
     wire::{output::Output, usage::Usage},
 };
@@ -120,9 +120,9 @@ enum Message {
 impl Sent {
     /// Prompt tokens as counted here; the bytes' number where the body is no JSON after all.
     fn input_tokens(&self) -> Tokens {
-        match serde_json::from_slice(&self.body) {
-            Ok(request) => tokens::chat::count(&request, &self.model).tokens,
-            Err(_) => Tokens(self.body.len() as u64),
+        match tokens::chat::count_body(&self.body, &self.model) {
+            Some(counted) => counted.tokens,
+            None => Tokens(self.body.len() as u64),
         }
     }
 }
@@ -334,6 +334,7 @@ fn with_margin(counted: Tokens) -> Tokens {
 fn close_all(mut messages: mpsc::Receiver<Message>) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut log = CallLog::start();
+    let mut metrics = CallMetrics::default();
     loop {
         let received = messages.blocking_recv_many(&mut batch, BATCH);
         if received == 0 {
@@ -345,7 +346,7 @@ fn close_all(mut messages: mpsc::Receiver<Message>) {
                 continue;
             };
             finished.settle();
-            metrics::call_ended(&finished.record);
+            metrics.call_ended(&finished.record);
             log.add(&finished.record);
         }
         log.flush();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tower::ServiceBuilder;
 
 use crate::{
@@ -19,6 +19,9 @@ use crate::{
     recorder::Recorder,
     upstream::{Upstream, tunnel::Tunnels},
 };
+
+/// Prompts that are counted at the same time because a budget is nearly spent.
+const COUNTING_MAX: usize = 2;
 
 /// What the layers share.
 #[derive(Debug)]
@@ -69,7 +72,7 @@ pub fn build(parts: Parts) -> Respond<impl Inner<Arrival>> {
         // Before money is set aside: a burst must not hold reservations.
         .layer(layer(ApplyLimits { limiter, epoch }))
         // The last gate: only this makes an `Admitted`, and only an `Admitted` can be sent.
-        .layer(layer(ReserveBudget { purses }))
+        .layer(layer(ReserveBudget { purses, counting: Semaphore::new(COUNTING_MAX) }))
         .service(&*Box::leak(Box::new(route)));
     // Outermost: the only place where an error becomes bytes, whichever layer it comes from.
     Respond::new(stack, recorder, via)

@@ -49,6 +49,15 @@ use crate::{
 /// Most bytes of a compressed reply that are decoded to meter it.
 const DECODED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+// Our reply headers.
+const MODEL: HeaderName = HeaderName::from_static("x-tollgate-model");
+const VERSION: HeaderName = HeaderName::from_static("x-tollgate-version");
+const VARIANT: HeaderName = HeaderName::from_static("x-tollgate-variant");
+const PROMPT: HeaderName = HeaderName::from_static("x-tollgate-prompt");
+const CLAMPED: HeaderName = HeaderName::from_static("x-tollgate-clamped");
+const ATTEMPTS: HeaderName = HeaderName::from_static("x-tollgate-attempts");
+const OVERHEAD_US: HeaderName = HeaderName::from_static("x-tollgate-overhead-us");
+
 /// See the module.
 #[derive(Debug)]
 pub struct Route {
@@ -540,26 +549,26 @@ impl Journey {
     /// Our own reply headers.
     fn describe(&self, headers: &mut HeaderMap) {
         let plan = &self.quoted.planned.plan;
-        let mut set = |name: &'static str, value: String| {
+        headers.insert(ATTEMPTS, HeaderValue::from(self.attempts));
+        headers.insert(OVERHEAD_US, HeaderValue::from(u64::try_from(self.overhead().as_micros()).unwrap_or(u64::MAX)));
+        let mut set = |name: HeaderName, value: &str| {
             if let Ok(value) = HeaderValue::try_from(value) {
-                headers.insert(HeaderName::from_static(name), value);
+                headers.insert(name, value);
             }
         };
-        set("x-tollgate-model", named(self.target()));
-        set("x-tollgate-attempts", self.attempts.to_string());
-        set("x-tollgate-overhead-us", self.overhead().as_micros().to_string());
+        set(MODEL, &named(self.target()));
         if let Some(version) = &plan.version {
-            set("x-tollgate-version", version.name.to_string());
+            set(VERSION, &version.name);
         }
         if !plan.variants.is_empty() {
             let variants: Vec<String> = plan.variants.iter().map(|(e, v)| format!("{e}={v}")).collect();
-            set("x-tollgate-variant", variants.join(","));
+            set(VARIANT, &variants.join(","));
         }
         if let Some(prompt) = &plan.prompt {
-            set("x-tollgate-prompt", format!("{}@{}", prompt.prompt.name, prompt.version));
+            set(PROMPT, &format!("{}@{}", prompt.prompt.name, prompt.version));
         }
         if let Some(cap) = self.cap() {
-            set("x-tollgate-clamped", cap.to_string());
+            headers.insert(CLAMPED, HeaderValue::from(cap.0));
         }
     }
 

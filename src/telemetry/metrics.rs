@@ -6,13 +6,16 @@
 #![expect(clippy::disallowed_macros, reason = "this is the one place that they are disallowed in favour of")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use http::StatusCode;
-use metrics::{SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Counter, Histogram, SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
+};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::{record::Record, units::NanoUsd};
@@ -118,34 +121,77 @@ fn describe() {
     gauge!(IN_FLIGHT).set(0.0);
 }
 
-/// Counts one finished call.
-pub fn call_ended(record: &Record) {
-    counter!(
-        REQUESTS,
-        "endpoint" => record.endpoint,
-        "model" => record.model_label.clone(),
-        "provider" => record.provider.clone(),
-        "status" => status_label(record.status),
-        "outcome" => record.outcome.label(),
-    )
-    .increment(1);
-    histogram!(DURATION, "endpoint" => record.endpoint).record(record.duration.as_secs_f64());
-    if let Some(overhead) = record.overhead {
-        histogram!(OVERHEAD).record(overhead.as_secs_f64());
+/// Counts finished calls. Looking a series up by its labels costs more than counting in it, so the series found are kept: as many
+/// as the labels' closed sets allow.
+#[derive(Debug, Default)]
+pub struct CallMetrics {
+    requests: HashMap<RequestLabels, Counter>,
+    by_endpoint: HashMap<&'static str, EndpointSeries>,
+    overhead: Option<Histogram>,
+    tokens: Option<[Counter; 5]>,
+}
+
+/// Model, provider, endpoint, status and outcome.
+type RequestLabels = (Arc<str>, Arc<str>, &'static str, u16, &'static str);
+
+#[derive(Debug)]
+struct EndpointSeries {
+    duration: Histogram,
+    first_token: Histogram,
+}
+
+impl CallMetrics {
+    /// Counts one finished call.
+    pub fn call_ended(&mut self, record: &Record) {
+        self.requests(record).increment(1);
+        let series = self.by_endpoint.entry(record.endpoint).or_insert_with(|| EndpointSeries {
+            duration: histogram!(DURATION, "endpoint" => record.endpoint),
+            first_token: histogram!(FIRST_TOKEN, "endpoint" => record.endpoint),
+        });
+        series.duration.record(record.duration.as_secs_f64());
+        if let Some(first) = record.first_token {
+            series.first_token.record(first.as_secs_f64());
+            per_output_token(record, first);
+        }
+        if let Some(overhead) = record.overhead {
+            self.overhead.get_or_insert_with(|| histogram!(OVERHEAD)).record(overhead.as_secs_f64());
+        }
+        self.tokens(record);
+        if record.cost > NanoUsd::ZERO {
+            COSTS.add(record);
+        }
+        if let Some(code) = record.refusal {
+            counter!(REFUSALS, "reason" => code).increment(1);
+        }
+        for (experiment, variant) in &record.variants {
+            counter!(EXPERIMENT_CALLS, "experiment" => experiment.clone(), "variant" => variant.clone()).increment(1);
+        }
     }
-    if let Some(first) = record.first_token {
-        histogram!(FIRST_TOKEN, "endpoint" => record.endpoint).record(first.as_secs_f64());
-        per_output_token(record, first);
+
+    fn requests(&mut self, record: &Record) -> &Counter {
+        let (model, provider) = (record.model_label.clone(), record.provider.clone());
+        let labels = (model, provider, record.endpoint, record.status.as_u16(), record.outcome.label());
+        self.requests.entry(labels).or_insert_with(|| {
+            counter!(
+                REQUESTS,
+                "endpoint" => record.endpoint,
+                "model" => record.model_label.clone(),
+                "provider" => record.provider.clone(),
+                "status" => status_label(record.status),
+                "outcome" => record.outcome.label(),
+            )
+        })
     }
-    tokens(record);
-    if record.cost > NanoUsd::ZERO {
-        COSTS.add(record);
-    }
-    if let Some(code) = record.refusal {
-        counter!(REFUSALS, "reason" => code).increment(1);
-    }
-    for (experiment, variant) in &record.variants {
-        counter!(EXPERIMENT_CALLS, "experiment" => experiment.clone(), "variant" => variant.clone()).increment(1);
+
+    fn tokens(&mut self, record: &Record) {
+        const DIRECTIONS: [&str; 5] = ["input", "cached", "cache_write", "output", "reasoning"];
+        let series = self.tokens.get_or_insert_with(|| DIRECTIONS.map(|name| counter!(TOKENS, "direction" => name)));
+        let usage = &record.usage;
+        let cache_write = usage.cache_write.saturating_add(usage.cache_write_1h);
+        let counts = [usage.input, usage.cached, cache_write, usage.output, usage.reasoning];
+        for (series, count) in series.iter().zip(counts) {
+            series.increment(count.0);
+        }
     }
 }
 
@@ -153,21 +199,6 @@ fn per_output_token(record: &Record, first: Duration) {
     let after_first = record.usage.output.0.saturating_sub(1);
     if record.streamed && after_first > 0 {
         histogram!(PER_OUTPUT_TOKEN).record(record.duration.saturating_sub(first).as_secs_f64() / after_first as f64);
-    }
-}
-
-fn tokens(record: &Record) {
-    let usage = &record.usage;
-    for (direction, count) in [
-        ("input", usage.input.0),
-        ("cached", usage.cached.0),
-        ("cache_write", usage.cache_write.0.saturating_add(usage.cache_write_1h.0)),
-        ("output", usage.output.0),
-        ("reasoning", usage.reasoning.0),
-    ] {
-        if count > 0 {
-            counter!(TOKENS, "direction" => direction).increment(count);
-        }
     }
 }
 

@@ -491,3 +491,22 @@ async fn a_call_without_a_cap_stays_as_it_is_where_its_context_window_is_small_c
     let sent: Vec<Value> = upstream.requests().iter().map(|request| request.json()["max_tokens"].clone()).collect();
     assert_eq!(sent, [Value::Null, json!(500)]);
 }
+
+#[tokio::test]
+async fn a_prompt_whose_bytes_do_not_fit_is_counted_and_passes_when_its_tokens_do() {
+    let upstream = exact_upstream().await;
+    let gateway = Gateway::before(&upstream)
+        .price("upstream/gpt-4o", "input: 10 USD/1M, output: 0 USD/1M, max_output: 100")
+        .budget("name: all, scope: { team: red }, limit: 0.1 USD, per: month, clamp: off")
+        .run()
+        .await;
+    let saying =
+        |content: String| json!({"model": "upstream/gpt-4o", "messages": [{"role": "user", "content": content}]});
+
+    // 0.1 USD pays for 10,000 tokens; these are some 6,000 tokens in 30,000 bytes, and three times that.
+    gateway.chat(&saying("word ".repeat(6_000))).send().await.expect(200);
+    let refused = gateway.chat(&saying("word ".repeat(18_000))).send().await.expect(429);
+
+    assert_eq!(refused.error_code(), "budget_exhausted");
+    assert_eq!(upstream.request_count(), 1);
+}

@@ -28,6 +28,12 @@ pub fn count(request: &Value, model: &str) -> Counted {
     tally(request, model, super::count_cached)
 }
 
+/// The same for a body that is not parsed yet; `None` where it is no JSON.
+#[must_use]
+pub fn count_body(body: &[u8], model: &str) -> Option<Counted> {
+    serde_json::from_slice(body).ok().map(|request| count(&request, model))
+}
+
 /// The same without cuts in long runs and without memory ([`super::count_exact`]): for use outside the call path.
 #[must_use]
 pub fn count_exact(request: &Value, model: &str) -> Counted {
