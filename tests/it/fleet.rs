@@ -202,8 +202,8 @@ async fn gateways_killed_under_load_cost_neither_money_nor_count() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_hangs_is_never_waited_for_beyond_the_budget_wait() {
     let (redis, upstream) = (RedisServer::start(), billing_upstream().await);
-    let gateways = fleet(&upstream, &redis, "limit: 100 USD").await;
-    let lenient = member(&upstream, &redis, "limit: 100 USD, on_store_loss: open").run().await;
+    let gateways = fleet(&upstream, &redis, "limit: 1000 USD").await;
+    let lenient = member(&upstream, &redis, "limit: 1000 USD, on_store_loss: open").run().await;
     let call = |gateway: &Gateway| attempt(gateway.listen, 500);
     // Demand, so that purses hold money ahead of use.
     for _ in 0..20 {
@@ -223,7 +223,8 @@ async fn a_redis_that_hangs_is_never_waited_for_beyond_the_budget_wait() {
             refusals[number % 3] += usize::from(*status == 503);
         }
         strict.extend(outcomes);
-        open.extend(join_all((0..4).map(|_| call(&lenient))).await);
+        // Three times as many as each of the strict ones: it runs dry before them, and goes on.
+        open.extend(join_all((0..12).map(|_| call(&lenient))).await);
     }
     let refused = gateways[0].chat(&costing(500)).send().await.expect(503);
     let up = gateways[0].metrics().await.value("tollgate_store_up", &[]);
