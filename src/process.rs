@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     admin,
     body::{Drain, InFlightCount},
-    config::{Live, Snapshot},
+    config::{Live, Snapshot, snapshot::Store},
     gateway::{
         Shared,
         routes::ClientRoutes,
@@ -19,7 +19,7 @@ use crate::{
     policy::limits::Limiter,
     purses::Purses,
     recorder::Recorder,
-    store::ports::StoreError,
+    store::{DataDir, ports::StoreError, redis::Redis},
     telemetry::metrics,
     upstream::{Upstream, client::ClientError, tunnel::Tunnels},
 };
@@ -84,7 +84,7 @@ impl Gateway {
         metrics::init();
         let snapshot = live.load_full();
         metrics::config_hash(None, &snapshot.hash);
-        let purses = Purses::open(&snapshot.data_dir, snapshot.ledger.sync, snapshot.ledger.budget_wait)?;
+        let purses = open_purses(&snapshot).await?;
         let upstream = Arc::new(Upstream::new(snapshot.routing.connect_timeout)?);
         for provider in snapshot.providers.values() {
             upstream.client.prepare(provider)?;
@@ -179,6 +179,19 @@ impl Gateway {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         shared.purses.close().await;
+    }
+}
+
+/// Purses over the store that the configuration names. Their journal is local to each process.
+async fn open_purses(snapshot: &Snapshot) -> Result<Arc<Purses>, StoreError> {
+    let ledger = &snapshot.ledger;
+    match &snapshot.store {
+        Store::Embedded => Purses::open(&snapshot.data_dir, ledger.sync, ledger.budget_wait),
+        Store::Redis(url) => {
+            let dir = Arc::new(DataDir::open(&snapshot.data_dir)?);
+            let redis = Redis::open(url.clone(), ledger.wait_replicas, ledger.sync).await?;
+            Purses::over(Arc::new(redis), dir, ledger.sync, ledger.budget_wait)
+        }
     }
 }
 

@@ -21,8 +21,9 @@ use crate::{
 pub struct File {
     /// Listeners and their limits.
     pub server: Server,
-    /// Where the ledger's truth lives: `embedded` (a SQLite file in `data_dir`), or a Redis URL. Default: embedded.
-    pub store: Option<String>,
+    /// Where the ledger's truth lives: `embedded` (a SQLite file in `data_dir`), a Redis URL (`redis://`, `rediss://`,
+    /// `redis+sentinel://host:port,…/master`, `redis+cluster://host:port,…`), or `file:PATH` of one. Default: embedded.
+    pub store: Option<SecretText>,
     /// The call log: `sqlite` (in `data_dir`), a PostgreSQL URL, or `none`.
     pub records: Option<String>,
     /// Directory of the gateway's own files. Default: data.
@@ -506,7 +507,7 @@ pub struct Ledger {
     pub sync: Option<DurationText>,
     /// Longest wait of a call for money. Default: 250ms.
     pub budget_wait: Option<DurationText>,
-    /// Replicas of a Redis store that must have a write. Default: 0.
+    /// Replicas of a Redis store that must have a grant before it is used. Default: 0.
     pub wait_replicas: Option<u32>,
 }
 

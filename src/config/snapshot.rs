@@ -18,6 +18,7 @@ use crate::{
         scope::Scope,
     },
     units::{NanoUsd, Tokens},
+    wire::redis_url::RedisUrl,
 };
 
 /// One configuration, valid as a whole.
@@ -125,6 +126,8 @@ pub struct Tls {
 pub enum Store {
     /// A local SQLite file in `data_dir`.
     Embedded,
+    /// A Redis that several gateways share.
+    Redis(RedisUrl),
 }
 
 /// How clients prove who they are.
@@ -371,6 +374,8 @@ pub struct LedgerSettings {
     pub sync: Duration,
     /// Longest wait of a call for money.
     pub budget_wait: Duration,
+    /// Replicas of a Redis store that must have a grant before it is used.
+    pub wait_replicas: u32,
 }
 
 impl Snapshot {

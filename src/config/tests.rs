@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     Loaded, Problems, environment, parse_str,
-    snapshot::{Auth, ProviderKind, Unpriced},
+    snapshot::{Auth, ProviderKind, Store, Unpriced},
 };
 use crate::{
     policy::{keys::ModelAccess, scope::Match},
@@ -429,7 +429,12 @@ fn what_this_build_lacks_is_named() {
     let names: Vec<&str> = not_yet.iter().filter_map(|line| line.split(':').next()).collect();
     assert_eq!(names, ["records", "cache", "alerts.webhook", "telemetry.otlp"]);
     each_is_refused(&[
-        ("store: mysql://u:p@h", &["t.yaml:4:8: store: is not a store; write `embedded`"]),
+        (
+            "store: mysql://u:p@h",
+            &[
+                "t.yaml:4:8: store: is not a store; write `embedded`, redis://…, redis+sentinel://… or redis+cluster://…",
+            ],
+        ),
         ("records: mysql://u:p@h", &["t.yaml:4:10: records: is not a call log; write sqlite, postgres://… or none"]),
         (
             "ledger: { sync: 0s }\nserver: { limits: { in_flight: 0 } }",
@@ -439,10 +444,30 @@ fn what_this_build_lacks_is_named() {
             ],
         ),
     ]);
-    each_is_refused(&[(
-        "store: redis://127.0.0.1",
-        &["t.yaml:4:8: store: a Redis store is not available in this build yet; write `embedded`, or leave it out"],
-    )]);
+}
+
+#[test]
+fn a_redis_store_is_read_and_never_shown() {
+    let snapshot = loads(&with("store: redis+sentinel://u:secret@a,b:2/main/1\nledger: { wait_replicas: 1 }")).snapshot;
+    let Store::Redis(url) = &snapshot.store else { panic!("{:?}", snapshot.store) };
+    assert_eq!(
+        (url.to_string(), url.expose_password()),
+        ("redis+sentinel://a:26379,b:2/main/1".to_owned(), Some("secret"))
+    );
+    assert!(!format!("{snapshot:?}").contains("secret"));
+    assert_eq!((snapshot.ledger.wait_replicas, snapshot.not_yet), (1, Vec::new()));
+    each_is_refused(&[
+        (
+            "store: redis://u:secret@a,b",
+            &[
+                "t.yaml:4:8: store: names several hosts; write redis+sentinel:// or redis+cluster:// if that is what they are",
+            ],
+        ),
+        (
+            "store: redis://u:secret@h/x",
+            &["t.yaml:4:8: store: ends in a database that is not a number; write redis://host:6379/0"],
+        ),
+    ]);
 }
 
 #[test]

@@ -213,6 +213,7 @@ fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
     compare("server.tls", old.server.tls != new.server.tls);
     compare("store", old.store != new.store);
     compare("data_dir", old.data_dir != new.data_dir);
+    compare("ledger", old.ledger != new.ledger);
     fixed
 }
 

@@ -68,6 +68,8 @@ pub struct Server<'a> {
     pub run: &'a str,
     /// How long a replaced server listens before it grants: at least three sync intervals.
     pub learn_ms: u64,
+    /// The server has lost all it held, not longer ago than that: an account that is new to it may have been in use.
+    pub wiped: bool,
 }
 
 /// Merges one report into an account and grants what is free, up to the report's target.
@@ -98,12 +100,12 @@ pub fn sync(state: &mut Option<AccountState>, request: &SyncRequest, server: Ser
 impl AccountState {
     /// A new account. One that was in use before is being restored by its holders: it listens to all of them first.
     fn create(request: &SyncRequest, server: Server<'_>) -> AccountState {
-        let was_in_use = request.totals != Totals::default();
+        let may_be_in_use = server.wiped || request.totals != Totals::default();
         AccountState {
             limit: request.limit.min(NANO_USD_MAX),
             limit_version: request.limit_version,
             run: server.run.to_owned(),
-            learn_until_ms: if was_in_use { server.now_ms.saturating_add(server.learn_ms) } else { 0 },
+            learn_until_ms: if may_be_in_use { server.now_ms.saturating_add(server.learn_ms) } else { 0 },
             ..AccountState::default()
         }
     }
@@ -185,8 +187,8 @@ impl AccountState {
         self.rows.retain(|_, row| {
             let keep = row.closed_ms.is_none_or(|closed_ms| now_ms.saturating_sub(closed_ms) < ARCHIVE_MS);
             if !keep {
-                charged = charged.saturating_add(row.totals.charged);
-                debt = debt.saturating_add(row.totals.debt);
+                charged = add(charged, row.totals.charged);
+                debt = add(debt, row.totals.debt);
             }
             keep
         });
@@ -217,19 +219,19 @@ impl AccountState {
     /// What purses were granted and did not return: spent, or still held.
     #[must_use]
     pub fn held(&self) -> u64 {
-        self.rows.values().fold(self.archived_charged, |sum, row| sum.saturating_add(row.totals.held()))
+        self.rows.values().fold(self.archived_charged, |sum, row| add(sum, row.totals.held()))
     }
 
     /// Spent, without debt.
     #[must_use]
     pub fn charged(&self) -> u64 {
-        self.rows.values().fold(self.archived_charged, |sum, row| sum.saturating_add(row.totals.charged))
+        self.rows.values().fold(self.archived_charged, |sum, row| add(sum, row.totals.charged))
     }
 
     /// Spent beyond purses.
     #[must_use]
     pub fn debt(&self) -> u64 {
-        self.rows.values().fold(self.archived_debt, |sum, row| sum.saturating_add(row.totals.debt))
+        self.rows.values().fold(self.archived_debt, |sum, row| add(sum, row.totals.debt))
     }
 
     /// Open rows of other processes that were heard of lately.
@@ -245,15 +247,21 @@ impl AccountState {
 
     /// What could still come back from others.
     fn elsewhere(&self, own: RowId, now_ms: u64) -> u64 {
-        self.others(own, now_ms).fold(0, |sum, row| sum.saturating_add(row.totals.unspent()))
+        self.others(own, now_ms).fold(0, |sum, row| add(sum, row.totals.unspent()))
     }
+}
+
+/// Sums stay within what one amount may be, so that every authority counts alike: one of them counts in doubles. A limit is
+/// never higher, so nothing is granted that would not be otherwise.
+fn add(a: u64, b: u64) -> u64 {
+    a.saturating_add(b).min(NANO_USD_MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SERVER: Server<'static> = Server { now_ms: 1_000_000, run: "a", learn_ms: 3_000 };
+    const SERVER: Server<'static> = Server { now_ms: 1_000_000, run: "a", learn_ms: 3_000, wiped: false };
 
     fn row(incarnation: u64) -> RowId {
         RowId { incarnation, purse: 0 }
@@ -293,6 +301,16 @@ mod tests {
         assert_eq!(reply.totals.granted, 10);
         let later = Server { now_ms: SERVER.now_ms + SERVER.learn_ms, ..SERVER };
         assert_eq!(merged(sync(&mut state, &request, later)).totals.granted, 20);
+    }
+
+    #[test]
+    fn an_account_that_is_new_to_a_wiped_server_listens_before_it_grants() {
+        let mut state = None;
+        let wiped = Server { wiped: true, ..SERVER };
+        assert_eq!(merged(sync(&mut state, &wish(1, Totals::default(), 10, 10), wiped)).totals.granted, 0);
+        merged(sync(&mut state, &wish(2, Totals { charged: 900, ..granted(995) }, 0, 0), wiped));
+        let later = Server { now_ms: SERVER.now_ms + SERVER.learn_ms, ..SERVER };
+        assert_eq!(merged(sync(&mut state, &wish(1, Totals::default(), 10, 10), later)).totals.granted, 5);
     }
 
     #[test]

@@ -178,7 +178,7 @@ impl World {
         };
         let before = granted(&self.account);
         let run = self.run.to_string();
-        let server = Server { now_ms: self.now_ms, run: &run, learn_ms: LEARN_MS };
+        let server = Server { now_ms: self.now_ms, run: &run, learn_ms: LEARN_MS, wiped: false };
         let reply = account::sync(&mut self.account, request, server);
         let SyncReply::Merged(merged) = reply else {
             assert_eq!(reply, SyncReply::NoAccount, "every report here is true");

@@ -163,7 +163,7 @@ impl Syncer {
         if self.shared.store_up.load(Ordering::Relaxed) {
             return;
         }
-        let answer = timeout(STORE_TIMEOUT, self.shared.authority.accounts(None, 1)).await;
+        let answer = timeout(STORE_TIMEOUT, self.shared.authority.sync(Vec::new())).await;
         self.note_store(answer.unwrap_or_else(|_| Err(too_slow())).map(drop).as_ref().err());
     }
 

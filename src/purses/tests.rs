@@ -44,7 +44,7 @@ impl Authority for Memory {
     fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<crate::ledger::sync::SyncReply>> {
         Box::pin(async move {
             self.answer().await?;
-            let server = Server { now_ms: now_ms(), run: "memory", learn_ms: 0 };
+            let server = Server { now_ms: now_ms(), run: "memory", learn_ms: 0, wiped: false };
             let mut accounts = self.accounts.lock().unwrap();
             let each = requests.iter().map(|sync| {
                 account::sync(accounts.entry(Arc::clone(&sync.account)).or_default(), &sync.request, server)

@@ -164,7 +164,7 @@ fn answer(connection: &mut Connection, batch: Vec<Waiting>) {
         return;
     }
     let requests: Vec<&[AccountSync]> = batch.iter().map(|(requests, _)| requests.as_slice()).collect();
-    match sync_all(connection, &requests, now_ms()).map_err(|error| store_error(&error)) {
+    match sync_all(connection, &requests, server(now_ms())).map_err(|error| store_error(&error)) {
         Ok(replies) => {
             for ((_, reply), answer) in batch.into_iter().zip(replies) {
                 let _gone = reply.send(Ok(answer));
@@ -178,14 +178,17 @@ fn answer(connection: &mut Connection, batch: Vec<Waiting>) {
     }
 }
 
+fn server(now_ms: u64) -> Server<'static> {
+    Server { now_ms, run: RUN, learn_ms: 0, wiped: false }
+}
+
 /// All requests in one transaction; nothing took effect when it fails.
 fn sync_all(
     connection: &mut Connection,
     batch: &[&[AccountSync]],
-    now_ms: u64,
+    server: Server<'_>,
 ) -> rusqlite::Result<Vec<Vec<SyncReply>>> {
     let transaction = connection.transaction()?;
-    let server = Server { now_ms, run: RUN, learn_ms: 0 };
     let mut replies = Vec::with_capacity(batch.len());
     for requests in batch {
         let each = requests.iter().map(|sync| sync_one(&transaction, sync, server));
@@ -312,6 +315,28 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The tables without the thread, for comparing with other authorities.
+#[cfg(test)]
+pub(super) struct Tables(Connection);
+
+#[cfg(test)]
+impl Tables {
+    pub(super) fn new() -> Tables {
+        let connection = Connection::open_in_memory().expect("memory");
+        connection.execute_batch(SCHEMA).expect("a schema");
+        Tables(connection)
+    }
+
+    pub(super) fn sync(&mut self, sync: &AccountSync, server: Server<'_>) -> SyncReply {
+        let replies = sync_all(&mut self.0, &[std::slice::from_ref(sync)], server).expect("memory");
+        replies[0][0]
+    }
+
+    pub(super) fn account(&self, key: &str) -> Option<AccountState> {
+        load(&self.0, key).expect("memory")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -370,11 +395,11 @@ mod tests {
         connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
         let many: Vec<AccountSync> =
             (0..500).map(|n| for_account(&format!("account-{n:0200}"), request(1, Totals::default(), 10))).collect();
-        let error = store_error(&sync_all(&mut connection, &[&many], 1).unwrap_err());
+        let error = store_error(&sync_all(&mut connection, &[&many], server(1)).unwrap_err());
         assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("full")), "{error}");
         assert_eq!(list(&connection, None, 10).unwrap(), []);
         connection.pragma_update_and_check(None, "max_page_count", 100_000, |_| Ok(())).unwrap();
-        assert_eq!(sync_all(&mut connection, &[&many], 1).unwrap()[0].len(), 500);
+        assert_eq!(sync_all(&mut connection, &[&many], server(1)).unwrap()[0].len(), 500);
     }
 
     fn step() -> impl Strategy<Value = (u8, u64, u8, u64, u64, u64, u64)> {
@@ -407,9 +432,9 @@ mod tests {
                     11 => Some(Close::Forfeited),
                     _ => None,
                 };
-                let expected = account::sync(state, &request, Server { now_ms, run: RUN, learn_ms: 0 });
+                let expected = account::sync(state, &request, server(now_ms));
                 let sync = for_account(&key, request);
-                let replies = sync_all(&mut connection, &[&[sync]], now_ms).unwrap();
+                let replies = sync_all(&mut connection, &[&[sync]], server(now_ms)).unwrap();
                 prop_assert_eq!(&replies, &vec![vec![expected]]);
                 prop_assert_eq!(&load(&connection, &key).unwrap(), state);
             }

@@ -483,7 +483,7 @@ mod tests {
         let expired = NewKey { expires_ms: Some(now_ms() - 1), ..named("expired") };
         store.create(&expired, None).expect("created");
         let names: Vec<_> = store.active().expect("reads").into_iter().map(|(_, caller)| caller.name).collect();
-        assert_eq!(names, ["later".into()]);
+        assert_eq!(names, [Arc::<str>::from("later")]);
         assert_eq!(store.revision().expect("reads"), before + 2, "one for the change, one for the expiry");
     }
 

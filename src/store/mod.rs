@@ -3,12 +3,14 @@
 //! - [`ports`]: what the ledger's runtime asks of an authority.
 //! - [`embedded`]: an authority in a local SQLite file.
 //! - [`keys`]: virtual keys that were created at run time.
+//! - [`redis`]: an authority on Redis, for many processes.
 //! - [`journal`]: what this process reserved and settled, exact after it was killed.
 
 pub mod embedded;
 pub mod journal;
 pub mod keys;
 pub mod ports;
+pub mod redis;
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},

@@ -51,7 +51,8 @@ pub trait Authority: Send + Sync {
     /// answer. Replies stand in the order of the requests. Idempotent: after an error, it is not known which requests took
     /// effect, and sending them again is right.
     ///
-    /// An account is opened by a report that may create it; limit and version travel with every report.
+    /// An account is opened by a report that may create it; limit and version travel with every report. No report at all
+    /// only finds out whether the authority answers.
     fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<SyncReply>>;
 
     /// Accounts in the order of their keys, beginning after `after`, at most `count_max` of them.

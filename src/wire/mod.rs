@@ -8,6 +8,7 @@ pub mod headers;
 pub mod json;
 pub mod openai;
 pub mod output;
+pub mod redis_url;
 pub mod reply;
 pub mod request;
 pub mod sse;

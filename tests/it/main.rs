@@ -14,6 +14,7 @@ mod drain;
 mod experiments;
 mod faults;
 mod fixtures;
+mod fleet;
 mod hostile;
 mod http;
 mod limits;

@@ -2,25 +2,13 @@
 //!
 //! Messages never repeat a URL: it may hold a password.
 
-use super::Check;
-use crate::config::{file::File, forms::WordOr, snapshot::Store, tree::Path};
+use super::{Check, store::EMBEDDED};
+use crate::config::{file::File, forms::WordOr, tree::Path};
 
 impl Check<'_, '_, '_> {
-    pub(super) fn store(&mut self, store: Option<&str>) -> Option<Store> {
-        let at = Path::default().key("store");
-        let message = match store {
-            None | Some("embedded") => return Some(Store::Embedded),
-            Some(url) if url.starts_with("redis") => {
-                "a Redis store is not available in this build yet; write `embedded`, or leave it out"
-            }
-            Some(_) => "is not a store; write `embedded`",
-        };
-        self.problem(&at, message);
-        None
-    }
-
     pub(super) fn name_what_is_not_here_yet(&mut self, file: &File) {
         self.records(file.records.as_deref());
+        let given_store = file.store.as_ref().is_some_and(|store| store.0 != EMBEDDED);
         let given = |text: Option<&str>| text.is_some_and(|text| !text.trim().is_empty());
         let asked = [
             (
@@ -36,7 +24,7 @@ impl Check<'_, '_, '_> {
                 "telemetry.otlp: traces are not available in this build yet; metrics and logs are",
             ),
             (
-                file.ledger.wait_replicas.is_some_and(|replicas| replicas > 0),
+                file.ledger.wait_replicas.is_some_and(|replicas| replicas > 0) && !given_store,
                 "ledger.wait_replicas: the embedded store has no replicas",
             ),
             (

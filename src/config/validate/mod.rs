@@ -13,6 +13,7 @@ mod prompts;
 mod providers;
 mod routing;
 mod server;
+mod store;
 
 use std::collections::BTreeMap;
 
@@ -87,7 +88,7 @@ impl Check<'_, '_, '_> {
         let budgets = self.budgets(file);
         let limits = self.limits(file);
         let routing = self.routing(&file.routing);
-        let store = self.store(file.store.as_deref());
+        let store = self.store(file.store.as_ref());
         let ledger = self.ledger(&file.ledger);
         self.name_what_is_not_here_yet(file);
         Some(Snapshot {

@@ -53,6 +53,7 @@ impl Check<'_, '_, '_> {
         LedgerSettings {
             sync: self.above_zero(&at.key("sync"), typed.sync, Duration::from_secs(1)),
             budget_wait: typed.budget_wait.map_or(Duration::from_millis(250), |wait| wait.0),
+            wait_replicas: typed.wait_replicas.unwrap_or_default(),
         }
     }
 

@@ -1,0 +1,438 @@
+//! The authority on Redis: one Lua function over one hash per account, so that many processes share strict limits.
+//!
+//! The function, `sync.lua`, does line by line what [`crate::ledger::account::sync`] does. Reports that are sent together go
+//! out in one pipeline; each touches one key, so a Cluster is as good as a single server. Where `wait_replicas` is set, a
+//! grant is passed on only once that many replicas have it: `WAIT` follows on the same connection, which nothing else uses.
+//!
+//! What Redis answers is checked, never trusted: numbers that cannot be are an error, not money.
+
+mod advice;
+mod birth;
+mod connect;
+mod reply;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::try_join_all;
+use redis::{Cmd, Pipeline, RedisError, Script, Value};
+use tokio::{
+    sync::Mutex,
+    time::{sleep_until, timeout},
+};
+
+use self::{birth::Birth, connect::Connection};
+use super::ports::{AccountSync, Answer, Authority, StoreError, StoredAccount};
+use crate::{
+    ledger::{
+        account::AccountState,
+        sync::{Close, SyncReply},
+    },
+    wire::redis_url::{RedisUrl, Topology},
+};
+
+const SYNC: &str = include_str!("sync.lua");
+/// All of a flight: connecting, the reports, and waiting for replicas. Shorter than what the purses wait for a store.
+const FLIGHT_TIMEOUT: Duration = Duration::from_millis(800);
+/// All of a listing's page.
+const LISTING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connecting for the first time.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long replicas may take to have a grant.
+const WAIT_MS: u64 = 200;
+/// Holders hear of a replaced server within the time a flight may hang and three sync intervals.
+const LEARN_MIN_MS: u64 = 1000;
+/// Keys that one SCAN step looks at.
+const SCAN_COUNT: usize = 1000;
+/// Accounts that are read together for a listing.
+const READ_MAX: usize = 256;
+
+/// An authority on Redis.
+pub struct Redis {
+    url: RedisUrl,
+    script: Script,
+    wait_replicas: u32,
+    learn_ms: u64,
+    /// One flight at a time, on a connection of its own: `WAIT` holds up whatever shares it.
+    reports: Mutex<Line>,
+    listings: Mutex<Option<Connection>>,
+    replicas_up: AtomicBool,
+}
+
+/// Where reports go.
+#[derive(Default)]
+struct Line {
+    connection: Option<Connection>,
+    birth: Option<Birth>,
+}
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Redis")
+            .field("url", &self.url)
+            .field("wait_replicas", &self.wait_replicas)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Redis {
+    /// Connects, and logs what the server lacks to keep money: eviction, persistence, version. Where the server holds nothing
+    /// yet, this takes as long as it listens to other processes, which may know better.
+    ///
+    /// `sync` is the interval of reports. A grant is usable once `wait_replicas` replicas have it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when the server cannot be reached or refuses the login.
+    pub async fn open(url: RedisUrl, wait_replicas: u32, sync: Duration) -> Result<Redis, StoreError> {
+        let sync_ms = u64::try_from(sync.as_millis()).unwrap_or(u64::MAX);
+        let store = Redis {
+            script: Script::new(SYNC),
+            wait_replicas,
+            learn_ms: LEARN_MIN_MS.saturating_add(sync_ms.saturating_mul(3)),
+            reports: Mutex::default(),
+            listings: Mutex::default(),
+            replicas_up: AtomicBool::new(true),
+            url,
+        };
+        store.look_around().await?;
+        Ok(store)
+    }
+
+    /// The first conversation: whether the login may do what is needed, and what the server says of itself.
+    async fn look_around(&self) -> Result<(), StoreError> {
+        let talk = async {
+            let mut connection = Connection::open(&self.url, START_TIMEOUT).await?;
+            let mut facts = Vec::new();
+            for slot in connection.slots().await? {
+                let info = connection.ask(&redis::cmd("INFO"), slot).await?.extract_error()?;
+                facts.push(redis::from_redis_value::<String>(info)?);
+            }
+            Ok((connection, facts))
+        };
+        let (mut connection, facts) = self.within(START_TIMEOUT, talk).await?;
+        let advice: BTreeSet<String> = facts.iter().flat_map(|info| advice::advice(info, self.wait_replicas)).collect();
+        for line in advice {
+            tracing::warn!(store = %self.url, "{line}");
+        }
+        let mark = self.mark();
+        let birth = self.within(START_TIMEOUT, Birth::read(&mut connection, &mark, self.learn_ms)).await?;
+        if birth.is_young() {
+            tracing::info!(store = %self.url, "an empty store: listening to other gateways before serving");
+            sleep_until(birth.of_age_at()).await;
+        }
+        *self.reports.lock().await = Line { connection: Some(connection), birth: Some(birth) };
+        Ok(())
+    }
+
+    /// The reports' answers, in their order.
+    async fn fly(&self, requests: &[AccountSync], clock: Clock<'_>) -> Result<Vec<SyncReply>, StoreError> {
+        let mut place = self.reports.lock().await;
+        // A flight that fails or is given up loses its connection, not what is known of the store.
+        let known = place.connection.take();
+        let birth = &mut place.birth;
+        let flight = async {
+            let mut connection = match known {
+                Some(connection) => connection,
+                None => Connection::open(&self.url, FLIGHT_TIMEOUT).await?,
+            };
+            let wiped = match clock {
+                Clock::Server => self.was_wiped(&mut connection, birth, requests).await?,
+                Clock::Given { wiped, .. } => wiped,
+            };
+            let answers = self.carry(&mut connection, requests, &Facts { wiped, clock }).await?;
+            Ok((connection, answers))
+        };
+        let (connection, answers) = self.within(FLIGHT_TIMEOUT, flight).await?;
+        let replies = self.read(requests, answers)?;
+        place.connection = Some(connection);
+        Ok(replies)
+    }
+
+    /// Whether accounts that these reports make may have been lost: asked only where one may be made.
+    async fn was_wiped(
+        &self,
+        connection: &mut Connection,
+        birth: &mut Option<Birth>,
+        requests: &[AccountSync],
+    ) -> Result<bool, RedisError> {
+        if requests.iter().all(|sync| !sync.request.create) {
+            return Ok(false);
+        }
+        let mark = self.mark();
+        if let Some(known) = birth {
+            if known.holds(connection, &mark).await? {
+                return Ok(known.is_young());
+            }
+            tracing::error!(store = %self.url, "the store lost what it held; accounts listen to their holders before they grant");
+        }
+        let read = Birth::read(connection, &mark, self.learn_ms).await?;
+        Ok(birth.insert(read).is_young())
+    }
+
+    /// Sends all reports: in one pipeline to one server, in one each to the nodes of a Cluster.
+    async fn carry(
+        &self,
+        connection: &mut Connection,
+        requests: &[AccountSync],
+        facts: &Facts<'_>,
+    ) -> Result<Vec<Answered>, RedisError> {
+        if requests.is_empty() {
+            // A greeting that any user may use; to connect is not enough, since a stopped server's system does it for it.
+            connection.ask(&redis::cmd("TIME"), 0).await?.extract_error()?;
+            return Ok(Vec::new());
+        }
+        if self.url.topology != Topology::Cluster {
+            return self.carry_together(connection, requests, facts).await;
+        }
+        let each = requests.iter().map(|request| {
+            let mut connection = connection.clone();
+            async move { self.carry_together(&mut connection, std::slice::from_ref(request), facts).await }
+        });
+        Ok(try_join_all(each).await?.into_iter().flatten().collect())
+    }
+
+    async fn carry_together(
+        &self,
+        connection: &mut Connection,
+        requests: &[AccountSync],
+        facts: &Facts<'_>,
+    ) -> Result<Vec<Answered>, RedisError> {
+        let Some(first) = requests.first() else { return Ok(Vec::new()) };
+        let key = self.key(&first.account);
+        let mut answers = connection.send(&self.pipeline(requests, facts, false), &key).await?;
+        if answers.iter().any(is_unknown_script) {
+            // A server that was restarted, or a node that never saw it. Sending again is harmless, since all is totals.
+            answers = connection.send(&self.pipeline(requests, facts, true), &key).await?;
+        }
+        let acknowledged = match self.wait_replicas {
+            0 => true,
+            wanted => {
+                let replicas: u64 = redis::from_redis_value(answers.pop().unwrap_or_default().extract_error()?)?;
+                replicas >= u64::from(wanted)
+            }
+        };
+        let answered =
+            |value: Value| Ok(Answered { text: redis::from_redis_value(value.extract_error()?)?, acknowledged });
+        answers.into_iter().map(answered).collect()
+    }
+
+    /// The reports' calls and, where replicas count, the wait for them: on the same connection, or it would wait for nothing.
+    fn pipeline(&self, requests: &[AccountSync], facts: &Facts<'_>, with_source: bool) -> Pipeline {
+        let mut pipeline = Pipeline::with_capacity(requests.len() + 1);
+        for (index, request) in requests.iter().enumerate() {
+            // Once evaluated, it is known by its hash.
+            let (command, script) =
+                if with_source && index == 0 { ("EVAL", SYNC) } else { ("EVALSHA", self.script.get_hash()) };
+            pipeline.add_command(self.call(command, script, request, facts));
+        }
+        if self.wait_replicas > 0 {
+            pipeline.cmd("WAIT").arg(self.wait_replicas).arg(WAIT_MS);
+        }
+        pipeline
+    }
+
+    fn call(&self, command: &str, script: &str, sync: &AccountSync, facts: &Facts<'_>) -> Cmd {
+        let request = &sync.request;
+        let totals = request.totals;
+        let close = match request.close {
+            Some(Close::Settled) => "settled",
+            Some(Close::Forfeited) => "forfeited",
+            None => "",
+        };
+        let mut call = redis::cmd(command);
+        call.arg(script).arg(1).arg(self.key(&sync.account)).arg(request.row.to_string());
+        call.arg(totals.granted).arg(totals.returned).arg(totals.charged).arg(totals.debt);
+        call.arg(request.need).arg(request.target).arg(request.limit).arg(request.limit_version);
+        call.arg(u8::from(request.create)).arg(close).arg(self.learn_ms).arg(u8::from(facts.wiped));
+        if let Clock::Given { now_ms, run, .. } = facts.clock {
+            call.arg(now_ms).arg(run);
+        }
+        call
+    }
+
+    fn read(&self, requests: &[AccountSync], answers: Vec<Answered>) -> Result<Vec<SyncReply>, StoreError> {
+        if !answers.is_empty() {
+            self.note_replicas(answers.iter().all(|answer| answer.acknowledged));
+        }
+        let each = requests.iter().zip(answers).map(|(sync, answer)| {
+            let reply = reply::parse(&answer.text).ok_or_else(|| {
+                StoreError::Damaged(format!("{} answered what cannot be: is it the ledger's?", self.url))
+            })?;
+            if reply == reply::Reply::Damaged {
+                tracing::error!(account = %sync.account, "an account in Redis cannot be read; its calls are refused");
+            }
+            Ok(reply.for_purse(&sync.request, answer.acknowledged))
+        });
+        each.collect()
+    }
+
+    /// One line per change of state.
+    fn note_replicas(&self, acknowledged: bool) {
+        let were_up = self.replicas_up.swap(acknowledged, Ordering::Relaxed);
+        match (were_up, acknowledged) {
+            (true, false) => tracing::error!(
+                wait_replicas = self.wait_replicas,
+                "too few Redis replicas confirm grants in time; purses go on and get nothing new"
+            ),
+            (false, true) => tracing::info!("enough Redis replicas confirm grants again"),
+            _ => {}
+        }
+    }
+
+    /// The account's key. Its hash tag is all of the account's name, in which nothing can end it early.
+    fn key(&self, account: &str) -> String {
+        format!("{}account:{{{}}}", self.url.prefix, reply::escape(account))
+    }
+
+    /// The key of the store's mark.
+    fn mark(&self) -> String {
+        format!("{}store", self.url.prefix)
+    }
+
+    /// The smallest accounts after `after`, with what is stored of them.
+    async fn list(&self, after: Option<&str>, count_max: usize) -> Result<Vec<StoredAccount>, StoreError> {
+        let mut place = self.listings.lock().await;
+        let known = place.take();
+        let listing = async {
+            let mut connection = match known {
+                Some(connection) => connection,
+                None => Connection::open(&self.url, FLIGHT_TIMEOUT).await?,
+            };
+            let names = self.names(&mut connection, after, count_max).await?;
+            let accounts = self.contents(&mut connection, &names).await?;
+            Ok((connection, accounts))
+        };
+        let (connection, accounts) = self.within(LISTING_TIMEOUT, listing).await?;
+        *place = Some(connection);
+        Ok(accounts)
+    }
+
+    /// Goes through all keys: Redis has no order to begin in the middle of.
+    async fn names(
+        &self,
+        connection: &mut Connection,
+        after: Option<&str>,
+        count_max: usize,
+    ) -> Result<BTreeSet<String>, RedisError> {
+        let start = format!("{}account:{{", self.url.prefix);
+        let mut names = BTreeSet::new();
+        for slot in connection.slots().await? {
+            let mut cursor = 0u64;
+            loop {
+                let mut scan = redis::cmd("SCAN");
+                scan.arg(cursor).arg("MATCH").arg(format!("{start}*")).arg("COUNT").arg(SCAN_COUNT);
+                let step = connection.ask(&scan, slot).await?.extract_error()?;
+                let (next, keys): (u64, Vec<String>) = redis::from_redis_value(step)?;
+                let found = keys.iter().filter_map(|key| reply::unescape(key.strip_prefix(&start)?.strip_suffix('}')?));
+                names.extend(found.filter(|name| after.is_none_or(|after| name.as_str() > after)));
+                while names.len() > count_max {
+                    names.pop_last();
+                }
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    async fn contents(
+        &self,
+        connection: &mut Connection,
+        names: &BTreeSet<String>,
+    ) -> Result<Vec<StoredAccount>, RedisError> {
+        let mut accounts = Vec::with_capacity(names.len());
+        for chunk in names.iter().collect::<Vec<_>>().chunks(READ_MAX) {
+            let each = chunk.iter().map(|name| {
+                let (mut connection, key) = (connection.clone(), self.key(name));
+                async move {
+                    let mut pipeline = Pipeline::with_capacity(1);
+                    pipeline.cmd("HGETALL").arg(&key);
+                    let answer = connection.send(&pipeline, &key).await?.pop().unwrap_or_default();
+                    redis::from_redis_value::<BTreeMap<String, String>>(answer.extract_error()?)
+                        .map_err(RedisError::from)
+                }
+            });
+            let stored = try_join_all(each).await?;
+            accounts.extend(
+                chunk
+                    .iter()
+                    .zip(stored)
+                    .filter_map(|(name, fields)| reply::account(&fields).map(|state| stored_account(name, &state))),
+            );
+        }
+        Ok(accounts)
+    }
+
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, RedisError>>,
+    ) -> Result<T, StoreError> {
+        match timeout(limit, work).await {
+            Ok(done) => done.map_err(|error| StoreError::Unavailable(format!("{}: {error}", self.url))),
+            Err(_) => {
+                let waited_ms = limit.as_millis();
+                Err(StoreError::Unavailable(format!("{}: no answer within {waited_ms} ms", self.url)))
+            }
+        }
+    }
+}
+
+impl Authority for Redis {
+    fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<SyncReply>> {
+        Box::pin(async move { self.fly(&requests, Clock::Server).await })
+    }
+
+    fn accounts(&self, after: Option<Arc<str>>, count_max: usize) -> Answer<'_, Vec<StoredAccount>> {
+        Box::pin(async move { self.list(after.as_deref(), count_max).await })
+    }
+}
+
+/// What the function is told besides the report.
+struct Facts<'a> {
+    /// Missing accounts may have been lost.
+    wiped: bool,
+    clock: Clock<'a>,
+}
+
+/// Whose clock and run id an account goes by.
+#[derive(Clone, Copy)]
+enum Clock<'a> {
+    /// The server's own.
+    Server,
+    /// These: for comparing with the model.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only tests stop the clock"))]
+    Given { now_ms: u64, run: &'a str, wiped: bool },
+}
+
+/// What the function said to one report.
+struct Answered {
+    text: String,
+    /// Whether enough replicas have what it wrote.
+    acknowledged: bool,
+}
+
+fn is_unknown_script(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(error) if error.code() == "NOSCRIPT")
+}
+
+fn stored_account(name: &str, state: &AccountState) -> StoredAccount {
+    StoredAccount {
+        account: name.into(),
+        limit: state.limit,
+        held: state.held(),
+        charged: state.charged(),
+        debt: state.debt(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,539 @@
+//! The function against the law, and the store against real servers: alone, restarted, with replicas, under Sentinels, as a
+//! Cluster, and against ones that lie or hang.
+
+#[path = "../../../tests/it/support/redis.rs"]
+mod server;
+
+use std::{io::Read as _, net::TcpListener, time::Instant};
+
+use proptest::{prelude::*, test_runner::TestRunner};
+
+use self::server::RedisServer;
+use super::*;
+use crate::{
+    ledger::{
+        account::{self, Server},
+        sync::{Merged, NANO_USD_MAX, RowId, SyncRequest, Totals},
+    },
+    store::embedded::Tables,
+};
+
+/// Learning takes 1.3 s.
+const SYNC_INTERVAL: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn open(url: &str) -> Redis {
+    open_waiting(url, 0).await
+}
+
+async fn open_waiting(url: &str, replicas: u32) -> Redis {
+    Redis::open(RedisUrl::parse(url).unwrap(), replicas, SYNC_INTERVAL).await.unwrap()
+}
+
+fn request(incarnation: u64, totals: Totals, need: u64) -> SyncRequest {
+    let row = RowId { incarnation, purse: 0 };
+    SyncRequest { row, totals, need, target: need, limit: 1000, limit_version: 1, create: true, close: None }
+}
+
+fn granted(granted: u64) -> Totals {
+    Totals { granted, ..Totals::default() }
+}
+
+fn of(account: &str, request: SyncRequest) -> AccountSync {
+    AccountSync { account: account.into(), request }
+}
+
+async fn ask(store: &Redis, account: &str, request: SyncRequest) -> Result<SyncReply, StoreError> {
+    store.sync(vec![of(account, request)]).await.map(|replies| replies[0])
+}
+
+#[track_caller]
+fn merged(reply: Result<SyncReply, StoreError>) -> Merged {
+    match reply {
+        Ok(SyncReply::Merged(merged)) => merged,
+        other => panic!("expected a merge, got {other:?}"),
+    }
+}
+
+/// Asks again until an answer is as wanted.
+async fn eventually(store: &Redis, account: &str, request: SyncRequest, accept: impl Fn(&Merged) -> bool) -> Merged {
+    let begun = Instant::now();
+    loop {
+        let answer = ask(store, account, request).await;
+        if let Ok(SyncReply::Merged(merged)) = &answer
+            && accept(merged)
+        {
+            return *merged;
+        }
+        assert!(begun.elapsed() < PATIENCE, "never; last: {answer:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+// === the contract ===
+
+/// One report of a random script, told relative to what the account knows by then.
+#[derive(Debug, Clone)]
+struct Step {
+    account: u8,
+    incarnation: u64,
+    purse: u32,
+    elapsed_ms: i64,
+    server: u8,
+    wiped: bool,
+    report: Report,
+    grows: [u64; 3],
+    wishes: [u64; 2],
+    limit: u64,
+    limit_version: u64,
+    create: bool,
+    close: Option<Close>,
+}
+
+/// What the totals of a report are like.
+#[derive(Debug, Clone)]
+enum Report {
+    /// What the account knows, and more was returned, charged and owed since.
+    Grown,
+    /// Repeated from an earlier time.
+    Stale,
+    /// More than was ever granted.
+    Beyond,
+    /// Numbers at the edge of what fits.
+    Huge(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let report = prop_oneof![
+        8 => Just(Report::Grown),
+        2 => Just(Report::Stale),
+        1 => Just(Report::Beyond),
+        1 => prop::sample::select(vec![NANO_USD_MAX / 2, NANO_USD_MAX - 1, NANO_USD_MAX, NANO_USD_MAX + 1, u64::MAX / 2]).prop_map(Report::Huge),
+    ];
+    let elapsed_ms = prop_oneof![
+        10 => 0i64..2500,
+        2 => prop::sample::select(vec![1500, 3000, 4999, 5000, 5001, 9_999, 10_000, 60_000]),
+        1 => prop::sample::select(vec![3_599_999, 3_600_000, 3_600_001]),
+        1 => -6000i64..0,
+    ];
+    let amount = prop_oneof![6 => 0u64..60, 1 => 0u64..2000];
+    let wish = prop_oneof![6 => 0u64..1500, 1 => prop::sample::select(vec![NANO_USD_MAX, NANO_USD_MAX + 1, u64::MAX])];
+    let limit = prop_oneof![6 => 0u64..3000, 1 => prop::sample::select(vec![NANO_USD_MAX, NANO_USD_MAX + 1, u64::MAX])];
+    let close = prop_oneof![8 => Just(None), 1 => Just(Some(Close::Settled)), 1 => Just(Some(Close::Forfeited))];
+    let who = (0u8..2, 1u64..4, 0u32..2);
+    let server = (prop_oneof![12 => Just(0u8), 1 => Just(1u8)], prop::bool::weighted(0.1));
+    let money = (report, [amount.clone(), amount.clone(), amount], [wish.clone(), wish]);
+    let rules = (limit, 0u64..4, prop::bool::weighted(0.8), close);
+    (who, elapsed_ms, server, money, rules).prop_map(
+        |(
+            (account, incarnation, purse),
+            elapsed_ms,
+            (server, wiped),
+            (report, grows, wishes),
+            (limit, limit_version, create, close),
+        )| {
+            Step {
+                account,
+                incarnation,
+                purse,
+                elapsed_ms,
+                server,
+                wiped,
+                report,
+                grows,
+                wishes,
+                limit,
+                limit_version,
+                create,
+                close,
+            }
+        },
+    )
+}
+
+impl Step {
+    fn request(&self, state: Option<&AccountState>) -> SyncRequest {
+        let row = RowId { incarnation: self.incarnation, purse: self.purse };
+        let known = state.and_then(|state| state.rows.get(&row)).copied().unwrap_or_default().totals;
+        let [returned, charged, debt] = self.grows;
+        let grown = Totals {
+            granted: known.granted,
+            returned: known.returned + returned.min(known.unspent()),
+            charged: known.charged + charged.min(known.unspent().saturating_sub(returned)),
+            debt: known.debt + debt / 20,
+        };
+        let totals = match self.report {
+            Report::Grown => grown,
+            Report::Stale => Totals { granted: known.granted / 2, returned: 0, charged: known.charged / 2, debt: 0 },
+            Report::Beyond => Totals { charged: grown.granted + charged, ..grown },
+            Report::Huge(huge) => Totals { granted: huge, debt: huge, ..grown },
+        };
+        SyncRequest {
+            row,
+            totals,
+            need: self.wishes[0].min(self.wishes[1]),
+            target: self.wishes[0].max(self.wishes[1]),
+            limit: self.limit,
+            limit_version: self.limit_version,
+            create: self.create,
+            close: self.close,
+        }
+    }
+}
+
+/// A thousand random scripts; a failure prints the smallest one that still fails, and its seed.
+#[test]
+fn model_embedded_store_and_redis_agree() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let server = RedisServer::with(&["--appendonly", "no"]);
+    let store = runtime.block_on(open(&server.url()));
+    let scripts = std::cell::Cell::new(0);
+    let mut runner = TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) });
+    let outcome = runner.run(&prop::collection::vec(step(), 1..32), |steps| {
+        scripts.set(scripts.get() + 1);
+        runtime.block_on(compare(&store, scripts.get(), &steps))
+    });
+    if let Err(failure) = outcome {
+        panic!("script {}: {failure}\nseed: {:?}", scripts.get(), runner.bytes_used());
+    }
+}
+
+async fn compare(store: &Redis, script: u32, steps: &[Step]) -> Result<(), TestCaseError> {
+    let mut model: BTreeMap<String, Option<AccountState>> = BTreeMap::new();
+    let mut tables = Tables::new();
+    let mut now_ms: u64 = 10_000_000;
+    for step in steps {
+        now_ms = now_ms.saturating_add_signed(step.elapsed_ms);
+        let run = ["aa", "bb"][usize::from(step.server)];
+        let server = Server { now_ms, run, learn_ms: store.learn_ms, wiped: step.wiped };
+        let key = format!("script-{script}/{}", step.account);
+        let state = model.entry(key.clone()).or_default();
+        let sync = of(&key, step.request(state.as_ref()));
+        let expected = account::sync(state, &sync.request, server);
+        prop_assert_eq!(tables.sync(&sync, server), expected, "the embedded store, {:?}", sync);
+        let replies = store.fly(std::slice::from_ref(&sync), Clock::Given { now_ms, run, wiped: step.wiped }).await;
+        prop_assert_eq!(replies, Ok(vec![expected]), "redis, {:?}", sync);
+    }
+    for (key, state) in &model {
+        prop_assert_eq!(&tables.account(key), state);
+        prop_assert_eq!(&stored(store, key).await, state);
+    }
+    Ok(())
+}
+
+async fn stored(store: &Redis, account: &str) -> Option<AccountState> {
+    let mut connection = Connection::open(&store.url, PATIENCE).await.unwrap();
+    let mut pipeline = Pipeline::new();
+    pipeline.cmd("HGETALL").arg(store.key(account));
+    let answer = connection.send(&pipeline, &store.key(account)).await.unwrap().remove(0);
+    reply::account(&redis::from_redis_value(answer).unwrap())
+}
+
+// === one server ===
+
+#[tokio::test]
+async fn what_one_process_was_granted_another_does_not_get() {
+    let server = RedisServer::start();
+    let (one, other) = (open(&server.url()).await, open(&server.url()).await);
+    assert_eq!(merged(ask(&one, "a", request(1, Totals::default(), 700)).await).totals.granted, 700);
+    assert_eq!(merged(ask(&other, "a", request(2, Totals::default(), 700)).await).totals.granted, 300);
+    assert_eq!(merged(ask(&one, "a", request(1, granted(700), 700)).await).free, 0);
+}
+
+#[tokio::test]
+async fn reports_that_go_together_are_answered_in_their_order() {
+    let server = RedisServer::start();
+    let store = open(&server.url()).await;
+    let reports: Vec<AccountSync> =
+        (0..500).map(|n| of(&format!("a{}", n % 250), request(n, Totals::default(), n + 1))).collect();
+    let replies = store.sync(reports).await.unwrap();
+    let first: Vec<u64> = replies[..250].iter().map(|reply| merged(Ok(*reply)).totals.granted).collect();
+    assert_eq!(first, (1..=250).collect::<Vec<u64>>());
+    assert!(replies[250..].iter().all(|reply| merged(Ok(*reply)).totals.granted > 250));
+}
+
+#[tokio::test]
+async fn a_forgotten_function_is_sent_again() {
+    let server = RedisServer::start();
+    let store = open(&server.url()).await;
+    for expected in [10, 20] {
+        assert_eq!(server.command(&["SCRIPT", "FLUSH"]), "OK");
+        let reply = ask(&store, "a", request(1, granted(expected - 10), expected)).await;
+        assert_eq!(merged(reply).totals.granted, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_server_listens_before_it_grants() {
+    let mut server = RedisServer::with(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let store = open(&server.url()).await;
+    merged(ask(&store, "a", request(1, Totals::default(), 400)).await);
+    server.kill();
+    assert!(matches!(ask(&store, "a", request(1, granted(400), 500)).await, Err(StoreError::Unavailable(_))));
+    server.restart();
+    let reply = merged(ask(&store, "a", request(1, granted(400), 500)).await);
+    assert_eq!((reply.totals.granted, reply.learning), (400, true));
+    eventually(&store, "a", request(1, granted(400), 500), |merged| merged.totals.granted == 500).await;
+}
+
+#[tokio::test]
+async fn a_wiped_server_never_starts_a_known_account_full() {
+    let server = RedisServer::start();
+    let store = open(&server.url()).await;
+    merged(ask(&store, "a", request(1, Totals::default(), 600)).await);
+    server.command(&["FLUSHALL"]);
+    let known = SyncRequest { create: false, ..request(1, granted(600), 600) };
+    assert_eq!(ask(&store, "a", known).await, Ok(SyncReply::NoAccount));
+    let restored = merged(ask(&store, "a", request(1, granted(600), 700)).await);
+    assert_eq!((restored.totals.granted, restored.free, restored.learning), (600, 400, true));
+    let other = merged(ask(&store, "a", request(2, Totals::default(), 1000)).await);
+    assert_eq!(other.totals.granted, 0, "others are heard first");
+}
+
+#[tokio::test]
+async fn a_wiped_server_lets_even_a_newcomer_wait_for_the_holders() {
+    let server = RedisServer::start();
+    let (holder, newcomer) = (open(&server.url()).await, open(&server.url()).await);
+    merged(ask(&holder, "a", request(1, Totals::default(), 600)).await);
+    server.command(&["FLUSHALL"]);
+    let first = merged(ask(&newcomer, "a", request(2, Totals::default(), 1000)).await);
+    assert_eq!((first.totals.granted, first.learning), (0, true), "it cannot know of the 600");
+    merged(ask(&holder, "a", request(1, granted(600), 600)).await);
+    let then = eventually(&newcomer, "a", request(2, Totals::default(), 1000), |merged| !merged.learning).await;
+    assert_eq!((then.totals.granted, then.free), (400, 0));
+    let calm = merged(ask(&newcomer, "b", request(2, Totals::default(), 10)).await);
+    assert_eq!(calm.totals.granted, 10, "what is new once the store is of age is just new");
+}
+
+#[tokio::test]
+async fn an_account_that_cannot_be_read_is_refused_and_others_go_on() {
+    let server = RedisServer::start();
+    let store = open(&server.url()).await;
+    let reports = || vec![of("a", request(1, Totals::default(), 1)), of("b", request(1, Totals::default(), 1))];
+    store.sync(reports()).await.unwrap();
+    for (field, value) in [("limit", "lots"), ("archived", "0"), ("schema", "2"), ("0000000000000001.0", "1 2 3")] {
+        server.command(&["HSET", &store.key("a"), field, value]);
+        let replies = store.sync(reports()).await.unwrap();
+        assert_eq!(replies[0], SyncReply::BadReport, "{field}");
+        assert_eq!(merged(Ok(replies[1])).totals.granted, 1);
+        server.command(&["DEL", &store.key("a")]);
+        store.sync(reports()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn accounts_are_listed_in_order_and_by_page() {
+    let server = RedisServer::start();
+    let store = open(&format!("{}?prefix=here:", server.url())).await;
+    let elsewhere = open(&server.url()).await;
+    merged(ask(&elsewhere, "another fleet's", request(1, Totals::default(), 1)).await);
+    let mut names: Vec<String> = (0..40).map(|n| format!("b/user=u{n}/2026-11")).collect();
+    names.extend(["b/user=*}:{x/2026-11".to_owned(), "b/user=ä ö\n/2026-11".to_owned()]);
+    let charged = Totals { charged: 3, debt: 1, ..granted(5) };
+    store.sync(names.iter().map(|name| of(name, request(1, charged, 5))).collect()).await.unwrap();
+    names.sort();
+    let mut listed: Vec<StoredAccount> = Vec::new();
+    loop {
+        let after = listed.last().map(|account| Arc::clone(&account.account));
+        let page = store.accounts(after, 15).await.unwrap();
+        listed.extend(page.iter().cloned());
+        if page.len() < 15 {
+            break;
+        }
+    }
+    assert_eq!(listed.iter().map(|account| account.account.to_string()).collect::<Vec<_>>(), names);
+    assert_eq!((listed[0].limit, listed[0].held, listed[0].charged, listed[0].debt), (1000, 5, 3, 1));
+    assert_eq!(
+        server.command(&["KEYS", "*"]).lines().count(),
+        names.len() + 3,
+        "a key per account, and a mark per prefix"
+    );
+}
+
+/// As `docs/ledger.md` has it.
+const ACL: &str = "on >s3cret resetkeys ~tollgate:* resetchannels -@all +evalsha +eval +hgetall +hset +hdel +get +set +time +info +scan +wait";
+
+fn allow(server: &RedisServer, more: &str) {
+    let words = ["ACL", "SETUSER", "ledger"].into_iter().chain(ACL.split(' ')).chain(more.split_whitespace());
+    assert_eq!(server.command(&words.collect::<Vec<_>>()), "OK");
+}
+
+#[tokio::test]
+async fn the_documented_user_may_do_what_is_needed_and_nothing_else() {
+    let server = RedisServer::start();
+    let _replica = server.replica();
+    allow(&server, "");
+    let url = format!("redis://ledger:s3cret@127.0.0.1:{}", server.port);
+    let store = open_waiting(&url, 1).await;
+    assert_eq!(merged(ask(&store, "a", request(1, Totals::default(), 10)).await).totals.granted, 10);
+    assert_eq!(store.accounts(None, 10).await.unwrap().len(), 1);
+    let mut connection = Connection::open(&store.url, PATIENCE).await.unwrap();
+    for command in [&["FLUSHALL"][..], &["CONFIG", "GET", "*"], &["DEL", "tollgate:store"], &["HGETALL", "other"]] {
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd(command[0]).arg(&command[1..]);
+        let answer = connection.send(&pipeline, "").await.unwrap();
+        assert!(matches!(&answer[0], Value::ServerError(error) if error.code() == "NOPERM"), "{command:?}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_a_closed_port_are_said_without_the_password() {
+    let server = RedisServer::with(&["--requirepass", "right"]);
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for url in
+        [format!("redis://:topsecret@127.0.0.1:{}", server.port), format!("redis://:topsecret@127.0.0.1:{closed}")]
+    {
+        let error = Redis::open(RedisUrl::parse(&url).unwrap(), 0, SYNC_INTERVAL).await.unwrap_err();
+        let StoreError::Unavailable(why) = &error else { panic!("{error:?}") };
+        assert!(why.starts_with("redis://127.0.0.1:") && !why.contains("topsecret"), "{why}");
+    }
+}
+
+// === servers that hang or lie ===
+
+#[tokio::test]
+async fn a_server_that_hangs_costs_a_flight_its_time_and_the_next_one_nothing() {
+    let server = RedisServer::start();
+    let store = open(&server.url()).await;
+    merged(ask(&store, "a", request(1, Totals::default(), 10)).await);
+    server.signal("STOP");
+    let begun = Instant::now();
+    let answer = ask(&store, "a", request(1, granted(10), 20)).await;
+    assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+    assert!(begun.elapsed() < FLIGHT_TIMEOUT + Duration::from_millis(500), "{:?}", begun.elapsed());
+    assert!(store.sync(Vec::new()).await.is_err(), "a probe is not fooled by a connection that only the system took");
+    server.signal("CONT");
+    eventually(&store, "a", request(1, granted(10), 20), |merged| merged.totals.granted == 20).await;
+}
+
+/// A server that greets and then answers every message with `answer`.
+fn liar(answer: &'static [u8]) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let mut bytes = [0; 65_536];
+                while stream.read(&mut bytes).is_ok_and(|count| count > 0) {
+                    let asked = String::from_utf8_lossy(&bytes);
+                    let answer = match () {
+                        () if asked.contains("EVALSHA") => answer,
+                        () if asked.contains("TIME") => b"*2\r\n:2000000000\r\n:0\r\n",
+                        () if asked.contains("SET") => b"+OK\r\n$13\r\n1000000000000\r\n",
+                        () if asked.contains("GET") => b"$13\r\n1000000000000\r\n",
+                        () => b"+OK\r\n",
+                    };
+                    if std::io::Write::write_all(&mut stream, answer).is_err() {
+                        return;
+                    }
+                    bytes.fill(0);
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_lie_is_an_error_and_never_money() {
+    let lies: [&'static [u8]; 8] = [
+        b"+MERGED 99999999999999999999 0 0 0 0 0 0 0 0 0 0 0\r\n",
+        b"+MERGED -5 0 0 0 0 0 0 0 0 0 0 0\r\n",
+        b"+MERGED 1e30 0 0 0 0 0 0 0 0 0 0 0\r\n",
+        b"+MERGED nan 0 0 0 0 0 0 0 0 0 0 0\r\n",
+        b"*2\r\n:1\r\n:2\r\n",
+        b":1000\r\n",
+        b"$-1\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    ];
+    for lie in lies {
+        let store = open(&format!("redis://127.0.0.1:{}", liar(lie))).await;
+        let answer = ask(&store, "a", request(1, Totals::default(), 10)).await;
+        assert!(answer.is_err(), "{}: {answer:?}", String::from_utf8_lossy(lie));
+    }
+}
+
+// === replicas, Sentinels, a Cluster ===
+
+#[tokio::test]
+async fn a_grant_that_no_replica_has_is_not_usable() {
+    let server = RedisServer::start();
+    let replica = server.replica();
+    let store = open_waiting(&server.url(), 1).await;
+    assert_eq!(merged(ask(&store, "a", request(1, Totals::default(), 10)).await).totals.granted, 10);
+    replica.signal("STOP");
+    let withheld = merged(ask(&store, "a", request(1, granted(10), 30)).await);
+    assert_eq!((withheld.totals.granted, withheld.free, withheld.learning), (10, 990, true));
+    replica.signal("CONT");
+    let told = eventually(&store, "a", request(1, granted(10), 30), |merged| merged.totals.granted == 30).await;
+    assert_eq!((told.free, told.learning), (970, false));
+}
+
+#[tokio::test]
+async fn a_primary_that_missed_a_grant_listens_to_its_holder_first() {
+    let mut primary = RedisServer::start();
+    let replica = primary.replica();
+    let sentinel = RedisServer::sentinel(&primary, 600_000);
+    let store = open(&format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port)).await;
+    merged(ask(&store, "a", request(1, Totals::default(), 100)).await);
+    while replica.command(&["EXISTS", &store.key("a")]) != "1" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // The link is cut: what is granted now, only the primary knows.
+    replica.command(&["REPLICAOF", "NO", "ONE"]);
+    assert_eq!(merged(ask(&store, "a", request(1, granted(100), 900)).await).totals.granted, 900);
+    primary.kill();
+    sentinel.command(&["SENTINEL", "REMOVE", "main"]);
+    assert_eq!(sentinel.command(&["SENTINEL", "MONITOR", "main", "127.0.0.1", &replica.port.to_string(), "1"]), "OK");
+    // The other process asks first, and must not get what the first one holds.
+    let other = eventually(&store, "a", request(2, Totals::default(), 500), |_| true).await;
+    assert_eq!((other.totals.granted, other.free, other.learning), (0, 900, true));
+    let holder = merged(ask(&store, "a", request(1, granted(900), 900)).await);
+    assert_eq!((holder.totals.granted, holder.free), (900, 100));
+    let other = eventually(&store, "a", request(2, Totals::default(), 500), |merged| !merged.learning).await;
+    assert_eq!(other.totals.granted, 100);
+}
+
+#[tokio::test]
+async fn the_primary_is_found_again_after_the_sentinels_replaced_it() {
+    let mut primary = RedisServer::start();
+    let replica = primary.replica();
+    let sentinel = RedisServer::sentinel(&primary, 300);
+    for server in [&primary, &replica] {
+        allow(server, "+role");
+    }
+    let store = open(&format!("redis+sentinel://ledger:s3cret@127.0.0.1:{}/main", sentinel.port)).await;
+    merged(ask(&store, "a", request(1, Totals::default(), 100)).await);
+    let begun = Instant::now();
+    while !(sentinel.command(&["INFO", "sentinel"]).contains("slaves=1")
+        && replica.command(&["EXISTS", &store.key("a")]) == "1")
+    {
+        assert!(begun.elapsed() < PATIENCE, "the Sentinel never finds the replica");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    primary.kill();
+    let told = eventually(&store, "a", request(1, granted(100), 200), |merged| merged.totals.granted == 200).await;
+    assert_eq!(told.free, 800);
+    assert!(replica.command(&["ROLE"]).starts_with("master"));
+}
+
+#[tokio::test]
+async fn in_a_cluster_each_account_has_its_node() {
+    let nodes = RedisServer::cluster(3);
+    for node in &nodes {
+        allow(node, "+cluster|slots +ping");
+    }
+    let store = open_waiting(&format!("redis+cluster://ledger:s3cret@127.0.0.1:{}", nodes[0].port), 1).await;
+    let names: Vec<String> = (0..60).map(|n| format!("a/user=u{n:02}/total")).collect();
+    let reports =
+        |incarnation: u64| names.iter().map(|name| of(name, request(incarnation, Totals::default(), 600))).collect();
+    for (incarnation, expected) in [(1, 600), (2, 400)] {
+        let replies = store.sync(reports(incarnation)).await.unwrap();
+        assert!(replies.iter().all(|reply| merged(Ok(*reply)).totals.granted == expected), "{replies:?}");
+    }
+    let keys = |node: &RedisServer| node.command(&["DBSIZE"]).parse::<usize>().unwrap();
+    assert!(nodes.iter().all(|node| keys(node) > 5), "each node has its share");
+    let listed = store.accounts(None, 100).await.unwrap();
+    assert_eq!(listed.iter().map(|account| account.account.to_string()).collect::<Vec<_>>(), names);
+    assert!(listed.iter().all(|account| account.held == 1000));
+}
