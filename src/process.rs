@@ -3,7 +3,7 @@
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::Instant};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin,
@@ -135,7 +135,12 @@ impl Gateway {
         let admin_shutdown = Shutdown { connections: TaskTracker::new(), ..shutdown.clone() };
         let listen_admin = serve::listen(admin, None, admin_routes, limits(ADMIN_CONNECTIONS_MAX), admin_shutdown);
         self.listeners.push(tokio::spawn(listen_admin));
-        self.listeners.push(tokio::spawn(upkeep(shared.clone())));
+        let (upkept, over) = (shared.clone(), shared.shutdown.over.clone());
+        // Not on the runtime: with many accounts a round takes milliseconds, which calls on that worker would wait for.
+        let upkeep = std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || upkeep(&upkept, &over));
+        if let Err(error) = upkeep {
+            tracing::error!(%error, "no thread for upkeep: gauges are true only at each scrape");
+        }
     }
 
     /// What a snapshot needs before it serves: roots of its providers, its connect time-out.
@@ -203,14 +208,13 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<(TcpListener, S
 }
 
 /// Keeps gauges true and folds histograms while nobody scrapes.
-async fn upkeep(shared: Shared) {
-    let mut ticks = tokio::time::interval(UPKEEP);
+fn upkeep(shared: &Shared, over: &CancellationToken) {
     let mut thresholds = Thresholds::default();
-    loop {
-        ticks.tick().await;
+    while !over.is_cancelled() {
         metrics::upkeep();
         shared.refresh_gauges();
-        thresholds.look(&shared);
+        thresholds.look(shared);
+        std::thread::sleep(UPKEEP);
     }
 }
 
