@@ -119,9 +119,6 @@ pub enum GatewayError {
     /// The call went through this gateway already.
     #[error("the call came back to this gateway: a provider's base_url points at the gateway itself")]
     LoopDetected,
-    /// A feature of the contract that this build does not have.
-    #[error("{0} is not available in this build yet")]
-    NotYet(String),
     /// A bug.
     #[error("the gateway failed; its log has the reason under this call's id")]
     Internal,
@@ -194,7 +191,6 @@ impl GatewayError {
             E::StoreUnavailable { .. } => (503, "server_error", "store_unavailable"),
             E::Draining => (503, "server_error", "draining"),
             E::LoopDetected => (508, "server_error", "loop_detected"),
-            E::NotYet(_) => (501, "server_error", "not_available"),
             E::Internal => (500, "server_error", "internal_error"),
         };
         Meaning { status: StatusCode::from_u16(status).expect("constant codes of this table"), kind, code }

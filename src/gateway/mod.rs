@@ -42,6 +42,7 @@ impl Shared {
         metrics::in_flight(self.in_flight.now());
         metrics::store_up(self.purses.store_up());
         metrics::reservations_dropped(self.purses.dropped_reservations());
+        metrics::calls_unbooked(self.purses.unbooked_calls());
         let snapshot = self.live.load_full();
         let now = Instant::now().into_std();
         let healths = self.upstream.healths.all();

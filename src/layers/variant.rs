@@ -16,6 +16,7 @@ use crate::{
     layers::{Inner, Step},
     policy::experiment::{Unit, Variant},
     wire::{
+        edit,
         endpoint::Endpoint,
         json::{self, Edits},
         request,
@@ -203,7 +204,7 @@ fn set_parameters(call: &mut Call, plan: &Plan) -> Result<Edits, GatewayError> {
     let parameters = parameters(document, version, plan);
     let mut edits = Edits::new();
     for (name, json) in &parameters {
-        edits.set_field(&document.scan, name, json.to_string());
+        edit::force_parameter(&mut edits, &document.scan, name, json);
     }
     if parameters.iter().all(|(name, json)| is_sampling(name, json)) {
         return Ok(edits);

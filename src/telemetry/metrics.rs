@@ -39,6 +39,7 @@ const CONFIG_INFO: &str = "tollgate_config_info";
 const IN_FLIGHT: &str = "tollgate_in_flight";
 const PANICS: &str = "tollgate_panics_total";
 const DROPPED_RESERVATIONS: &str = "tollgate_reservations_dropped_total";
+const UNBOOKED: &str = "tollgate_calls_unbooked_total";
 
 /// Seconds; from a fast cache answer to a long reasoning call.
 const DURATION_BUCKETS: [f64; 15] =
@@ -111,6 +112,10 @@ fn describe() {
     describe_counter!(
         DROPPED_RESERVATIONS,
         "Reservations that were never settled and so charged at their bound: each is a bug"
+    );
+    describe_counter!(
+        UNBOOKED,
+        "Calls that a lenient budget let through while they could not be written to its journal"
     );
     counter!(RECORDS_DROPPED).absolute(0);
     counter!(PANICS).absolute(0);
@@ -281,6 +286,11 @@ pub fn in_flight(count: usize) {
 /// Counts a request that ended by a panic.
 pub fn panicked() {
     counter!(PANICS).increment(1);
+}
+
+/// Counts calls that were served without being booked.
+pub fn calls_unbooked(total: u64) {
+    counter!(UNBOOKED).absolute(total);
 }
 
 /// Counts reservations that were dropped unsettled.
