@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
+pub mod budgets;
 pub mod check;
 pub mod count;
 pub mod demo;
@@ -20,7 +21,10 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::{self, Loaded};
+use crate::{
+    config::{self, Loaded},
+    telemetry::logging,
+};
 
 /// A check or gate failed.
 const FAILED: u8 = 1;
@@ -75,6 +79,8 @@ enum Command {
         #[command(subcommand)]
         command: keys::KeysCommand,
     },
+    /// Show what was spent and what is left; reclaim, credit, rebuild
+    Budgets(budgets::BudgetsArguments),
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -93,7 +99,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 9] = ["plan", "models", "prompts", "experiments", "budgets", "calls", "eval", "config", "import"];
+const NOT_YET: [&str; 8] = ["plan", "models", "prompts", "experiments", "calls", "eval", "config", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -117,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Health { url } => code_of(health::run(&url), UNREACHABLE),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
+        Command::Budgets(arguments) => manage_budgets(&arguments),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -156,6 +163,16 @@ fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys:
     let data_dir = data_dir.or_else(|| Some(loaded?.snapshot.data_dir)).unwrap_or_else(|| PathBuf::from("data"));
     let pepper = pepper.as_ref().map(|pepper| pepper.expose().as_bytes());
     code_of(keys::run(command, &data_dir, pepper, &mut io::stdout()), UNREACHABLE)
+}
+
+fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {
+    logging::init("warn");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a process that can't have a runtime can't ask anybody");
+    match runtime.block_on(budgets::run(arguments, &mut io::stdout())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => fail(&failure.error, failure.code),
+    }
 }
 
 fn code_of(result: anyhow::Result<()>, code: u8) -> ExitCode {

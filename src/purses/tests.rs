@@ -6,8 +6,11 @@ use futures_util::future::join_all;
 
 use super::*;
 use crate::{
-    ledger::account::{self, AccountState, Server},
-    store::ports::{AccountSync, Answer},
+    ledger::{
+        account::{self, AccountState, Server},
+        sync::RowId,
+    },
+    store::ports::{AccountSync, Answer, Held},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -55,6 +58,20 @@ impl Authority for Memory {
 
     fn accounts(&self, _: Option<Arc<str>>, _: usize) -> Answer<'_, Vec<StoredAccount>> {
         Box::pin(async move { self.answer().await.map(|()| Vec::new()) })
+    }
+
+    fn look_up(&self, account: Arc<str>) -> Answer<'_, Held> {
+        let found = self.accounts.lock().unwrap().get(&account).cloned().flatten();
+        Box::pin(async { Ok(found.map_or(Held::Missing, |state| Held::Whole(state, BTreeMap::new()))) })
+    }
+
+    fn note(&self, _: Arc<str>, _: RowId, _: String) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn replace(&self, account: Arc<str>, _: BTreeMap<String, String>, state: AccountState) -> Answer<'_, bool> {
+        self.accounts.lock().unwrap().insert(account, Some(state));
+        Box::pin(async { Ok(true) })
     }
 }
 

@@ -40,6 +40,7 @@ const IN_FLIGHT: &str = "tollgate_in_flight";
 const PANICS: &str = "tollgate_panics_total";
 const DROPPED_RESERVATIONS: &str = "tollgate_reservations_dropped_total";
 const UNBOOKED: &str = "tollgate_calls_unbooked_total";
+const DRIFT: &str = "tollgate_ledger_drift_nanousd";
 
 /// Seconds; from a fast cache answer to a long reasoning call.
 const DURATION_BUCKETS: [f64; 15] =
@@ -116,6 +117,10 @@ fn describe() {
     describe_counter!(
         UNBOOKED,
         "Calls that a lenient budget let through while they could not be written to its journal"
+    );
+    describe_gauge!(
+        DRIFT,
+        "By how much purses differ from what their attempts were settled at, in nano-dollars: 0 unless there is a bug"
     );
     counter!(RECORDS_DROPPED).absolute(0);
     counter!(PANICS).absolute(0);
@@ -291,6 +296,11 @@ pub fn panicked() {
 /// Counts calls that were served without being booked.
 pub fn calls_unbooked(total: u64) {
     counter!(UNBOOKED).absolute(total);
+}
+
+/// By how much purses differ from the journal.
+pub fn ledger_drift(amount: NanoUsd) {
+    gauge!(DRIFT).set(amount.0 as f64);
 }
 
 /// Counts reservations that were dropped unsettled.
