@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use quick_cache::sync::Cache;
 
 use crate::{
-    config::secret::SecretString,
+    config::{pushed::InForce, secret::SecretString},
     ledger::period::{Per, Period},
     policy::{
         experiment::Experiment,
@@ -26,6 +26,8 @@ use crate::{
 pub struct Snapshot {
     /// First 12 hex digits of the SHA-256 of what was read (values from the environment included).
     pub hash: String,
+    /// What was pushed for all gateways and is part of this; `None` where nothing was.
+    pub pushed: Option<InForce>,
     /// Listeners, their limits, and what needs a restart.
     pub server: Server,
     /// Where ledger state lives.

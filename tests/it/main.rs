@@ -8,6 +8,7 @@ mod budgets;
 mod charges;
 mod cli;
 mod config;
+mod config_store;
 mod costs;
 mod docs;
 mod drain;

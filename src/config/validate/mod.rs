@@ -23,7 +23,7 @@ use crate::{
         forms::SecretText,
         problems::{Problem, Problems, suggestion},
         secret::SecretString,
-        snapshot::{OnDisconnect, ResolvedNames, Snapshot, StreamUsage},
+        snapshot::{OnDisconnect, ResolvedNames, Snapshot, Store, StreamUsage},
         sources::Sources,
         tree::{Document, Path},
     },
@@ -70,8 +70,19 @@ pub(super) fn validate(
     }
 }
 
+/// Only where the ledger's store is, whatever else is wrong.
+///
+/// # Errors
+/// What is wrong with that.
+pub(super) fn store_alone(file: &File, document: &Document, sources: &mut Sources<'_>) -> Result<Store, Problems> {
+    let (warnings, not_yet) = (Vec::new(), Vec::new());
+    let problems = Problems::default();
+    let mut check = Check { document, sources, problems, warnings, not_yet, inline_secret: false };
+    check.store(file.store.as_ref()).ok_or_else(|| check.problems.sorted())
+}
+
 impl Check<'_, '_, '_> {
-    /// `None` only where a problem was reported.
+    /// `None` only where a problem was reported, or something is missing that may be.
     fn snapshot(&mut self, mut file: File) -> Option<Snapshot> {
         let prices = self.prices(file.prices.take());
         let file = &file;
@@ -93,6 +104,7 @@ impl Check<'_, '_, '_> {
         self.name_what_is_not_here_yet(file);
         Some(Snapshot {
             hash: self.sources.hash(),
+            pushed: None,
             server: server?,
             store: store?,
             data_dir: file.data_dir.as_deref().unwrap_or("data").into(),
@@ -158,6 +170,7 @@ impl Check<'_, '_, '_> {
         let secret = match text.0.strip_prefix("file:") {
             Some(path) => match self.sources.secret_file(path) {
                 Ok(secret) => secret,
+                Err(_) if self.sources.tolerates(path) => return None,
                 Err(error) => {
                     self.problem(at, format!("the file {} cannot be read: {error}", shown(path)));
                     return None;

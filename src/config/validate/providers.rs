@@ -187,7 +187,9 @@ impl Check<'_, '_, '_> {
 
     /// Reports a file that cannot be opened.
     pub(super) fn readable(&mut self, at: &Path, path: &str) {
-        if let Err(error) = std::fs::File::open(self.sources.resolve(path)) {
+        if let Err(error) = std::fs::File::open(self.sources.resolve(path))
+            && !self.sources.tolerates(path)
+        {
             self.problem(at, format!("the file {} cannot be read: {error}", shown(path)));
         }
     }
