@@ -7,10 +7,10 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{
-    DEADLINE, Gateway, KEY, PROVIDER_KEY, Response, Upstream, closed_port, eventually, gateway::Setup,
+    Call, DEADLINE, Gateway, KEY, PROVIDER_KEY, Response, Upstream, closed_port, eventually, gateway::Setup,
     redis::RedisServer, sha256, wait_until,
 };
 
@@ -67,6 +67,12 @@ async fn serves(gateway: &Gateway, model: &str, within: Duration) -> Response {
     eventually(&format!("{model} serves"), within, call, |response| response.status == 200).await
 }
 
+/// "hello" to `model` with a key of its own.
+fn hello_as(gateway: &Gateway, key: &str, model: &str) -> Call {
+    let body = json!({"model": model, "messages": [{"role": "user", "content": "hello"}]});
+    gateway.post("/v1/chat/completions").key(key).json(&body)
+}
+
 async fn refusals(gateway: &Gateway) -> f64 {
     let metrics = gateway.metrics().await;
     let series = metrics.series("tollgate_config_reloads_total");
@@ -80,7 +86,7 @@ async fn refused(gateway: &Gateway, count: f64) {
 /// Writes a revision and makes it live, past every check and without telling anybody.
 fn smuggle(redis: &RedisServer, number: u64, text: &str) {
     let hash = sha256(text.as_bytes());
-    let revision = serde_json::json!({
+    let revision = json!({
         "revision": number, "sha256": hash, "name": "bad.yaml", "author": "eve", "at": "2026-11-23T20:00:00Z",
         "message": "", "parent": null, "text": text,
     });
@@ -164,13 +170,13 @@ async fn a_revision_that_is_wrong_here_is_refused_and_holds_nothing_else_up() {
     let other_key = "tg-test-other-0123456789abcdef0123456789abcdef";
     let changed = member(&upstream, &redis.url()).key("other", other_key, "").text();
     gateway.replace_config(&changed);
-    let call = || gateway.hello("good").key(other_key).send_owned();
+    let call = || hello_as(&gateway, other_key, "good").send_owned();
     eventually("the new key is known", Duration::from_secs(2), call, |response| response.status == 200).await;
 
     let counted = refusals(&gateway).await;
     redis.command(&["SET", "tollgate:{config}:head", "nonsense"]);
     refused(&gateway, counted + 1.0).await;
-    gateway.hello("good").key(other_key).send().await.expect(200);
+    hello_as(&gateway, other_key, "good").send().await.expect(200);
 
     smuggle(&redis, 3, &alias("mended"));
     serves(&gateway, "mended", Duration::from_secs(2)).await;
@@ -346,7 +352,7 @@ async fn no_secret_is_ever_stored_and_each_gateway_resolves_its_own() {
     push(&fleet[0], &text);
 
     for gateway in &fleet {
-        let call = || gateway.hello("secret").key(CLIENT).send_owned();
+        let call = || hello_as(gateway, CLIENT, "secret").send_owned();
         eventually("the new key is known", LIVE_WITHIN, call, |response| response.status == 200).await;
         let sent = upstream.requests().pop().expect("a call");
         assert_eq!(sent.header("authorization"), Some(format!("Bearer {PROVIDER_KEY}").as_str()));
@@ -365,18 +371,18 @@ async fn no_secret_is_ever_stored_and_each_gateway_resolves_its_own() {
     let said = push(&fleet[0], &without);
     assert!(said.contains("each gateway must have: CANARY_NOWHERE"), "{said}");
     refused(&fleet[1], 1.0).await;
-    fleet[1].hello("secret").key(CLIENT).send().await.expect(200);
+    hello_as(&fleet[1], CLIENT, "secret").send().await.expect(200);
 
     write(&fleet[0], &text.replace("${CANARY_PROVIDER}", "sk-written-down"));
     config(&fleet[0], &["push", "routing.yaml", "--force"], 2);
     config(&fleet[0], &["push", "routing.yaml", "--force", "--allow-secrets"], 0);
 }
 
-#[test]
-fn a_store_that_is_none_or_not_there_is_said_without_its_password() {
+#[tokio::test]
+async fn a_store_that_is_none_or_not_there_is_said_without_its_password() {
     let cases = [
         ("embedded".to_owned(), 2, "nobody shares"),
-        (format!("redis://:topsecret@127.0.0.1:{}", closed_port()), 3, "redis://127.0.0.1:"),
+        (closed_port().await.replace("http://", "redis://:topsecret@"), 3, "redis://127.0.0.1:"),
         ("redis://:topsecret@".to_owned(), 2, "store"),
         ("\"redis://:${NOT_SET}@127.0.0.1:1\"".to_owned(), 2, "NOT_SET"),
     ];
