@@ -184,7 +184,9 @@ impl OpenRecord {
 
     /// Settles the attempt under way; another one follows.
     pub fn end_attempt(&mut self, charge: Charge) {
+        let elapsed = self.received().elapsed();
         let finished = &mut self.open().finished;
+        finished.record.end_attempt(elapsed, "error");
         let mut attempt = finished.attempt.take().unwrap_or_default();
         attempt.charge = charge;
         if attempt.needs_counting() {
@@ -210,7 +212,10 @@ impl OpenRecord {
     fn send(&mut self) {
         let Some(open) = self.0.take() else { return };
         let Open { slot, mut finished, received } = *open;
-        finished.record.duration = received.elapsed();
+        let elapsed = received.elapsed();
+        let result = finished.record.outcome.attempt_result();
+        finished.record.end_attempt(elapsed, result);
+        finished.record.duration = elapsed;
         // Money and places are free again before the client can have seen the end, unless text has to be counted first.
         if !std::thread::panicking() && !finished.needs_counting() {
             finished.settle();
@@ -364,11 +369,16 @@ pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
     Record {
         id,
         endpoint,
-        key: nobody,
+        key: nobody.clone(),
         team: None,
+        user: nobody,
+        session: None,
+        tags: Vec::new(),
+        named: None,
         model_label: Arc::from("other"),
         version: None,
         variants: Vec::new(),
+        units: Vec::new(),
         prompt: None,
         provider: Arc::from("none"),
         target: None,
@@ -380,7 +390,11 @@ pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
         usage_source: UsageSource::None,
         cost: NanoUsd::ZERO,
         priced: true,
+        prices: None,
         attempts: 0,
+        attempt_list: Vec::new(),
+        read: Duration::ZERO,
+        waited: Duration::ZERO,
         duration: Duration::ZERO,
         first_token: None,
         overhead: None,

@@ -6,7 +6,7 @@ pub mod serve;
 pub mod stack;
 pub mod tls;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::time::Instant;
 
@@ -60,20 +60,24 @@ impl Shared {
         }
     }
 
-    /// All accounts: as the store knows them, and fresher where this process spends from them.
+    /// At most `count_max` accounts after `after`, in the order of their keys, and whether more follow: as the store knows
+    /// them, and fresher where this process spends from them.
     ///
     /// # Errors
     /// When the store does not answer.
-    pub async fn accounts(&self) -> Result<Vec<AccountStatus>, StoreError> {
-        let stored = self.purses.stored().await?;
-        let mut fresh: HashMap<Arc<str>, AccountStatus> =
-            self.purses.accounts().into_iter().map(|account| (account.account.clone(), account)).collect();
-        let mut all: Vec<AccountStatus> = stored
-            .into_iter()
-            .map(|account| fresh.remove(&account.account).unwrap_or_else(|| at_rest(account)))
-            .collect();
-        all.extend(fresh.into_values());
-        Ok(all)
+    pub async fn accounts(
+        &self,
+        after: Option<&str>,
+        count_max: usize,
+    ) -> Result<(Vec<AccountStatus>, bool), StoreError> {
+        // One more than wanted says whether there are more.
+        let stored = self.purses.stored_after(after.map(Arc::from), count_max + 1).await?;
+        let stored = stored.into_iter().map(|account| (account.account.clone(), at_rest(account)));
+        let mut all: BTreeMap<Arc<str>, AccountStatus> = stored.collect();
+        let fresh = self.purses.accounts().into_iter().map(|account| (account.account.clone(), account));
+        all.extend(fresh.filter(|(account, _)| after.is_none_or(|after| **account > *after)));
+        let more = all.len() > count_max;
+        Ok((all.into_values().take(count_max).collect(), more))
     }
 }
 

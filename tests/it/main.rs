@@ -5,6 +5,7 @@
 
 mod auth;
 mod budgets;
+mod budgets_admin;
 mod charges;
 mod cli;
 mod config;
