@@ -139,6 +139,11 @@ pub fn run(command: &ConfigCommand, path: Option<&Path>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Refused::Failed(error)) => fail(&error, FAILED),
+        Err(Refused::Wrong(error)) if error.is::<ConfigError>() => {
+            // As `tollgate check` does: each line begins with its place. Nobody reads what a closed pipe refuses.
+            let _ = writeln!(io::stderr(), "{error}");
+            ExitCode::from(WRONG)
+        }
         Err(Refused::Wrong(error)) => fail(&error, WRONG),
         Err(Refused::Unreachable(error)) => fail(&error, UNREACHABLE),
     }

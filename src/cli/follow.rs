@@ -27,10 +27,8 @@ use crate::{
     },
 };
 
-/// How often the store is asked beside a subscription …
-const POLL: Duration = Duration::from_secs(1);
-/// … and without one, so that a push is live within a second all the same.
-const POLL_ALONE: Duration = Duration::from_millis(500);
+/// How often the store is asked, so that a push is live within a second whatever became of its announcement.
+const POLL: Duration = Duration::from_millis(500);
 /// How long a refused or lost subscription is let be.
 const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(5);
 
@@ -167,7 +165,7 @@ impl Follower {
     }
 
     async fn wait(&mut self) {
-        let Some(announcements) = &mut self.announcements else { return sleep(POLL_ALONE).await };
+        let Some(announcements) = &mut self.announcements else { return sleep(POLL).await };
         tokio::select! {
             () = sleep(POLL) => {}
             more = announcements.next() => if !more {

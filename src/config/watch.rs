@@ -493,6 +493,60 @@ mod tests {
         assert!(heard.try_recv().expect("a report").expect_err("a refusal").contains(".env:1:1:"));
     }
 
+    fn pushed(number: u64, text: &str) -> Option<Arc<Revision>> {
+        Some(Arc::new(Revision {
+            number,
+            sha256: crate::wire::revision::sha256(text),
+            name: "r.yaml".to_owned(),
+            text: text.to_owned(),
+            author: String::new(),
+            at: jiff::Timestamp::UNIX_EPOCH,
+            message: String::new(),
+            parent: None,
+        }))
+    }
+
+    #[test]
+    fn a_wrong_revision_is_refused_once_and_the_files_go_on_to_count() {
+        let watched = Watched::new(&text(3));
+        let (results, heard) = sync_channel(HEARD_MAX);
+        let mut reloader = Reloader::new(watched.live.clone(), watched.origin.clone(), Ok, report_to(results));
+        let facts = || {
+            let live = watched.live.load_full();
+            (live.routing.attempts, live.stream_usage, live.pushed.as_ref().map(|pushed| pushed.revision.number))
+        };
+        let leave = crate::config::snapshot::StreamUsage::Leave;
+        reloader.look(pushed(1, "stream_usage: leave\n"), false);
+        assert_eq!((heard.try_recv(), facts()), (Ok(Ok(("data".into(), true))), (3, leave, Some(1))));
+
+        reloader.look(pushed(2, "stream_usage: sometimes\n"), false);
+        assert!(heard.try_recv().expect("a report").expect_err("a refusal").starts_with("r.yaml@2:1:15:"));
+        assert_eq!(watched.live.refusal().expect("said").revision, Some(2));
+        reloader.look(pushed(2, "stream_usage: sometimes\n"), false);
+        assert!(heard.try_recv().is_err(), "reported twice");
+        reloader.look(None, true);
+        assert_eq!(heard.try_recv(), Ok(Ok(("data".into(), true))), "keys that were revoked are not held up");
+        assert!(watched.live.refusal().is_some(), "the newest one is refused still");
+
+        watched.write(&text(4));
+        reloader.look(None, false);
+        assert!(heard.try_recv().expect("a report").is_err());
+        assert_eq!((heard.try_recv(), facts()), (Ok(Ok(("data".into(), true))), (4, leave, Some(1))));
+
+        reloader.look(pushed(3, "stream_usage: leave\n"), false);
+        assert_eq!((heard.try_recv(), facts()), (Ok(Ok(("data".into(), true))), (4, leave, Some(3))));
+        assert_eq!(watched.live.refusal(), None);
+    }
+
+    #[test]
+    fn an_offered_revision_is_taken_up() {
+        let watched = Watched::new(&text(3));
+        let (handle, heard) = watched.watch();
+        handle.offer(pushed(1, "stream_usage: leave\n").expect("a revision"));
+        assert_eq!(heard.recv_timeout(PATIENCE), Ok(Ok(("data".into(), true))));
+        assert!(watched.live.load_full().pushed.is_some());
+    }
+
     #[test]
     fn an_editors_rename_is_seen() {
         let watched = Watched::new(&text(3));

@@ -142,7 +142,7 @@ async fn a_wrong_file_is_refused_by_push_with_its_line_and_nothing_is_stored() {
     for (text, place, mend) in cases {
         write(&gateway, text);
         let said = config(&gateway, &["push", "routing.yaml"], 2);
-        assert!(said.contains(place) && said.contains(mend), "{text}: {said}");
+        assert!(said.lines().any(|line| line.starts_with(place) && line.contains(mend)), "{text}: {said}");
         assert!(!said.contains("canary"), "{said}");
     }
     write(&gateway, &alias("fine"));
@@ -256,6 +256,34 @@ async fn sections_of_the_own_file_count_until_they_are_pushed_and_again_afterwar
 
     push(&gateway, "{}\n");
     serves(&gateway, "own", LIVE_WITHIN).await;
+}
+
+#[tokio::test]
+async fn a_gateway_may_begin_with_its_bootstrap_alone() {
+    let (upstream, redis) = (Upstream::run().await, RedisServer::start());
+    let bootstrap = format!(
+        "server: {{ listen: \"127.0.0.1:0\", admin: \"127.0.0.1:0\" }}\nstore: {}\ndata_dir: data\nledger: {{ sync: 100ms }}\n",
+        redis.url()
+    );
+    let gateway = Gateway::yaml(bootstrap).run().await;
+    assert!(gateway.log_text().contains("until one is pushed"));
+    gateway.hello("all").send().await.expect(401);
+
+    let upstreams = member(&upstream, &redis.url()).text();
+    let pushed: Vec<&str> = upstreams.lines().skip_while(|line| !line.starts_with("providers:")).collect();
+    let prices = "unpriced: { charge: { input: 1 USD/1M, output: 1 USD/1M } }\n";
+    push(
+        &gateway,
+        &format!(
+            "{prices}{}\n{}",
+            pushed.join("\n").replace(KEY, "${CLIENT_KEY}").replace(PROVIDER_KEY, "\"${UPSTREAM_KEY:-}\""),
+            alias("all")
+        ),
+    );
+    refused(&gateway, 1.0).await;
+    let env = format!("CLIENT_KEY={KEY}\n");
+    std::fs::write(gateway.config_path().with_file_name(".env"), env).unwrap();
+    serves(&gateway, "all", Duration::from_secs(2)).await;
 }
 
 #[tokio::test]
