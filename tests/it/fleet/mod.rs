@@ -5,4 +5,5 @@
 mod kills;
 mod outage;
 mod proxy;
+mod secured;
 mod sharing;
