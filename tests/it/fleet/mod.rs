@@ -2,6 +2,8 @@
 //!
 //! Every test drives real processes and is bounded. Each runs a few rounds of its faults; `make campaign` runs all of them.
 
+mod clients;
+mod clocks;
 mod disk;
 mod failover;
 mod kills;
