@@ -1,6 +1,6 @@
 //! The life of the process: everything is started here, and ends here in order.
 
-use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -11,6 +11,7 @@ use crate::{
     config::{Live, Snapshot, snapshot::Store},
     gateway::{
         Shared,
+        alarms::Alarms,
         routes::ClientRoutes,
         serve::{self, Limits, Shutdown},
         stack,
@@ -20,7 +21,7 @@ use crate::{
     purses::Purses,
     recorder::Recorder,
     store::{DataDir, ports::StoreError, redis::Redis},
-    telemetry::metrics,
+    telemetry::{alerts::Outbox, metrics},
     upstream::{Upstream, client::ClientError, tunnel::Tunnels},
 };
 
@@ -32,6 +33,8 @@ const UPKEEP: Duration = Duration::from_secs(1);
 const ADMIN_CONNECTIONS_MAX: usize = 256;
 /// How long records may take to be written once the last call has ended.
 const RECORDER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long alerts may take to be sent once everything else has ended.
+const ALERTS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the gateway could not start.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +76,8 @@ pub struct Gateway {
     /// Calls that go on without their clients.
     carried: Drain,
     listeners: Vec<JoinHandle<()>>,
+    /// What is wrong, on its way to those who are told, and the task that sends it.
+    alerts: (Outbox, JoinHandle<()>),
 }
 
 impl Gateway {
@@ -95,9 +100,18 @@ impl Gateway {
         let (recorder, recorder_thread) = Recorder::start().map_err(StartError::Thread)?;
         let shared =
             Shared { live, purses, upstream, in_flight: InFlightCount::default(), shutdown: Shutdown::default() };
+        let alerts = Outbox::start(Arc::new(shared.upstream.client.clone()), instance_name().into());
         let carried = Drain::new(DRAINS_MAX, shared.shutdown.connections.clone(), shared.shutdown.over.clone());
-        let mut gateway =
-            Gateway { listen, admin: admin_address, shared, recorder, recorder_thread, carried, listeners: Vec::new() };
+        let mut gateway = Gateway {
+            listen,
+            admin: admin_address,
+            shared,
+            recorder,
+            recorder_thread,
+            carried,
+            listeners: Vec::new(),
+            alerts,
+        };
         gateway.serve(client, admin, tls, snapshot.server.header_timeout);
         Ok(gateway)
     }
@@ -135,9 +149,11 @@ impl Gateway {
         let admin_shutdown = Shutdown { connections: TaskTracker::new(), ..shutdown.clone() };
         let listen_admin = serve::listen(admin, None, admin_routes, limits(ADMIN_CONNECTIONS_MAX), admin_shutdown);
         self.listeners.push(tokio::spawn(listen_admin));
+        let alarms = Alarms::new(self.alerts.0.clone());
         let (upkept, over) = (shared.clone(), shared.shutdown.over.clone());
         // Not on the runtime: with many accounts a round takes milliseconds, which calls on that worker would wait for.
-        let upkeep = std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || upkeep(&upkept, &over));
+        let upkeep =
+            std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || upkeep(&upkept, alarms, &over));
         if let Err(error) = upkeep {
             tracing::error!(%error, "no thread for upkeep: gauges are true only at each scrape");
         }
@@ -158,7 +174,7 @@ impl Gateway {
 
     /// Lets calls in flight end, for `server.limits.drain` at most, then gives all money back and ends.
     pub async fn drain(self) {
-        let Gateway { shared, recorder, recorder_thread, carried, listeners, .. } = self;
+        let Gateway { shared, recorder, recorder_thread, carried, listeners, alerts, .. } = self;
         let open = || shared.in_flight.now() + carried.now();
         let limit = shared.live.load_full().server.drain;
         shared.shutdown.draining.cancel();
@@ -184,6 +200,12 @@ impl Gateway {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         shared.purses.close().await;
+        let (outbox, sender) = alerts;
+        let waited = Instant::now();
+        while outbox.waiting() > 0 && waited.elapsed() < ALERTS_TIMEOUT {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        sender.abort();
     }
 }
 
@@ -207,43 +229,22 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<(TcpListener, S
     Ok((listener, bound))
 }
 
-/// Keeps gauges true and folds histograms while nobody scrapes.
-fn upkeep(shared: &Shared, over: &CancellationToken) {
-    let mut thresholds = Thresholds::default();
+/// Keeps gauges true, folds histograms while nobody scrapes, and looks for what is worth an alert.
+fn upkeep(shared: &Shared, mut alarms: Alarms, over: &CancellationToken) {
     while !over.is_cancelled() {
         metrics::upkeep();
         shared.refresh_gauges();
-        thresholds.look(shared);
+        alarms.look(shared);
         std::thread::sleep(UPKEEP);
     }
 }
 
-/// Which thresholds (`alerts:`) of which accounts have been passed already: each is logged once.
-#[derive(Debug, Default)]
-struct Thresholds(HashMap<Arc<str>, f64>);
-
-impl Thresholds {
-    fn look(&mut self, shared: &Shared) {
-        let snapshot = shared.live.load_full();
-        if snapshot.budgets.iter().all(|budget| budget.alerts.is_empty()) {
-            return;
-        }
-        let accounts = shared.purses.accounts();
-        for account in &accounts {
-            let Some(budget) = snapshot.budgets.iter().find(|budget| budget.name == account.budget) else { continue };
-            let share = account.charged.saturating_add(account.debt).as_usd() / account.limit.as_usd();
-            let passed = budget.alerts.iter().copied().filter(|threshold| share >= *threshold).fold(0.0, f64::max);
-            if self.0.get(&account.account).copied().unwrap_or_default() < passed {
-                self.0.insert(account.account.clone(), passed);
-                tracing::warn!(
-                    budget = %budget.name,
-                    spent_usd = %account.charged,
-                    limit_usd = %account.limit,
-                    "budget {} has passed {} % of its limit", budget.name, passed * 100.0
-                );
-            }
-        }
-        self.0.retain(|known, _| accounts.iter().any(|account| account.account == *known));
+/// The machine's name, or the pod's: by it people find the gateway that an alert or a trace comes from.
+fn instance_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "tollgate".to_owned(),
+        name => name.to_owned(),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     policy::{limits::Admission, pricing::Price, tokens},
     purses::Reservation,
     record::{Outcome, Record, UsageSource},
-    telemetry::{logging::CallLog, metrics::CallMetrics},
+    telemetry::{alerts::signals, logging::CallLog, metrics::CallMetrics},
     units::{NanoUsd, Tokens},
     wire::{output::Output, usage::Usage},
 };
@@ -352,6 +352,7 @@ fn close_all(mut messages: mpsc::Receiver<Message>) {
             };
             finished.settle();
             metrics.call_ended(&finished.record);
+            signals().call_ended(&finished.record);
             log.add(&finished.record);
         }
         log.flush();

@@ -10,6 +10,7 @@ use crate::{
     config::{pushed::InForce, secret::SecretString},
     ledger::period::{Per, Period},
     policy::{
+        alerts::{Kind, Pace, Webhook},
         experiment::Experiment,
         keys::{Caller, KeyDigest, KeyRing},
         limits::Limit,
@@ -66,6 +67,8 @@ pub struct Snapshot {
     pub stream_usage: StreamUsage,
     /// Ledger timings.
     pub ledger: LedgerSettings,
+    /// Who is told when something is wrong.
+    pub alerts: Alerts,
     /// What was asked for that this build does not have yet: named at start and on reload, never silently ignored.
     pub not_yet: Vec<String>,
     /// Names that clients used, resolved once.
@@ -380,7 +383,24 @@ pub struct LedgerSettings {
     pub wait_replicas: u32,
 }
 
+/// Who is told when something is wrong, of what, and how often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alerts {
+    /// `None`: the log alone.
+    pub webhook: Option<Arc<Webhook>>,
+    /// What is worth an alert.
+    pub on: Vec<Kind>,
+    /// When it is told again, and when it is over.
+    pub pace: Pace,
+}
+
 impl Snapshot {
+    /// The budget of that name.
+    #[must_use]
+    pub fn budget(&self, name: &str) -> Option<&Budget> {
+        self.budgets.iter().find(|budget| *budget.name == *name).map(|budget| &**budget)
+    }
+
     /// What `provider/model`, or a bare name for the default provider, leads to; `None` when nobody serves it.
     #[must_use]
     pub fn target(&self, name: &str) -> Option<Arc<Resolved>> {

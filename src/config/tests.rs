@@ -163,7 +163,7 @@ fn unknown_keys_name_the_nearest_known_one() {
     each_is_refused(&[
         ("budgts: []", &["t.yaml:4:1: budgts: unknown key; did you mean `budgets`?"]),
         ("server: { tsl: {} }", &["t.yaml:4:11: server.tsl: unknown key; did you mean `tls`?"]),
-        ("alerts: { mail: x }", &["t.yaml:4:11: alerts.mail: unknown key; known: webhook"]),
+        ("alerts: { wehbook: x }", &["t.yaml:4:11: alerts.wehbook: unknown key; did you mean `webhook`?"]),
         (
             "prices: { sim/m: { inptu: 1 USD/1M } }",
             &["t.yaml:4:20: prices.sim/m.inptu: unknown key; did you mean `input`?"],
@@ -398,6 +398,25 @@ server: { admin_token: [ CANARY ] }
 }
 
 #[test]
+fn alerts_are_checked_and_show_no_address() {
+    each_is_refused(&[
+        (
+            "alerts: { webhook: \"https://u:CANARY@h/x\" }",
+            &["t.yaml:4:20: alerts.webhook: is not an absolute URL; write it as `https://host/path`"],
+        ),
+        (
+            "alerts: { webhook: http://h/x, format: pagerduty }",
+            &["t.yaml:4:1: alerts.routing_key: is missing; write the integration key of a PagerDuty service"],
+        ),
+        ("alerts: { repeat: 0s }", &["t.yaml:4:19: alerts.repeat: must be above 0"]),
+    ]);
+    let loaded = loads(&with("alerts: { webhook: http://h/CANARY, secret: CANARY, routing_key: CANARY }"));
+    assert!(loaded.snapshot.alerts.webhook.is_some() && !format!("{loaded:?}").contains("CANARY"));
+    assert!(loads(&with("alerts: { routing_key: R0 }")).snapshot.alerts.webhook.is_some(), "PagerDuty's own address");
+    assert!(loads(&with("alerts: { secret: s }")).snapshot.alerts.webhook.is_none());
+}
+
+#[test]
 fn a_value_from_the_environment_fits_wherever_a_value_is_due_and_adds_no_key() {
     let snapshot = loads(&with(
         "routing: { attempts: \"${NUMBER}\" }\nbudgets: [ { name: b, limit: \"${NUMBER} USD\", per: day } ]\nstore: ${STORE:-embedded}",
@@ -428,10 +447,10 @@ fn parameters_keep_the_type_that_they_were_written_with() {
 
 #[test]
 fn what_this_build_lacks_is_named() {
-    let text = "records: sqlite\ncache: { ttl: 10m }\nalerts: { webhook: http://h }\ntelemetry: { otlp: http://h }";
+    let text = "records: sqlite\ncache: { ttl: 10m }\ntelemetry: { otlp: http://h }";
     let not_yet = loads(&with(text)).snapshot.not_yet;
     let names: Vec<&str> = not_yet.iter().filter_map(|line| line.split(':').next()).collect();
-    assert_eq!(names, ["records", "cache", "alerts.webhook", "telemetry.otlp"]);
+    assert_eq!(names, ["records", "cache", "telemetry.otlp"]);
     each_is_refused(&[
         (
             "store: mysql://u:p@h",

@@ -1,5 +1,6 @@
 //! The edge towards clients: sockets, the layers in their order, the client listener's paths.
 
+pub mod alarms;
 pub mod framing;
 pub mod routes;
 pub mod serve;

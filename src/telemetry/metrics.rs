@@ -7,7 +7,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -40,6 +43,7 @@ const IN_FLIGHT: &str = "tollgate_in_flight";
 const PANICS: &str = "tollgate_panics_total";
 const DROPPED_RESERVATIONS: &str = "tollgate_reservations_dropped_total";
 const UNBOOKED: &str = "tollgate_calls_unbooked_total";
+const ALERTS: &str = "tollgate_alerts_total";
 
 /// Seconds; from a fast cache answer to a long reasoning call.
 const DURATION_BUCKETS: [f64; 15] =
@@ -49,6 +53,8 @@ const PER_TOKEN_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.
 /// Seconds of our own work.
 const OVERHEAD_BUCKETS: [f64; 12] =
     [0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25];
+
+static RECORDS_DROPPED_SO_FAR: AtomicU64 = AtomicU64::new(0);
 
 static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
 
@@ -117,11 +123,15 @@ fn describe() {
         UNBOOKED,
         "Calls that a lenient budget let through while they could not be written to its journal"
     );
+    describe_counter!(ALERTS, "Alerts for a webhook, by what became of them: sent, failed, dropped");
     counter!(RECORDS_DROPPED).absolute(0);
     counter!(PANICS).absolute(0);
     // A series that begins at 1 shows no increase, and the first refusal is the one to alert on.
     for result in ["ok", "refused"] {
         counter!(RELOADS, "result" => result).absolute(0);
+    }
+    for result in ["sent", "failed", "dropped"] {
+        counter!(ALERTS, "result" => result).absolute(0);
     }
     gauge!(IN_FLIGHT).set(0.0);
 }
@@ -300,5 +310,17 @@ pub fn reservations_dropped(total: u64) {
 
 /// Counts records that could not be kept.
 pub fn records_dropped(count: u64) {
+    RECORDS_DROPPED_SO_FAR.fetch_add(count, Ordering::Relaxed);
     counter!(RECORDS_DROPPED).increment(count);
+}
+
+/// Records that could not be kept since the process began: a counter cannot be read back.
+#[must_use]
+pub fn records_dropped_so_far() -> u64 {
+    RECORDS_DROPPED_SO_FAR.load(Ordering::Relaxed)
+}
+
+/// Counts an alert for a webhook: `sent`, `failed`, `dropped`.
+pub fn alert(result: &'static str) {
+    counter!(ALERTS, "result" => result).increment(1);
 }

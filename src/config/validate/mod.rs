@@ -4,6 +4,7 @@
 //! wrong. References to a part that is wrong itself are not reported a second time.
 
 mod absent;
+mod alerts;
 mod budgets;
 mod experiments;
 mod keys;
@@ -101,6 +102,7 @@ impl Check<'_, '_, '_> {
         let routing = self.routing(&file.routing);
         let store = self.store(file.store.as_ref());
         let ledger = self.ledger(&file.ledger);
+        let alerts = self.alerts(&file.alerts);
         self.name_what_is_not_here_yet(file);
         Some(Snapshot {
             hash: self.sources.hash(),
@@ -124,6 +126,7 @@ impl Check<'_, '_, '_> {
             on_disconnect: on_disconnect(file),
             stream_usage: stream_usage(file),
             ledger,
+            alerts,
             not_yet: std::mem::take(&mut self.not_yet),
             resolved: ResolvedNames::default(),
         })
