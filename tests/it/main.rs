@@ -5,6 +5,7 @@
 
 mod auth;
 mod budgets;
+mod calls;
 mod charges;
 mod cli;
 mod config;
