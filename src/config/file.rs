@@ -24,8 +24,10 @@ pub struct File {
     /// Where the ledger's truth lives: `embedded` (a SQLite file in `data_dir`), a Redis URL (`redis://`, `rediss://`,
     /// `redis+sentinel://host:port,…/master`, `redis+cluster://host:port,…`), or `file:PATH` of one. Default: embedded.
     pub store: Option<SecretText>,
-    /// The call log: `sqlite` (in `data_dir`), a PostgreSQL URL, or `none`.
-    pub records: Option<String>,
+    /// The call log: `sqlite` (in `data_dir`), a PostgreSQL URL, `file:PATH` of one, or `none`. Default: sqlite.
+    pub records: Option<SecretText>,
+    /// What the call log keeps, and for how long.
+    pub calls: Calls,
     /// Directory of the gateway's own files. Default: data.
     pub data_dir: Option<String>,
     /// What happens upstream when the client leaves. Default: cancel.
@@ -509,6 +511,28 @@ pub struct Ledger {
     pub budget_wait: Option<DurationText>,
     /// Replicas of a Redis store that must have a grant before it is used. Default: 0.
     pub wait_replicas: Option<u32>,
+}
+
+/// What the call log keeps, and for how long.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Calls {
+    /// How long calls are kept, at most 365d. Default: 90d.
+    pub retention: Option<DurationText>,
+    /// How users, sessions and the units of experiments are stored. Default: plain.
+    pub users: Option<UserIds>,
+    /// Disk for calls that wait for the store while it is away. Default: 256MiB.
+    pub spill: Option<Size>,
+}
+
+/// How users' ids are stored.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum UserIds {
+    /// As given.
+    Plain,
+    /// As a hash, the same for the same id.
+    Hash,
 }
 
 /// A rate limit.

@@ -18,6 +18,7 @@ use crate::{
         prompt::Template,
         scope::Scope,
     },
+    record::UserIds,
     units::{NanoUsd, Tokens},
     wire::redis_url::RedisUrl,
 };
@@ -33,6 +34,10 @@ pub struct Snapshot {
     pub server: Server,
     /// Where ledger state lives.
     pub store: Store,
+    /// Where finished calls are kept.
+    pub records: Records,
+    /// What is kept of them.
+    pub calls: CallsKept,
     /// Where files of our own live.
     pub data_dir: PathBuf,
     /// How clients prove who they are.
@@ -133,6 +138,28 @@ pub enum Store {
     Embedded,
     /// A Redis that several gateways share.
     Redis(RedisUrl),
+}
+
+/// Where finished calls are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Records {
+    /// Nowhere.
+    None,
+    /// In a local SQLite file in `data_dir`.
+    Sqlite,
+    /// In a PostgreSQL that several gateways share. Its URL, which may hold a password.
+    Postgres(SecretString),
+}
+
+/// What is kept of finished calls. `spill_bytes_max` needs a restart to change.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CallsKept {
+    /// How long.
+    pub retention: Duration,
+    /// How users' ids are stored.
+    pub users: UserIds,
+    /// Disk for calls that wait for the store, in bytes.
+    pub spill_bytes_max: u64,
 }
 
 /// How clients prove who they are.

@@ -7,10 +7,11 @@ use std::{
 
 use super::{
     Loaded, Problems, bootstrap, check_pushed, environment, load_with, parse_str,
-    snapshot::{Auth, ProviderKind, Store, Unpriced},
+    snapshot::{Auth, ProviderKind, Records, Store, Unpriced},
 };
 use crate::{
     policy::{keys::ModelAccess, scope::Match},
+    record::UserIds,
     units::NanoUsd,
     wire::revision::{self, Revision},
 };
@@ -447,10 +448,10 @@ fn parameters_keep_the_type_that_they_were_written_with() {
 
 #[test]
 fn what_this_build_lacks_is_named() {
-    let text = "records: sqlite\ncache: { ttl: 10m }\ntelemetry: { otlp: http://h }";
+    let text = "cache: { ttl: 10m }\ntelemetry: { otlp: http://h }";
     let not_yet = loads(&with(text)).snapshot.not_yet;
     let names: Vec<&str> = not_yet.iter().filter_map(|line| line.split(':').next()).collect();
-    assert_eq!(names, ["records", "cache", "telemetry.otlp"]);
+    assert_eq!(names, ["cache", "telemetry.otlp"]);
     each_is_refused(&[
         (
             "store: mysql://u:p@h",
@@ -467,6 +468,19 @@ fn what_this_build_lacks_is_named() {
             ],
         ),
     ]);
+}
+
+#[test]
+fn the_call_log_is_sqlite_unless_said_otherwise_and_its_url_is_never_shown() {
+    let of = |text: &str| loads(&with(text)).snapshot;
+    assert_eq!(of("").records, Records::Sqlite);
+    assert_eq!(of("records: none").records, Records::None);
+    let kept = of("calls: { retention: 7d, users: hash, spill: 1MiB }").calls;
+    assert_eq!((kept.retention.as_secs(), kept.users, kept.spill_bytes_max), (7 * 86_400, UserIds::Hash, 1 << 20));
+    let fleet = of("records: postgres://u:secret@h/db");
+    assert!(matches!(&fleet.records, Records::Postgres(url) if url.expose() == "postgres://u:secret@h/db"));
+    assert!(!format!("{fleet:?}").contains("secret"));
+    each_is_refused(&[("calls: { retention: 0s }", &["t.yaml:4:21: calls.retention: must be above 0"])]);
 }
 
 #[test]

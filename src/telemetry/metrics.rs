@@ -37,6 +37,8 @@ const ATTEMPTS: &str = "tollgate_upstream_attempts_total";
 const CIRCUIT: &str = "tollgate_circuit_state";
 const STORE_UP: &str = "tollgate_store_up";
 const RECORDS_DROPPED: &str = "tollgate_records_dropped_total";
+const RECORDS_WAITING: &str = "tollgate_records_waiting";
+const RECORDS_UP: &str = "tollgate_records_store_up";
 const RELOADS: &str = "tollgate_config_reloads_total";
 const CONFIG_INFO: &str = "tollgate_config_info";
 const IN_FLIGHT: &str = "tollgate_in_flight";
@@ -111,6 +113,8 @@ fn describe() {
     describe_gauge!(CIRCUIT, "0 closed (healthy), 1 half open (probing), 2 open (ejected)");
     describe_gauge!(STORE_UP, "Whether the ledger's store answers");
     describe_counter!(RECORDS_DROPPED, "Records that could not be kept");
+    describe_gauge!(RECORDS_WAITING, "Finished calls that are not in the call log yet, in memory and on disk");
+    describe_gauge!(RECORDS_UP, "Whether the call log's store takes calls");
     describe_counter!(RELOADS, "Configuration reloads, by result");
     describe_gauge!(CONFIG_INFO, "1 for the hash of the configuration that is serving");
     describe_gauge!(IN_FLIGHT, "Calls in flight");
@@ -323,4 +327,10 @@ pub fn records_dropped_so_far() -> u64 {
 /// Counts an alert for a webhook: `sent`, `failed`, `dropped`.
 pub fn alert(result: &'static str) {
     counter!(ALERTS, "result" => result).increment(1);
+}
+
+/// Shows how far the call log is behind, and whether its store takes calls.
+pub fn records(waiting: u64, store_up: bool) {
+    gauge!(RECORDS_WAITING).set(waiting as f64);
+    gauge!(RECORDS_UP).set(f64::from(u8::from(store_up)));
 }

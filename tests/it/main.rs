@@ -7,6 +7,7 @@ mod alerts;
 mod auth;
 mod budgets;
 mod budgets_admin;
+mod calls;
 mod charges;
 mod cli;
 mod config;

@@ -6,6 +6,7 @@
 mod absent;
 mod alerts;
 mod budgets;
+mod calls;
 mod experiments;
 mod keys;
 mod models;
@@ -103,12 +104,16 @@ impl Check<'_, '_, '_> {
         let store = self.store(file.store.as_ref());
         let ledger = self.ledger(&file.ledger);
         let alerts = self.alerts(&file.alerts);
+        let records = self.records(file.records.as_ref());
+        let calls = self.calls(&file.calls);
         self.name_what_is_not_here_yet(file);
         Some(Snapshot {
             hash: self.sources.hash(),
             pushed: None,
             server: server?,
             store: store?,
+            records: records?,
+            calls,
             data_dir: file.data_dir.as_deref().unwrap_or("data").into(),
             auth: keys::auth(file),
             keys: KeyRing::new(keys.clone(), key_pepper.as_ref().map(|pepper| pepper.expose().as_bytes())),
