@@ -4,8 +4,10 @@
 
 pub mod budgets;
 pub mod check;
+pub mod config;
 pub mod count;
 pub mod demo;
+mod follow;
 pub mod health;
 pub mod keys;
 pub mod prices;
@@ -22,7 +24,7 @@ use std::{
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
-    config::{self, Loaded},
+    config::{ConfigError, Loaded},
     telemetry::logging,
 };
 
@@ -66,6 +68,14 @@ enum Command {
         #[arg(long, value_name = "URL", default_value = health::DEFAULT_URL, value_parser = health::Target::parse)]
         url: health::Target,
     },
+    /// Share the routing configuration of a fleet by its Redis: push, pull, history, rollback
+    Config {
+        /// Configuration whose `store` is meant; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        #[command(subcommand)]
+        command: config::ConfigCommand,
+    },
     /// Print the JSON Schema of the configuration
     Schema,
     /// Create, list and revoke virtual keys
@@ -99,7 +109,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 8] = ["plan", "models", "prompts", "experiments", "calls", "eval", "config", "import"];
+const NOT_YET: [&str; 7] = ["plan", "models", "prompts", "experiments", "calls", "eval", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -121,6 +131,7 @@ pub fn main() -> ExitCode {
         Command::Demo { once } => demo::run(once),
         Command::Check { file } => check::run(file.as_deref()),
         Command::Health { url } => code_of(health::run(&url), UNREACHABLE),
+        Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
         Command::Budgets(arguments) => manage_budgets(&arguments),
@@ -153,10 +164,10 @@ fn count_tokens() -> ExitCode {
 
 /// Keys are kept where the gateway looks for them: in its data_dir, hashed with its pepper.
 fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys::KeysCommand) -> ExitCode {
-    let loaded: Option<Loaded> = match config::load(config) {
+    let loaded: Option<Loaded> = match crate::config::load(config) {
         Ok(loaded) => Some(loaded),
         // Keys can come before a configuration does.
-        Err(config::ConfigError::NothingConfigured) => None,
+        Err(ConfigError::NothingConfigured) => None,
         Err(error) => return fail(&error.into(), WRONG),
     };
     let pepper = loaded.as_ref().and_then(|loaded| loaded.snapshot.key_pepper.clone());
