@@ -136,6 +136,8 @@ pub struct Record {
     pub team: Option<Arc<str>>,
     /// On whose behalf: the client's word, else the key's name.
     pub user: Arc<str>,
+    /// How the ids of users, sessions and units are stored.
+    pub user_ids: UserIds,
     /// The session, where the client names one.
     pub session: Option<Arc<str>>,
     /// Tags of key and call; of two with one name the later holds.
@@ -218,6 +220,11 @@ impl Record {
         }
     }
 }
+
+/// The longest text of a client's that is stored in one field, in bytes.
+const TEXT_BYTES_MAX: usize = 512;
+/// The largest integer of the stores.
+const INTEGER_MAX: u64 = i64::MAX as u64;
 
 /// How users' ids are stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -345,9 +352,10 @@ pub struct AttemptRow {
 impl CallRow {
     /// The row of a finished call.
     #[must_use]
-    pub fn of(record: Record, users: UserIds) -> CallRow {
+    pub fn of(record: Record) -> CallRow {
+        let users = record.user_ids;
         let usage = &record.usage;
-        let units = record.units.into_iter().map(|unit| stored_id(unit, users));
+        let units = record.units.into_iter().map(|unit| stored_id(clean(unit), users));
         let variants = record.variants.into_iter().zip(units);
         let attempt_list = record.attempt_list.into_iter().map(|attempt| AttemptRow::of(attempt, record.duration));
         CallRow {
@@ -356,16 +364,16 @@ impl CallRow {
             endpoint: Cow::Borrowed(record.endpoint),
             key: record.key,
             team: record.team,
-            user: stored_id(record.user, users),
-            session: record.session.map(|session| stored_id(session, users)),
-            tags: record.tags.into_iter().collect(),
+            user: stored_id(clean(record.user), users),
+            session: record.session.map(|session| stored_id(clean(session), users)),
+            tags: record.tags.into_iter().map(|(tag, value)| (clean(tag), clean(value))).collect(),
             model: record.model_label,
-            named: record.named,
+            named: record.named.map(clean),
             version: record.version,
             variants: variants.map(|((experiment, variant), unit)| Assigned { experiment, variant, unit }).collect(),
             prompt: record.prompt,
             provider: record.provider,
-            target: record.target,
+            target: record.target.map(clean),
             status: record.status.as_u16(),
             outcome: record.outcome,
             refusal: record.refusal.map(Cow::Borrowed),
@@ -380,7 +388,7 @@ impl CallRow {
             reasoning_tokens: usage.reasoning.0,
             output_audio_tokens: usage.output_audio.0,
             usage_source: record.usage_source,
-            cost_nanousd: record.cost.0,
+            cost_nanousd: record.cost.0.min(INTEGER_MAX),
             priced: record.priced,
             prices: record.prices,
             attempts: record.attempts,
@@ -404,7 +412,7 @@ impl AttemptRow {
     fn of(attempt: Attempted, call_duration: Duration) -> AttemptRow {
         AttemptRow {
             provider: attempt.provider,
-            target: attempt.target,
+            target: clean(attempt.target),
             start_us: micros(attempt.began),
             head_us: attempt.head.map(micros),
             end_us: micros(attempt.ended.unwrap_or(call_duration)),
@@ -437,8 +445,17 @@ pub fn stored_id(id: Arc<str>, users: UserIds) -> Arc<str> {
     }
 }
 
+/// Text of a client's as every store takes it: PostgreSQL has no NUL, and nobody needs a megabyte of a model's name.
+fn clean(text: Arc<str>) -> Arc<str> {
+    if text.len() <= TEXT_BYTES_MAX && !text.contains('\0') {
+        return text;
+    }
+    let end = text.floor_char_boundary(TEXT_BYTES_MAX);
+    Arc::from(text[..end].replace('\0', "\u{fffd}"))
+}
+
 fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).min(INTEGER_MAX)
 }
 
 #[cfg(test)]

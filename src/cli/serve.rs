@@ -21,7 +21,7 @@ use crate::{
     },
     process::{Gateway, StartError},
     store::{keys::KeyStore, ports::StoreError},
-    telemetry::{logging, metrics},
+    telemetry::{alerts::signals, logging, metrics},
 };
 
 /// How often the key store is asked whether it changed: revocations hold within it.
@@ -176,12 +176,14 @@ impl Reloads {
                 // The log first: who sees the count looks for the reason next.
                 tracing::error!(reason = %error, "a changed configuration was refused; the last good one stays");
                 metrics::config_reload("refused");
+                signals().configuration(Some(&error.to_string()));
             }
         }
     }
 
     fn took_effect(&self, summary: &ReloadSummary) {
         metrics::config_reload("ok");
+        signals().configuration(None);
         for warning in summary.warnings.iter().chain(&summary.snapshot.not_yet) {
             tracing::warn!("{warning}");
         }

@@ -7,10 +7,11 @@ use std::{
 
 use super::{
     Loaded, Problems, bootstrap, check_pushed, environment, load_with, parse_str,
-    snapshot::{Auth, ProviderKind, Store, Unpriced},
+    snapshot::{Auth, ProviderKind, Records, Store, Unpriced},
 };
 use crate::{
     policy::{keys::ModelAccess, scope::Match},
+    record::UserIds,
     units::NanoUsd,
     wire::revision::{self, Revision},
 };
@@ -163,7 +164,7 @@ fn unknown_keys_name_the_nearest_known_one() {
     each_is_refused(&[
         ("budgts: []", &["t.yaml:4:1: budgts: unknown key; did you mean `budgets`?"]),
         ("server: { tsl: {} }", &["t.yaml:4:11: server.tsl: unknown key; did you mean `tls`?"]),
-        ("alerts: { mail: x }", &["t.yaml:4:11: alerts.mail: unknown key; known: webhook"]),
+        ("alerts: { wehbook: x }", &["t.yaml:4:11: alerts.wehbook: unknown key; did you mean `webhook`?"]),
         (
             "prices: { sim/m: { inptu: 1 USD/1M } }",
             &["t.yaml:4:20: prices.sim/m.inptu: unknown key; did you mean `input`?"],
@@ -398,6 +399,25 @@ server: { admin_token: [ CANARY ] }
 }
 
 #[test]
+fn alerts_are_checked_and_show_no_address() {
+    each_is_refused(&[
+        (
+            "alerts: { webhook: \"https://u:CANARY@h/x\" }",
+            &["t.yaml:4:20: alerts.webhook: is not an absolute URL; write it as `https://host/path`"],
+        ),
+        (
+            "alerts: { webhook: http://h/x, format: pagerduty }",
+            &["t.yaml:4:1: alerts.routing_key: is missing; write the integration key of a PagerDuty service"],
+        ),
+        ("alerts: { repeat: 0s }", &["t.yaml:4:19: alerts.repeat: must be above 0"]),
+    ]);
+    let loaded = loads(&with("alerts: { webhook: http://h/CANARY, secret: CANARY, routing_key: CANARY }"));
+    assert!(loaded.snapshot.alerts.webhook.is_some() && !format!("{loaded:?}").contains("CANARY"));
+    assert!(loads(&with("alerts: { routing_key: R0 }")).snapshot.alerts.webhook.is_some(), "PagerDuty's own address");
+    assert!(loads(&with("alerts: { secret: s }")).snapshot.alerts.webhook.is_none());
+}
+
+#[test]
 fn a_value_from_the_environment_fits_wherever_a_value_is_due_and_adds_no_key() {
     let snapshot = loads(&with(
         "routing: { attempts: \"${NUMBER}\" }\nbudgets: [ { name: b, limit: \"${NUMBER} USD\", per: day } ]\nstore: ${STORE:-embedded}",
@@ -428,10 +448,10 @@ fn parameters_keep_the_type_that_they_were_written_with() {
 
 #[test]
 fn what_this_build_lacks_is_named() {
-    let text = "records: sqlite\ncache: { ttl: 10m }\nalerts: { webhook: http://h }\ntelemetry: { otlp: http://h }";
+    let text = "cache: { ttl: 10m }\ntelemetry: { otlp: http://h }";
     let not_yet = loads(&with(text)).snapshot.not_yet;
     let names: Vec<&str> = not_yet.iter().filter_map(|line| line.split(':').next()).collect();
-    assert_eq!(names, ["records", "cache", "alerts.webhook", "telemetry.otlp"]);
+    assert_eq!(names, ["cache", "telemetry.otlp"]);
     each_is_refused(&[
         (
             "store: mysql://u:p@h",
@@ -448,6 +468,19 @@ fn what_this_build_lacks_is_named() {
             ],
         ),
     ]);
+}
+
+#[test]
+fn the_call_log_is_sqlite_unless_said_otherwise_and_its_url_is_never_shown() {
+    let of = |text: &str| loads(&with(text)).snapshot;
+    assert_eq!(of("").records, Records::Sqlite);
+    assert_eq!(of("records: none").records, Records::None);
+    let kept = of("calls: { retention: 7d, users: hash, spill: 1MiB }").calls;
+    assert_eq!((kept.retention.as_secs(), kept.users, kept.spill_bytes_max), (7 * 86_400, UserIds::Hash, 1 << 20));
+    let fleet = of("records: postgres://u:secret@h/db");
+    assert!(matches!(&fleet.records, Records::Postgres(url) if url.expose() == "postgres://u:secret@h/db"));
+    assert!(!format!("{fleet:?}").contains("secret"));
+    each_is_refused(&[("calls: { retention: 0s }", &["t.yaml:4:21: calls.retention: must be above 0"])]);
 }
 
 #[test]

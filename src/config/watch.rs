@@ -293,6 +293,8 @@ fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
     compare("server.admin", old.server.admin != new.server.admin);
     compare("server.tls", old.server.tls != new.server.tls);
     compare("store", old.store != new.store);
+    compare("records", old.records != new.records);
+    compare("calls.spill", old.calls.spill_bytes_max != new.calls.spill_bytes_max);
     compare("data_dir", old.data_dir != new.data_dir);
     compare("ledger", old.ledger != new.ledger);
     fixed

@@ -1,5 +1,6 @@
 //! The edge towards clients: sockets, the layers in their order, the client listener's paths.
 
+pub mod alarms;
 pub mod framing;
 pub mod routes;
 pub mod serve;
@@ -15,7 +16,10 @@ use crate::{
     config::Live,
     gateway::serve::Shutdown,
     purses::{AccountStatus, Purses},
-    store::ports::{StoreError, StoredAccount},
+    store::{
+        ports::{StoreError, StoredAccount},
+        records::Calls,
+    },
     telemetry::metrics,
     units::NanoUsd,
     upstream::{Upstream, health::Circuit},
@@ -32,6 +36,8 @@ pub struct Shared {
     pub upstream: Arc<Upstream>,
     /// Calls in flight.
     pub in_flight: InFlightCount,
+    /// The call log, where one is kept.
+    pub calls: Option<Calls>,
     /// How everything learns that the process goes down.
     pub shutdown: Shutdown,
 }
@@ -43,6 +49,10 @@ impl Shared {
         metrics::store_up(self.purses.store_up());
         metrics::reservations_dropped(self.purses.dropped_reservations());
         metrics::calls_unbooked(self.purses.unbooked_calls());
+        if let Some(calls) = &self.calls {
+            metrics::records(calls.progress.waiting(), calls.progress.store_up());
+            metrics::records_dropped(calls.progress.take_dropped());
+        }
         let snapshot = self.live.load_full();
         let now = Instant::now().into_std();
         let healths = self.upstream.healths.all();

@@ -31,6 +31,7 @@ impl Step for OpenRecords {
         record.key = caller.name.clone();
         record.team = caller.team.clone();
         record.user = identity.user.clone();
+        record.user_ids = quoted.planned.call.snapshot.calls.users;
         record.session = identity.session.clone();
         record.tags = identity.tags.clone();
         record.named = Some(plan.named.clone()).filter(|named| !named.is_empty());

@@ -4,7 +4,9 @@
 //! wrong. References to a part that is wrong itself are not reported a second time.
 
 mod absent;
+mod alerts;
 mod budgets;
+mod calls;
 mod experiments;
 mod keys;
 mod models;
@@ -101,12 +103,17 @@ impl Check<'_, '_, '_> {
         let routing = self.routing(&file.routing);
         let store = self.store(file.store.as_ref());
         let ledger = self.ledger(&file.ledger);
+        let alerts = self.alerts(&file.alerts);
+        let records = self.records(file.records.as_ref());
+        let calls = self.calls(&file.calls);
         self.name_what_is_not_here_yet(file);
         Some(Snapshot {
             hash: self.sources.hash(),
             pushed: None,
             server: server?,
             store: store?,
+            records: records?,
+            calls,
             data_dir: file.data_dir.as_deref().unwrap_or("data").into(),
             auth: keys::auth(file),
             keys: KeyRing::new(keys.clone(), key_pepper.as_ref().map(|pepper| pepper.expose().as_bytes())),
@@ -124,6 +131,7 @@ impl Check<'_, '_, '_> {
             on_disconnect: on_disconnect(file),
             stream_usage: stream_usage(file),
             ledger,
+            alerts,
             not_yet: std::mem::take(&mut self.not_yet),
             resolved: ResolvedNames::default(),
         })

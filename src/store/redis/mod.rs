@@ -244,6 +244,7 @@ impl Redis {
         let close = match request.close {
             Some(Close::Settled) => "settled",
             Some(Close::Forfeited) => "forfeited",
+            Some(Close::Reclaimed) => "reclaimed",
             None => "",
         };
         let mut call = redis::cmd(command);
