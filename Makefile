@@ -61,6 +61,11 @@ prices: $(VENV)/prices ## the built-in price catalog, made again from genai-pric
 real: ## real prompts to a real model on this machine: is what we charge what it reports?
 	scripts/real.sh
 
+.PHONY: model
+model: ## every interleaving of the ledger's protocol, within bounds, and its properties with 10,000 cases; minutes
+	cargo test --release --locked --test model -- --ignored --nocapture
+	TOLLGATE_PROPERTY_CASES=10000 cargo test --release --locked --lib -- ledger:: purses::tests::a_future
+
 .PHONY: bench
 bench: ## what the gateway adds
 	cargo bench --locked
