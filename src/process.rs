@@ -12,14 +12,18 @@ use crate::{
     gateway::{
         Shared,
         routes::ClientRoutes,
-        serve::{self, Limits, Shutdown},
+        serve::{self, Shutdown},
         stack,
         tls::{TlsAcceptor, TlsError},
     },
     policy::limits::Limiter,
     purses::Purses,
     recorder::Recorder,
-    store::{DataDir, ports::StoreError, redis::Redis},
+    store::{
+        DataDir,
+        ports::StoreError,
+        redis::{Redis, limits::SharedLimits},
+    },
     telemetry::metrics,
     upstream::{Upstream, client::ClientError, tunnel::Tunnels},
 };
@@ -72,7 +76,17 @@ pub struct Gateway {
     recorder_thread: std::thread::JoinHandle<()>,
     /// Calls that go on without their clients.
     carried: Drain,
+    limits: Limits,
     listeners: Vec<JoinHandle<()>>,
+}
+
+/// Rate limits, and their clock.
+#[derive(Debug)]
+struct Limits {
+    limiter: Arc<Limiter>,
+    epoch: Instant,
+    /// Where other gateways have a part in them.
+    shared: Option<SharedLimits>,
 }
 
 impl Gateway {
@@ -93,11 +107,20 @@ impl Gateway {
         let (client, listen) = bind("server.listen", snapshot.server.listen).await?;
         let (admin, admin_address) = bind("server.admin", snapshot.server.admin).await?;
         let (recorder, recorder_thread) = Recorder::start().map_err(StartError::Thread)?;
+        let limits = Limits::open(&snapshot, &live).await?;
         let shared =
             Shared { live, purses, upstream, in_flight: InFlightCount::default(), shutdown: Shutdown::default() };
         let carried = Drain::new(DRAINS_MAX, shared.shutdown.connections.clone(), shared.shutdown.over.clone());
-        let mut gateway =
-            Gateway { listen, admin: admin_address, shared, recorder, recorder_thread, carried, listeners: Vec::new() };
+        let mut gateway = Gateway {
+            listen,
+            admin: admin_address,
+            shared,
+            recorder,
+            recorder_thread,
+            carried,
+            limits,
+            listeners: Vec::new(),
+        };
         gateway.serve(client, admin, tls, snapshot.server.header_timeout);
         Ok(gateway)
     }
@@ -107,7 +130,7 @@ impl Gateway {
         let via: Arc<str> = Arc::from(format!("tollgate-{:08x}", rand_u32()));
         let parts = stack::Parts {
             live: shared.live.clone(),
-            limiter: Arc::new(Limiter::new()),
+            limiter: self.limits.limiter.clone(),
             purses: shared.purses.clone(),
             upstream: shared.upstream.clone(),
             in_flight: shared.in_flight.clone(),
@@ -119,10 +142,10 @@ impl Gateway {
                 in_flight: shared.in_flight.clone(),
             },
             via,
-            epoch: Instant::now(),
+            epoch: self.limits.epoch,
         };
         let routes = ClientRoutes::new(stack::build(parts), shared.clone());
-        let limits = |connections| Limits { header_timeout, connections: Arc::new(Semaphore::new(connections)) };
+        let limits = |connections| serve::Limits { header_timeout, connections: Arc::new(Semaphore::new(connections)) };
         let client_limits = limits(serve::connections_max());
         if let Some(acceptor) = &tls {
             self.listeners.push(tokio::spawn(acceptor.clone().watch()));
@@ -158,7 +181,7 @@ impl Gateway {
 
     /// Lets calls in flight end, for `server.limits.drain` at most, then gives all money back and ends.
     pub async fn drain(self) {
-        let Gateway { shared, recorder, recorder_thread, carried, listeners, .. } = self;
+        let Gateway { shared, recorder, recorder_thread, carried, limits, listeners, .. } = self;
         let open = || shared.in_flight.now() + carried.now();
         let limit = shared.live.load_full().server.drain;
         shared.shutdown.draining.cancel();
@@ -183,7 +206,24 @@ impl Gateway {
         while !recorder_thread.is_finished() && waited.elapsed() < RECORDER_TIMEOUT {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        if let Some(shared) = limits.shared {
+            shared.close().await;
+        }
         shared.purses.close().await;
+    }
+}
+
+impl Limits {
+    /// Limits for this process alone, or shared with all that use the same Redis.
+    async fn open(snapshot: &Snapshot, live: &Arc<Live>) -> Result<Limits, StoreError> {
+        let epoch = Instant::now();
+        let Store::Redis(url) = &snapshot.store else {
+            return Ok(Limits { limiter: Arc::new(Limiter::new()), epoch, shared: None });
+        };
+        let live = Arc::clone(live);
+        let in_use = move || live.load_full().limits.iter().any(|limit| limit.requests.or(limit.tokens).is_some());
+        let (limiter, shared) = SharedLimits::start(url.clone(), snapshot.ledger.sync, epoch, in_use).await?;
+        Ok(Limits { limiter, epoch, shared: Some(shared) })
     }
 }
 

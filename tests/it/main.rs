@@ -18,6 +18,7 @@ mod fleet;
 mod hostile;
 mod http;
 mod limits;
+mod limits_fleet;
 mod metrics;
 mod prompts;
 mod ranks;

@@ -9,6 +9,7 @@
 mod advice;
 mod birth;
 mod connect;
+pub mod limits;
 mod reply;
 
 use std::{
