@@ -24,8 +24,13 @@ test: test-rust test-sdk test-deploy ## everything that is tested
 
 .PHONY: test-rust
 test-rust: ## unit tests and the integration suite
-	scripts/packages.sh cc:gcc redis-server:redis-server
+	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime
 	cargo test --locked
+
+.PHONY: campaign
+campaign: ## the fleet under all its faults, every round of them: a quarter of an hour
+	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime
+	TOLLGATE_CAMPAIGN=full cargo test --locked --test it -- fleet:: --nocapture --test-threads=1
 
 .PHONY: test-sdk
 test-sdk: $(VENV)/sdk $(NODE)/node_modules ## the OpenAI and Anthropic SDKs against the built binary

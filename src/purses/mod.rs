@@ -289,6 +289,18 @@ impl Purses {
         }
     }
 
+    /// At most `count_max` accounts that the authority knows, after `after` in the order of their keys.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn stored_after(
+        &self,
+        after: Option<Arc<str>>,
+        count_max: usize,
+    ) -> Result<Vec<StoredAccount>, StoreError> {
+        self.shared.authority.accounts(after, count_max).await
+    }
+
     /// Whether the store answered last time.
     #[must_use]
     pub fn store_up(&self) -> bool {
@@ -434,13 +446,14 @@ impl Shared {
 
     /// One line per change of state.
     fn note_journal(&self, error: Option<&StoreError>) {
-        let was_up = self.journal_up.load(Ordering::Relaxed);
-        if was_up != error.is_none() {
-            self.journal_up.store(!was_up, Ordering::Relaxed);
-            match error {
-                Some(error) => tracing::error!(%error, "calls cannot be written down; strict budgets refuse them"),
-                None => tracing::info!("calls can be written down again"),
-            }
+        let is_up = error.is_none();
+        // Of calls that notice the same change together, one says so.
+        if self.journal_up.load(Ordering::Relaxed) == is_up || self.journal_up.swap(is_up, Ordering::Relaxed) == is_up {
+            return;
+        }
+        match error {
+            Some(error) => tracing::error!(%error, "calls cannot be written down; strict budgets refuse them"),
+            None => tracing::info!("calls can be written down again"),
         }
     }
 
