@@ -10,6 +10,7 @@ mod advice;
 mod birth;
 pub mod config;
 mod connect;
+pub mod limits;
 mod reply;
 
 use std::{

@@ -2,7 +2,7 @@
 //! Cluster, and against ones that lie or hang.
 
 #[path = "../../../tests/it/support/redis.rs"]
-mod server;
+pub(super) mod server;
 
 use std::{io::Read as _, net::TcpListener, time::Instant};
 
