@@ -377,7 +377,7 @@ impl Redis {
         work: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, StoreError> {
         match timeout(limit, work).await {
-            Ok(done) => done.map_err(|error| StoreError::Unavailable(format!("{}: {error}", self.url))),
+            Ok(done) => done.map_err(|error| StoreError::Unavailable(format!("{}: {}", self.url, explained(&error)))),
             Err(_) => {
                 let waited_ms = limit.as_millis();
                 Err(StoreError::Unavailable(format!("{}: no answer within {waited_ms} ms", self.url)))
@@ -393,6 +393,15 @@ impl Authority for Redis {
 
     fn accounts(&self, after: Option<Arc<str>>, count_max: usize) -> Answer<'_, Vec<StoredAccount>> {
         Box::pin(async move { self.list(after.as_deref(), count_max).await })
+    }
+}
+
+/// An error, with its mend where that is not plain.
+fn explained(error: &RedisError) -> String {
+    let text = error.to_string();
+    match text.contains("invalid peer certificate") {
+        true => format!("{text}; SSL_CERT_FILE names the certificates of the authorities to trust"),
+        false => text,
     }
 }
 
