@@ -108,7 +108,7 @@ async fn a_stopped_redis_is_waited_for_by_nobody_and_reconciled_to_the_micro_dol
     eprintln!("served while stopped: {open_served} open, {closed_served} by both closed ones; {books:?}");
 }
 
-/// Reliability 6. A call that waited for Redis would take at least as long as a flight may: 0.8 s.
+/// Reliability 6. A call that waited for Redis would take at least as long as a flight may, 0.8 s, and be refused then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_with_leased_money_take_as_long_as_ever_whatever_redis_does() {
     const FLIGHT: Duration = Duration::from_millis(800);
@@ -133,8 +133,8 @@ async fn calls_with_leased_money_take_as_long_as_ever_whatever_redis_does() {
         let outcomes = load.stop().await;
         let [half, most, all] = [50, 99, 100].map(|percent| percentile(&outcomes, percent));
         eprintln!("{what}: {} calls, p50 {half:?}, p99 {most:?}, longest {all:?}", outcomes.len());
-        assert!(outcomes.iter().all(|outcome| outcome.is(200)), "{what}: {:?}", statuses(&outcomes));
-        assert!(all < FLIGHT, "{what}: a call waited for Redis: {all:?}");
+        assert_eq!(statuses(&outcomes).into_keys().collect::<Vec<_>>(), [200], "{what}: a call waited for Redis");
+        assert!(most < FLIGHT / 2, "{what}: calls take long: {most:?}");
     };
     let lease_much = async || {
         // Calls a thousand times as dear as the ones that are measured leave a purse that lasts.
