@@ -39,10 +39,10 @@ test-sdk: $(VENV)/sdk $(NODE)/node_modules ## the OpenAI and Anthropic SDKs agai
 	cd $(NODE) && npm test
 
 .PHONY: test-deploy
-test-deploy: $(VENV)/deploy ## the image's recipe, the manifests, the rules, the unit, the licences
+test-deploy: $(VENV)/deploy ## the image's recipe, the manifests, rules and dashboards, the unit, the licences
 	scripts/packages.sh promtool:prometheus
 	cargo build --locked
-	$(VENV)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy/check.py
+	$(VENV)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy/check.py tests/deploy/dashboards.py
 
 .PHONY: lint
 lint: ## formatting, clippy, and the committed schema
