@@ -476,7 +476,7 @@ async fn drive(memory: &Memory, purses: &Purses, call: &Dropped, era: u32) -> bo
     let claims: Vec<Claim> = call.accounts.iter().map(|n| claim(&format!("b{n}-{era}"), 1000)).collect();
     let mut work = Box::pin(async {
         if call.most {
-            purses.most(&claims, NanoUsd(call.bound)).await;
+            purses.most(&claims, NanoUsd(call.bound), purses.deadline()).await;
             return None;
         }
         purses.reserve(&claims, NanoUsd(call.bound)).await.ok()
