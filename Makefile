@@ -24,8 +24,13 @@ test: test-rust test-sdk test-deploy ## everything that is tested
 
 .PHONY: test-rust
 test-rust: ## unit tests and the integration suite
-	scripts/packages.sh cc:gcc redis-server:redis-server
+	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime
 	cargo test --locked
+
+.PHONY: campaign
+campaign: ## the fleet under all its faults, every round of them: a quarter of an hour
+	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime
+	TOLLGATE_CAMPAIGN=full cargo test --locked --test it -- fleet:: --nocapture --test-threads=1
 
 .PHONY: test-sdk
 test-sdk: $(VENV)/sdk $(NODE)/node_modules ## the OpenAI and Anthropic SDKs against the built binary
@@ -34,10 +39,10 @@ test-sdk: $(VENV)/sdk $(NODE)/node_modules ## the OpenAI and Anthropic SDKs agai
 	cd $(NODE) && npm test
 
 .PHONY: test-deploy
-test-deploy: $(VENV)/deploy ## the image's recipe, the manifests, the rules, the unit, the licences
+test-deploy: $(VENV)/deploy ## the image's recipe, the manifests, rules and dashboards, the unit, the licences
 	scripts/packages.sh promtool:prometheus
 	cargo build --locked
-	$(VENV)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy/check.py
+	$(VENV)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy/check.py tests/deploy/dashboards.py
 
 .PHONY: lint
 lint: ## formatting, clippy, and the committed schema

@@ -7,8 +7,11 @@ use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::*;
 use crate::{
-    ledger::account::{self, AccountState, Server},
-    store::ports::{AccountSync, Answer},
+    ledger::{
+        account::{self, AccountState, Server},
+        sync::RowId,
+    },
+    store::ports::{AccountSync, Answer, Held},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -61,6 +64,20 @@ impl Authority for Memory {
 
     fn accounts(&self, _: Option<Arc<str>>, _: usize) -> Answer<'_, Vec<StoredAccount>> {
         Box::pin(async move { self.answer().await.map(|()| Vec::new()) })
+    }
+
+    fn look_up(&self, account: Arc<str>) -> Answer<'_, Held> {
+        let found = self.accounts.lock().unwrap().get(&account).cloned().flatten();
+        Box::pin(async { Ok(found.map_or(Held::Missing, |state| Held::Whole(state, BTreeMap::new()))) })
+    }
+
+    fn note(&self, _: Arc<str>, _: RowId, _: String) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn replace(&self, account: Arc<str>, _: BTreeMap<String, String>, state: AccountState) -> Answer<'_, bool> {
+        self.accounts.lock().unwrap().insert(account, Some(state));
+        Box::pin(async { Ok(true) })
     }
 }
 
@@ -168,7 +185,7 @@ async fn money_that_settles_lower_can_be_used_to_the_last() {
         spent += 3;
     }
     assert!(spent >= 990, "{spent}");
-    assert_eq!(purses.most(&claims, NanoUsd(500)).await, NanoUsd(1000 - spent));
+    assert_eq!(purses.most(&claims, NanoUsd(500), purses.deadline()).await, NanoUsd(1000 - spent));
     purses.close().await;
 }
 
@@ -243,7 +260,7 @@ async fn after_a_kill_settled_calls_count_what_they_cost_and_open_ones_their_bou
     let killed = as_killed(&temp);
     for start in 0..3 {
         let next = Purses::open(killed.path(), SECOND, PATIENCE).unwrap();
-        assert_eq!(next.most(&claims, NanoUsd(10_000)).await, NanoUsd(8990), "start {start}");
+        assert_eq!(next.most(&claims, NanoUsd(10_000), next.deadline()).await, NanoUsd(8990), "start {start}");
         next.close().await;
         let stored = &next.stored().await.unwrap()[0];
         assert_eq!((stored.held, stored.charged), (1010, 1010), "start {start}");
@@ -266,7 +283,7 @@ async fn a_damaged_journal_counts_all_that_was_granted_as_spent() {
     std::fs::write(&journal, bytes).unwrap();
 
     let next = Purses::open(killed.path(), SECOND, PATIENCE).unwrap();
-    assert_eq!(next.most(&claims, NanoUsd(10_000)).await, NanoUsd(9000));
+    assert_eq!(next.most(&claims, NanoUsd(10_000), next.deadline()).await, NanoUsd(9000));
     next.close().await;
     let stored = &next.stored().await.unwrap()[0];
     assert_eq!((stored.held, stored.charged), (1000, 1000));
@@ -313,7 +330,7 @@ async fn a_cost_above_the_bound_is_debt_and_leaves_less_for_others() {
     purses.reserve(&claims, NanoUsd(10)).await.unwrap().settle(NanoUsd(70));
     let account = &purses.accounts()[0];
     assert_eq!((account.charged, account.debt), (NanoUsd(10), NanoUsd(60)));
-    assert!(purses.most(&claims, NanoUsd(100)).await <= NanoUsd(30));
+    assert!(purses.most(&claims, NanoUsd(100), purses.deadline()).await <= NanoUsd(30));
     purses.close().await;
 }
 
@@ -685,7 +702,7 @@ mod killed {
                 log.lines().filter_map(|line| line.strip_prefix("s ")).map(|n| actual(n.parse().unwrap())).sum();
             let open = log.lines().last().and_then(|line| line.strip_prefix("d "));
             let purses = Purses::open(&temp.path().join("data"), SECOND, PATIENCE).unwrap();
-            purses.most(&[claim("a", LIMIT)], NanoUsd(1)).await;
+            purses.most(&[claim("a", LIMIT)], NanoUsd(1), purses.deadline()).await;
             purses.close().await;
             let stored = purses.stored().await.unwrap().remove(0);
             let charged = stored.charged - charged_before;
