@@ -155,7 +155,7 @@ impl fmt::Display for Action {
             Action::Pause => write!(f, "20 s pass"),
             Action::AdoptLimit { gateway } => write!(f, "gateway {gateway} reads the new limit"),
             Action::Reclaim { row, close: Close::Forfeited } => write!(f, "purse {row} is declared spent"),
-            Action::Reclaim { row, close: Close::Settled } => {
+            Action::Reclaim { row, close: Close::Settled | Close::Reclaimed } => {
                 write!(f, "the lease of purse {row} expires; the store takes back what it was not told is spent")
             }
         }
