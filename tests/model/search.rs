@@ -35,7 +35,7 @@ type Reached = HashMap<u64, u64, BuildHasherDefault<AsItIs>>;
 
 /// What a state leads to.
 enum Found {
-    State { from: u64, fingerprint: u64, world: World },
+    State { from: u64, fingerprint: u64, world: Box<World> },
     Fault { from: u64, fault: Fault, action: Action },
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn search(scenario: &Scenario) -> Outcome {
                 match found {
                     Found::State { from, fingerprint, world } => {
                         reached.entry(fingerprint).or_insert_with(|| {
-                            next.push(world);
+                            next.push(*world);
                             from
                         });
                     }
@@ -90,7 +90,7 @@ fn expand(worlds: &[World], scenario: &Scenario, reached: &Reached) -> Vec<Found
                 Ok(Some(world)) => {
                     let fingerprint = world.fingerprint();
                     if !reached.contains_key(&fingerprint) {
-                        found.push(Found::State { from, fingerprint, world });
+                        found.push(Found::State { from, fingerprint, world: Box::new(world) });
                     }
                 }
                 Err(fault) => found.push(Found::Fault { from, fault, action }),
