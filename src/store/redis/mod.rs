@@ -29,7 +29,10 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 
-use self::{birth::Birth, connect::Connection};
+use self::{
+    birth::{Birth, Change},
+    connect::Connection,
+};
 use super::ports::{AccountSync, Answer, Authority, Held, StoreError, StoredAccount};
 use crate::{
     ledger::{
@@ -139,7 +142,7 @@ impl Redis {
         let mark = self.mark();
         let birth = self.within(START_TIMEOUT, Birth::read(&mut connection, &mark, self.learn_ms)).await?;
         if birth.is_young() {
-            tracing::info!(store = %self.url, "an empty store: listening to other gateways before serving");
+            tracing::info!(store = %self.url, "an empty store, or one that was restarted: listening to other gateways before serving");
             sleep_until(birth.of_age_at()).await;
         }
         *self.reports.lock().await = Line { connection: Some(connection), birth: Some(birth) };
@@ -180,14 +183,18 @@ impl Redis {
         if requests.iter().all(|sync| !sync.request.create) {
             return Ok(false);
         }
-        let mark = self.mark();
-        if let Some(known) = birth {
-            if known.holds(connection, &mark).await? {
-                return Ok(known.is_young());
-            }
-            tracing::error!(store = %self.url, "the store lost what it held; accounts listen to their holders before they grant");
+        let read = Birth::read(connection, &self.mark(), self.learn_ms).await?;
+        match birth.as_ref().map_or(Change::None, |known| read.since(known)) {
+            Change::None => {}
+            Change::Server => tracing::warn!(
+                store = %self.url,
+                "another server answers, or it was restarted; accounts that it does not know listen to their holders first"
+            ),
+            Change::Lost => tracing::error!(
+                store = %self.url,
+                "the store lost what it held; accounts listen to their holders before they grant"
+            ),
         }
-        let read = Birth::read(connection, &mark, self.learn_ms).await?;
         Ok(birth.insert(read).is_young())
     }
 
