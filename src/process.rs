@@ -16,7 +16,7 @@ use crate::{
         Shared,
         alarms::Alarms,
         routes::ClientRoutes,
-        serve::{self, Limits, Shutdown},
+        serve::{self, Shutdown},
         stack,
         tls::{TlsAcceptor, TlsError},
     },
@@ -32,7 +32,7 @@ use crate::{
             sqlite::Sqlite,
             writer::{self, Handover},
         },
-        redis::Redis,
+        redis::{Redis, limits::SharedLimits},
     },
     telemetry::{alerts::Outbox, metrics},
     upstream::{Upstream, client::ClientError, tunnel::Tunnels},
@@ -94,9 +94,19 @@ pub struct Gateway {
     calls_thread: Option<std::thread::JoinHandle<()>>,
     /// Calls that go on without their clients.
     carried: Drain,
+    limits: Limits,
     listeners: Vec<JoinHandle<()>>,
     /// What is wrong, on its way to those who are told, and the task that sends it.
     alerts: (Outbox, JoinHandle<()>),
+}
+
+/// Rate limits, and their clock.
+#[derive(Debug)]
+struct Limits {
+    limiter: Arc<Limiter>,
+    epoch: Instant,
+    /// Where other gateways have a part in them.
+    shared: Option<SharedLimits>,
 }
 
 impl Gateway {
@@ -124,6 +134,7 @@ impl Gateway {
         let (in_flight, shutdown) = (InFlightCount::default(), Shutdown::default());
         let shared = Shared { live, purses, upstream, in_flight, calls, shutdown };
         let alerts = Outbox::start(Arc::new(shared.upstream.client.clone()), instance_name().into());
+        let limits = Limits::open(&snapshot, &shared.live).await?;
         let carried = Drain::new(DRAINS_MAX, shared.shutdown.connections.clone(), shared.shutdown.over.clone());
         let mut gateway = Gateway {
             listen,
@@ -133,6 +144,7 @@ impl Gateway {
             recorder_thread,
             calls_thread,
             carried,
+            limits,
             listeners: Vec::new(),
             alerts,
         };
@@ -145,7 +157,7 @@ impl Gateway {
         let via: Arc<str> = Arc::from(format!("tollgate-{:08x}", rand_u32()));
         let parts = stack::Parts {
             live: shared.live.clone(),
-            limiter: Arc::new(Limiter::new()),
+            limiter: self.limits.limiter.clone(),
             purses: shared.purses.clone(),
             upstream: shared.upstream.clone(),
             in_flight: shared.in_flight.clone(),
@@ -157,10 +169,10 @@ impl Gateway {
                 in_flight: shared.in_flight.clone(),
             },
             via,
-            epoch: Instant::now(),
+            epoch: self.limits.epoch,
         };
         let routes = ClientRoutes::new(stack::build(parts), shared.clone());
-        let limits = |connections| Limits { header_timeout, connections: Arc::new(Semaphore::new(connections)) };
+        let limits = |connections| serve::Limits { header_timeout, connections: Arc::new(Semaphore::new(connections)) };
         let client_limits = limits(serve::connections_max());
         if let Some(acceptor) = &tls {
             self.listeners.push(tokio::spawn(acceptor.clone().watch()));
@@ -199,7 +211,7 @@ impl Gateway {
 
     /// Lets calls in flight end, for `server.limits.drain` at most, then gives all money back and ends.
     pub async fn drain(self) {
-        let Gateway { shared, recorder, recorder_thread, calls_thread, carried, listeners, alerts, .. } = self;
+        let Gateway { shared, recorder, recorder_thread, calls_thread, carried, limits, listeners, alerts, .. } = self;
         let open = || shared.in_flight.now() + carried.now();
         let limit = shared.live.load_full().server.drain;
         shared.shutdown.draining.cancel();
@@ -221,6 +233,9 @@ impl Gateway {
         let _ = tokio::time::timeout(Duration::from_secs(1), shared.shutdown.connections.wait()).await;
         recorder.stop();
         ended(&recorder_thread, RECORDER_TIMEOUT).await;
+        if let Some(shared) = limits.shared {
+            shared.close().await;
+        }
         shared.purses.close().await;
         if let Some(thread) = calls_thread {
             ended(&thread, CALLS_TIMEOUT).await;
@@ -231,6 +246,20 @@ impl Gateway {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         sender.abort();
+    }
+}
+
+impl Limits {
+    /// Limits for this process alone, or shared with all that use the same Redis.
+    async fn open(snapshot: &Snapshot, live: &Arc<Live>) -> Result<Limits, StoreError> {
+        let epoch = Instant::now();
+        let Store::Redis(url) = &snapshot.store else {
+            return Ok(Limits { limiter: Arc::new(Limiter::new()), epoch, shared: None });
+        };
+        let live = Arc::clone(live);
+        let in_use = move || live.load_full().limits.iter().any(|limit| limit.requests.or(limit.tokens).is_some());
+        let (limiter, shared) = SharedLimits::start(url.clone(), snapshot.ledger.sync, epoch, in_use).await?;
+        Ok(Limits { limiter, epoch, shared: Some(shared) })
     }
 }
 

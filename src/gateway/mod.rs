@@ -9,6 +9,7 @@ pub mod tls;
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::{
@@ -64,6 +65,8 @@ impl Shared {
             let spent =
                 of_budget.map(|account| account.charged.0.saturating_add(account.debt.0)).max().unwrap_or_default();
             metrics::budget_spent(&budget.name, spent as f64 / budget.limit.0 as f64);
+            let period = budget.period_at(Timestamp::now());
+            metrics::budget_period(&budget.name, period.starts.as_second(), period.ends.map(Timestamp::as_second));
         }
     }
 }

@@ -9,4 +9,5 @@ pub mod pricing;
 pub mod prompt;
 pub mod routing;
 pub mod scope;
+pub mod share;
 pub mod tokens;

@@ -240,6 +240,25 @@ impl Purses {
     /// # Errors
     /// [`Refused`], before anything was dispatched.
     pub async fn reserve(&self, claims: &[Claim], bound: NanoUsd) -> Result<Reservation, Refused> {
+        self.reserve_by(claims, bound, self.deadline()).await
+    }
+
+    /// Until when a call that begins now may wait for money, in all its steps together.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.shared.pace.budget_wait
+    }
+
+    /// Like [`Purses::reserve`], for one step of several: waits until `deadline` at most, and takes what is at hand after it.
+    ///
+    /// # Errors
+    /// [`Refused`], before anything was dispatched.
+    pub async fn reserve_by(
+        &self,
+        claims: &[Claim],
+        bound: NanoUsd,
+        deadline: Instant,
+    ) -> Result<Reservation, Refused> {
         let shared = &self.shared;
         if claims.len() > journal::PARTS_MAX {
             return Err(Refused::TooManyAccounts);
@@ -247,7 +266,6 @@ impl Purses {
         if shared.closing.load(Ordering::SeqCst) {
             return Err(shared.unavailable());
         }
-        let deadline = Instant::now() + shared.pace.budget_wait;
         let mut holds = Vec::with_capacity(claims.len());
         // One order for all calls: two calls cannot hold what the other waits for.
         for claim in in_order(claims) {
@@ -259,9 +277,8 @@ impl Purses {
     }
 
     /// How much of `wanted` could be reserved in every enforcing claim now; asks the authority at most once per account.
-    /// Nothing is held: another call may take it first.
-    pub async fn most(&self, claims: &[Claim], wanted: NanoUsd) -> NanoUsd {
-        let deadline = Instant::now() + self.shared.pace.budget_wait;
+    /// Nothing is held: another call may take it first. Waits until `deadline` at most.
+    pub async fn most(&self, claims: &[Claim], wanted: NanoUsd, deadline: Instant) -> NanoUsd {
         let mut most = wanted.0.min(NANO_USD_MAX);
         for claim in in_order(claims).filter(|claim| claim.enforce) {
             most = self.shared.most(claim, most, deadline).await;

@@ -10,6 +10,7 @@ mod advice;
 mod birth;
 pub mod config;
 mod connect;
+pub mod limits;
 mod reply;
 
 use std::{
@@ -457,7 +458,7 @@ async fn within<T>(
     work: impl Future<Output = Result<T, RedisError>>,
 ) -> Result<T, StoreError> {
     match timeout(limit, work).await {
-        Ok(done) => done.map_err(|error| StoreError::Unavailable(format!("{url}: {error}"))),
+        Ok(done) => done.map_err(|error| StoreError::Unavailable(format!("{url}: {}", explained(&error)))),
         Err(_) => {
             let waited_ms = limit.as_millis();
             Err(StoreError::Unavailable(format!("{url}: no answer within {waited_ms} ms")))
@@ -486,6 +487,15 @@ impl Authority for Redis {
 
     fn replace(&self, account: Arc<str>, damaged: BTreeMap<String, String>, state: AccountState) -> Answer<'_, bool> {
         Box::pin(async move { self.put(&account, &damaged, &state).await })
+    }
+}
+
+/// An error, with its mend where that is not plain.
+fn explained(error: &RedisError) -> String {
+    let text = error.to_string();
+    match text.contains("invalid peer certificate") {
+        true => format!("{text}; SSL_CERT_FILE names the certificates of the authorities to trust"),
+        false => text,
     }
 }
 

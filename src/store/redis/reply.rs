@@ -28,14 +28,8 @@ impl Reply {
     /// what calls wait for may still come, as while the authority learns.
     pub(super) fn for_purse(self, request: &SyncRequest, acknowledged: bool) -> SyncReply {
         match self {
-            Reply::Merged(mut merged) => {
-                if !acknowledged && merged.totals.granted > request.totals.granted {
-                    merged.free = merged.free.saturating_add(merged.totals.granted - request.totals.granted);
-                    merged.totals.granted = request.totals.granted;
-                    merged.learning = true;
-                }
-                SyncReply::Merged(merged)
-            }
+            Reply::Merged(merged) if acknowledged => SyncReply::Merged(merged),
+            Reply::Merged(merged) => SyncReply::Merged(merged.unconfirmed(request)),
             Reply::NoAccount => SyncReply::NoAccount,
             // Its purse is given up as spent and its calls are refused; other accounts go on.
             Reply::BadReport | Reply::Damaged => SyncReply::BadReport,

@@ -2,7 +2,7 @@
 //! Cluster, and against ones that lie or hang.
 
 #[path = "../../../tests/it/support/redis.rs"]
-mod server;
+pub(super) mod server;
 
 use std::{io::Read as _, net::TcpListener, time::Instant};
 
@@ -638,6 +638,23 @@ async fn a_grant_that_no_replica_has_is_not_usable() {
     replica.signal("CONT");
     let told = eventually(&store, "a", request(1, granted(10), 30), |merged| merged.totals.granted == 30).await;
     assert_eq!((told.free, told.learning), (970, false));
+}
+
+/// `WAIT` counts what its own connection wrote: told again without being written again, the grant seemed to be everywhere.
+#[tokio::test]
+async fn a_grant_that_no_replica_has_is_not_usable_on_a_new_connection_either() {
+    let server = RedisServer::start();
+    let replica = server.replica();
+    let store = open_waiting(&server.url(), 1).await;
+    assert_eq!(merged(ask(&store, "a", request(1, Totals::default(), 10)).await).totals.granted, 10);
+    replica.signal("STOP");
+    for connection in 1..=3 {
+        let withheld = merged(ask(&store, "a", request(1, granted(10), 30)).await);
+        assert_eq!(withheld.totals.granted, 10, "connection {connection}");
+        store.reports.lock().await.connection = None;
+    }
+    replica.signal("CONT");
+    eventually(&store, "a", request(1, granted(10), 30), |merged| merged.totals.granted == 30).await;
 }
 
 #[tokio::test]
