@@ -16,7 +16,7 @@ mod reply;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -82,6 +82,8 @@ pub struct Redis {
     reports: Mutex<Line>,
     listings: Mutex<Option<Connection>>,
     replicas_up: AtomicBool,
+    /// Accounts that could not be read when they were last reported to.
+    damaged: std::sync::Mutex<BTreeSet<Arc<str>>>,
 }
 
 /// Where reports go.
@@ -117,6 +119,7 @@ impl Redis {
             reports: Mutex::default(),
             listings: Mutex::default(),
             replicas_up: AtomicBool::new(true),
+            damaged: std::sync::Mutex::default(),
             url,
         };
         store.look_around().await?;
@@ -288,12 +291,20 @@ impl Redis {
             let reply = reply::parse(&answer.text).ok_or_else(|| {
                 StoreError::Damaged(format!("{} answered what cannot be: is it the ledger's?", self.url))
             })?;
-            if reply == reply::Reply::Damaged {
-                tracing::error!(account = %sync.account, "an account in Redis cannot be read; its calls are refused");
-            }
+            self.note_damage(&sync.account, reply == reply::Reply::Damaged);
             Ok(reply.for_purse(&sync.request, answer.acknowledged))
         });
         each.collect()
+    }
+
+    /// One line per account that becomes unreadable.
+    fn note_damage(&self, account: &Arc<str>, is_damaged: bool) {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_damaged {
+            damaged.remove(account);
+        } else if damaged.insert(account.clone()) {
+            tracing::error!(%account, "an account in Redis cannot be read; its calls are refused until it is rebuilt");
+        }
     }
 
     /// One line per change of state.
@@ -355,7 +366,7 @@ impl Redis {
         pipeline.add_command(command);
         self.aside(async |connection| {
             let answer = connection.send(&pipeline, &key).await?.pop().unwrap_or_default();
-            Ok(answer.extract_error()?)
+            answer.extract_error()
         })
         .await
     }
