@@ -347,7 +347,7 @@ impl Watched {
         if let Some(charge) = watch.charge(complete) {
             attempt.charge = charge;
         }
-        metrics::attempt(&record.facts().provider, attempt_result(outcome));
+        metrics::attempt(&record.facts().provider, outcome.attempt_result());
         record.close(outcome);
     }
 }
@@ -390,15 +390,6 @@ impl Drop for Watched {
 fn forwarded_trailers(mut trailers: HeaderMap) -> Frame<Bytes> {
     headers::retain_trailers(&mut trailers);
     Frame::trailers(trailers)
-}
-
-/// The result of an attempt whose reply's head came, as a metric label.
-fn attempt_result(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Ok => "ok",
-        Outcome::Abandoned => "abandoned",
-        _ => "error",
-    }
 }
 
 /// The one event that tells a client that its stream broke; no `[DONE]` follows.

@@ -3,8 +3,10 @@
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
 pub mod check;
+pub mod config;
 pub mod count;
 pub mod demo;
+mod follow;
 pub mod health;
 pub mod keys;
 pub mod prices;
@@ -20,7 +22,7 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::{self, Loaded};
+use crate::config::{ConfigError, Loaded};
 
 /// A check or gate failed.
 const FAILED: u8 = 1;
@@ -62,6 +64,14 @@ enum Command {
         #[arg(long, value_name = "URL", default_value = health::DEFAULT_URL, value_parser = health::Target::parse)]
         url: health::Target,
     },
+    /// Share the routing configuration of a fleet by its Redis: push, pull, history, rollback
+    Config {
+        /// Configuration whose `store` is meant; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        #[command(subcommand)]
+        command: config::ConfigCommand,
+    },
     /// Print the JSON Schema of the configuration
     Schema,
     /// Create, list and revoke virtual keys
@@ -93,7 +103,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 9] = ["plan", "models", "prompts", "experiments", "budgets", "calls", "eval", "config", "import"];
+const NOT_YET: [&str; 8] = ["plan", "models", "prompts", "experiments", "budgets", "calls", "eval", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -115,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Demo { once } => demo::run(once),
         Command::Check { file } => check::run(file.as_deref()),
         Command::Health { url } => code_of(health::run(&url), UNREACHABLE),
+        Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
         Command::Count => count_tokens(),
@@ -146,10 +157,10 @@ fn count_tokens() -> ExitCode {
 
 /// Keys are kept where the gateway looks for them: in its data_dir, hashed with its pepper.
 fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys::KeysCommand) -> ExitCode {
-    let loaded: Option<Loaded> = match config::load(config) {
+    let loaded: Option<Loaded> = match crate::config::load(config) {
         Ok(loaded) => Some(loaded),
         // Keys can come before a configuration does.
-        Err(config::ConfigError::NothingConfigured) => None,
+        Err(ConfigError::NothingConfigured) => None,
         Err(error) => return fail(&error.into(), WRONG),
     };
     let pepper = loaded.as_ref().and_then(|loaded| loaded.snapshot.key_pepper.clone());

@@ -1,5 +1,7 @@
 //! `${NAME}`, `${NAME:-default}` and `$$` in values, put in after the YAML was parsed, so that no value can add a key.
 
+use std::collections::BTreeSet;
+
 use crate::config::{
     problems::Problems,
     tree::{Document, Node, Value},
@@ -30,13 +32,22 @@ enum FillError {
 }
 
 impl Document {
-    /// Fills in every value of the document.
-    pub(super) fn substitute(&mut self, lookup: &mut Lookup<'_>, problems: &mut Problems) {
+    /// Fills in every value of the document. Where `unset` is given, variables without a value are noted in it, and are no
+    /// problem: what they are needed for is left unchecked.
+    pub(super) fn substitute(
+        &mut self,
+        lookup: &mut Lookup<'_>,
+        mut unset: Option<&mut BTreeSet<String>>,
+        problems: &mut Problems,
+    ) {
         let mut touched = Vec::new();
         walk(&mut self.root, lookup, &mut touched);
         for (id, outcome) in touched {
             self.note_filled(id);
-            if let Err(error) = outcome {
+            if let (Err(FillError::Unset(name)), Some(unset)) = (&outcome, unset.as_deref_mut()) {
+                unset.insert(name.clone());
+                self.strike(id);
+            } else if let Err(error) = outcome {
                 problems.push(self.problem_found(id, false, error.to_string()));
                 self.strike(id);
             }

@@ -1,12 +1,13 @@
 //! The edge towards clients: sockets, the layers in their order, the client listener's paths.
 
+pub mod alarms;
 pub mod framing;
 pub mod routes;
 pub mod serve;
 pub mod stack;
 pub mod tls;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::time::Instant;
 
@@ -15,7 +16,10 @@ use crate::{
     config::Live,
     gateway::serve::Shutdown,
     purses::{AccountStatus, Purses},
-    store::ports::{StoreError, StoredAccount},
+    store::{
+        ports::{StoreError, StoredAccount},
+        records::Calls,
+    },
     telemetry::metrics,
     units::NanoUsd,
     upstream::{Upstream, health::Circuit},
@@ -32,6 +36,8 @@ pub struct Shared {
     pub upstream: Arc<Upstream>,
     /// Calls in flight.
     pub in_flight: InFlightCount,
+    /// The call log, where one is kept.
+    pub calls: Option<Calls>,
     /// How everything learns that the process goes down.
     pub shutdown: Shutdown,
 }
@@ -43,6 +49,10 @@ impl Shared {
         metrics::store_up(self.purses.store_up());
         metrics::reservations_dropped(self.purses.dropped_reservations());
         metrics::calls_unbooked(self.purses.unbooked_calls());
+        if let Some(calls) = &self.calls {
+            metrics::records(calls.progress.waiting(), calls.progress.store_up());
+            metrics::records_dropped(calls.progress.take_dropped());
+        }
         let snapshot = self.live.load_full();
         let now = Instant::now().into_std();
         let healths = self.upstream.healths.all();
@@ -60,20 +70,24 @@ impl Shared {
         }
     }
 
-    /// All accounts: as the store knows them, and fresher where this process spends from them.
+    /// At most `count_max` accounts after `after`, in the order of their keys, and whether more follow: as the store knows
+    /// them, and fresher where this process spends from them.
     ///
     /// # Errors
     /// When the store does not answer.
-    pub async fn accounts(&self) -> Result<Vec<AccountStatus>, StoreError> {
-        let stored = self.purses.stored().await?;
-        let mut fresh: HashMap<Arc<str>, AccountStatus> =
-            self.purses.accounts().into_iter().map(|account| (account.account.clone(), account)).collect();
-        let mut all: Vec<AccountStatus> = stored
-            .into_iter()
-            .map(|account| fresh.remove(&account.account).unwrap_or_else(|| at_rest(account)))
-            .collect();
-        all.extend(fresh.into_values());
-        Ok(all)
+    pub async fn accounts(
+        &self,
+        after: Option<&str>,
+        count_max: usize,
+    ) -> Result<(Vec<AccountStatus>, bool), StoreError> {
+        // One more than wanted says whether there are more.
+        let stored = self.purses.stored_after(after.map(Arc::from), count_max + 1).await?;
+        let stored = stored.into_iter().map(|account| (account.account.clone(), at_rest(account)));
+        let mut all: BTreeMap<Arc<str>, AccountStatus> = stored.collect();
+        let fresh = self.purses.accounts().into_iter().map(|account| (account.account.clone(), account));
+        all.extend(fresh.filter(|(account, _)| after.is_none_or(|after| **account > *after)));
+        let more = all.len() > count_max;
+        Ok((all.into_values().take(count_max).collect(), more))
     }
 }
 

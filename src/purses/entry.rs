@@ -310,12 +310,14 @@ impl Entry {
 
     // --- what the background task does ---
 
-    /// Whether the authority would learn something, or be given something back.
+    /// Whether the authority would learn something, or be given something back, or must hear that what this purse holds is in
+    /// use: one that is silent for long can be reclaimed.
     pub(super) fn is_due(&self) -> bool {
         let totals = self.purse.totals();
         let facts = self.facts();
         let limit_changed = facts.limit_version > facts.merged.limit_version;
-        self.has_line() || self.purse.idle() > 0 || totals != facts.merged.totals || (limit_changed && facts.seen)
+        let holds = self.purse.idle() > 0 || self.purse.holds() > 0;
+        self.has_line() || holds || totals != facts.merged.totals || (limit_changed && facts.seen)
     }
 
     /// Notes demand since the last note, and when the account was used last.

@@ -306,6 +306,18 @@ impl Purses {
         }
     }
 
+    /// At most `count_max` accounts that the authority knows, after `after` in the order of their keys.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn stored_after(
+        &self,
+        after: Option<Arc<str>>,
+        count_max: usize,
+    ) -> Result<Vec<StoredAccount>, StoreError> {
+        self.shared.authority.accounts(after, count_max).await
+    }
+
     /// Whether the store answered last time.
     #[must_use]
     pub fn store_up(&self) -> bool {

@@ -202,6 +202,7 @@ impl Syncer {
     fn take_in(&mut self, entry: &Arc<Entry>, closed: bool, reply: SyncReply) {
         match reply {
             SyncReply::Merged(_) if closed => self.forget(entry),
+            SyncReply::Merged(merged) if merged.closed => self.reclaimed(entry),
             SyncReply::Merged(merged) => entry.merge(merged),
             SyncReply::NoAccount => {
                 tracing::error!(budget = %entry.budget, "the store lost an account; its holders restore it");
@@ -218,6 +219,18 @@ impl Syncer {
         if entry.has_line() {
             self.short.push(Arc::clone(entry));
             self.ask_again_at.get_or_insert_with(|| Instant::now() + ASK_AGAIN);
+        }
+    }
+
+    /// An operator closed the purse: calls go on with a new one, and what this one spent since is booked as debt.
+    fn reclaimed(&mut self, entry: &Arc<Entry>) {
+        if !entry.purse.is_retired() {
+            tracing::error!(
+                budget = %entry.budget,
+                account = %entry.key,
+                "an operator reclaimed what this gateway held; what it has spent of it since is debt"
+            );
+            self.retire(entry);
         }
     }
 

@@ -4,12 +4,14 @@
 //! - [`embedded`]: an authority in a local SQLite file.
 //! - [`keys`]: virtual keys that were created at run time.
 //! - [`redis`]: an authority on Redis, for many processes.
+//! - [`records`]: the call log.
 //! - [`journal`]: what this process reserved and settled, exact after it was killed.
 
 pub mod embedded;
 pub mod journal;
 pub mod keys;
 pub mod ports;
+pub mod records;
 pub mod redis;
 
 use std::{

@@ -7,7 +7,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -34,12 +37,15 @@ const ATTEMPTS: &str = "tollgate_upstream_attempts_total";
 const CIRCUIT: &str = "tollgate_circuit_state";
 const STORE_UP: &str = "tollgate_store_up";
 const RECORDS_DROPPED: &str = "tollgate_records_dropped_total";
+const RECORDS_WAITING: &str = "tollgate_records_waiting";
+const RECORDS_UP: &str = "tollgate_records_store_up";
 const RELOADS: &str = "tollgate_config_reloads_total";
 const CONFIG_INFO: &str = "tollgate_config_info";
 const IN_FLIGHT: &str = "tollgate_in_flight";
 const PANICS: &str = "tollgate_panics_total";
 const DROPPED_RESERVATIONS: &str = "tollgate_reservations_dropped_total";
 const UNBOOKED: &str = "tollgate_calls_unbooked_total";
+const ALERTS: &str = "tollgate_alerts_total";
 
 /// Seconds; from a fast cache answer to a long reasoning call.
 const DURATION_BUCKETS: [f64; 15] =
@@ -49,6 +55,8 @@ const PER_TOKEN_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.
 /// Seconds of our own work.
 const OVERHEAD_BUCKETS: [f64; 12] =
     [0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25];
+
+static RECORDS_DROPPED_SO_FAR: AtomicU64 = AtomicU64::new(0);
 
 static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
 
@@ -105,6 +113,8 @@ fn describe() {
     describe_gauge!(CIRCUIT, "0 closed (healthy), 1 half open (probing), 2 open (ejected)");
     describe_gauge!(STORE_UP, "Whether the ledger's store answers");
     describe_counter!(RECORDS_DROPPED, "Records that could not be kept");
+    describe_gauge!(RECORDS_WAITING, "Finished calls that are not in the call log yet, in memory and on disk");
+    describe_gauge!(RECORDS_UP, "Whether the call log's store takes calls");
     describe_counter!(RELOADS, "Configuration reloads, by result");
     describe_gauge!(CONFIG_INFO, "1 for the hash of the configuration that is serving");
     describe_gauge!(IN_FLIGHT, "Calls in flight");
@@ -117,11 +127,15 @@ fn describe() {
         UNBOOKED,
         "Calls that a lenient budget let through while they could not be written to its journal"
     );
+    describe_counter!(ALERTS, "Alerts for a webhook, by what became of them: sent, failed, dropped");
     counter!(RECORDS_DROPPED).absolute(0);
     counter!(PANICS).absolute(0);
     // A series that begins at 1 shows no increase, and the first refusal is the one to alert on.
     for result in ["ok", "refused"] {
         counter!(RELOADS, "result" => result).absolute(0);
+    }
+    for result in ["sent", "failed", "dropped"] {
+        counter!(ALERTS, "result" => result).absolute(0);
     }
     gauge!(IN_FLIGHT).set(0.0);
 }
@@ -300,5 +314,23 @@ pub fn reservations_dropped(total: u64) {
 
 /// Counts records that could not be kept.
 pub fn records_dropped(count: u64) {
+    RECORDS_DROPPED_SO_FAR.fetch_add(count, Ordering::Relaxed);
     counter!(RECORDS_DROPPED).increment(count);
+}
+
+/// Records that could not be kept since the process began: a counter cannot be read back.
+#[must_use]
+pub fn records_dropped_so_far() -> u64 {
+    RECORDS_DROPPED_SO_FAR.load(Ordering::Relaxed)
+}
+
+/// Counts an alert for a webhook: `sent`, `failed`, `dropped`.
+pub fn alert(result: &'static str) {
+    counter!(ALERTS, "result" => result).increment(1);
+}
+
+/// Shows how far the call log is behind, and whether its store takes calls.
+pub fn records(waiting: u64, store_up: bool) {
+    gauge!(RECORDS_WAITING).set(waiting as f64);
+    gauge!(RECORDS_UP).set(f64::from(u8::from(store_up)));
 }

@@ -173,7 +173,7 @@ fn costs_agree_with_the_calculator_that_the_prices_come_from() {
     let catalog = Catalog::builtin();
     let mut lines = include_str!("../../../tests/data/pricing/oracle.jsonl").lines();
     let header: serde_json::Value = serde_json::from_str(lines.next().unwrap()).unwrap();
-    assert_eq!(catalog.revision(), format!("genai-prices {}", header["version"].as_str().unwrap()));
+    assert_eq!(**catalog.revision(), *format!("genai-prices {}", header["version"].as_str().unwrap()));
     let mut checked = 0;
     for text in lines {
         let line: OracleLine = serde_json::from_str(text).unwrap();

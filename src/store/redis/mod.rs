@@ -8,6 +8,7 @@
 
 mod advice;
 mod birth;
+pub mod config;
 mod connect;
 mod reply;
 
@@ -243,6 +244,7 @@ impl Redis {
         let close = match request.close {
             Some(Close::Settled) => "settled",
             Some(Close::Forfeited) => "forfeited",
+            Some(Close::Reclaimed) => "reclaimed",
             None => "",
         };
         let mut call = redis::cmd(command);
@@ -376,12 +378,21 @@ impl Redis {
         limit: Duration,
         work: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, StoreError> {
-        match timeout(limit, work).await {
-            Ok(done) => done.map_err(|error| StoreError::Unavailable(format!("{}: {}", self.url, explained(&error)))),
-            Err(_) => {
-                let waited_ms = limit.as_millis();
-                Err(StoreError::Unavailable(format!("{}: no answer within {waited_ms} ms", self.url)))
-            }
+        within(&self.url, limit, work).await
+    }
+}
+
+/// A conversation with the servers at `url`, given up after `limit`. Errors name the servers and never the password.
+async fn within<T>(
+    url: &RedisUrl,
+    limit: Duration,
+    work: impl Future<Output = Result<T, RedisError>>,
+) -> Result<T, StoreError> {
+    match timeout(limit, work).await {
+        Ok(done) => done.map_err(|error| StoreError::Unavailable(format!("{url}: {}", explained(&error)))),
+        Err(_) => {
+            let waited_ms = limit.as_millis();
+            Err(StoreError::Unavailable(format!("{url}: no answer within {waited_ms} ms")))
         }
     }
 }

@@ -64,6 +64,8 @@ pub(super) fn parse(text: &str) -> Option<Reply> {
         all_debt,
         learning,
         starving,
+        closed,
+        credited,
     ] = numbers[..]
     else {
         return None;
@@ -79,6 +81,8 @@ pub(super) fn parse(text: &str) -> Option<Reply> {
         debt: all_debt,
         learning: learning == 1,
         starving: starving == 1,
+        closed: closed == 1,
+        credited,
     };
     totals.are_sound().then_some(Reply::Merged(merged))
 }
@@ -163,19 +167,19 @@ mod tests {
 
     #[test]
     fn an_answer_that_cannot_be_is_none() {
-        assert!(parse("MERGED 10 1 2 0 90 0 100 1 2 0 0 1").is_some());
+        assert!(parse("MERGED 10 1 2 0 90 0 100 1 2 0 0 1 0 0").is_some());
         for text in [
             "",
             "OK",
             "MERGED",
-            "MERGED 10 1 2 0 90 0 100 1 2 0 0",
-            "MERGED 10 1 2 0 90 0 100 1 2 0 0 1 1",
-            "MERGED -10 1 2 0 90 0 100 1 2 0 0 1",
-            "MERGED +10 1 2 0 90 0 100 1 2 0 0 1",
-            "MERGED 1e1 1 2 0 90 0 100 1 2 0 0 1",
-            "MERGED nan 1 2 0 90 0 100 1 2 0 0 1",
-            "MERGED 9007199254740992 1 2 0 90 0 100 1 2 0 0 1",
-            "MERGED 10 9 2 0 90 0 100 1 2 0 0 1",
+            "MERGED 10 1 2 0 90 0 100 1 2 0 0 1 0",
+            "MERGED 10 1 2 0 90 0 100 1 2 0 0 1 0 0 1",
+            "MERGED -10 1 2 0 90 0 100 1 2 0 0 1 0 0",
+            "MERGED +10 1 2 0 90 0 100 1 2 0 0 1 0 0",
+            "MERGED 1e1 1 2 0 90 0 100 1 2 0 0 1 0 0",
+            "MERGED nan 1 2 0 90 0 100 1 2 0 0 1 0 0",
+            "MERGED 9007199254740992 1 2 0 90 0 100 1 2 0 0 1 0 0",
+            "MERGED 10 9 2 0 90 0 100 1 2 0 0 1 0 0",
         ] {
             assert_eq!(parse(text), None, "{text:?}");
         }
@@ -194,7 +198,7 @@ mod tests {
             create: false,
             close: None,
         };
-        let reply = || parse("MERGED 10 0 0 0 90 0 100 1 0 0 0 0").expect("an answer");
+        let reply = || parse("MERGED 10 0 0 0 90 0 100 1 0 0 0 0 0 0").expect("an answer");
         let told = |reply: SyncReply| match reply {
             SyncReply::Merged(merged) => (merged.totals.granted, merged.free, merged.learning),
             other => panic!("{other:?}"),
