@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
+pub mod budgets;
 pub mod check;
 pub mod config;
 pub mod count;
@@ -22,7 +23,10 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::{ConfigError, Loaded};
+use crate::{
+    config::{ConfigError, Loaded},
+    telemetry::logging,
+};
 
 /// A check or gate failed.
 const FAILED: u8 = 1;
@@ -85,6 +89,8 @@ enum Command {
         #[command(subcommand)]
         command: keys::KeysCommand,
     },
+    /// Show what was spent and what is left; reclaim, credit, rebuild
+    Budgets(budgets::BudgetsArguments),
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -103,7 +109,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 8] = ["plan", "models", "prompts", "experiments", "budgets", "calls", "eval", "import"];
+const NOT_YET: [&str; 7] = ["plan", "models", "prompts", "experiments", "calls", "eval", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -128,6 +134,7 @@ pub fn main() -> ExitCode {
         Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
+        Command::Budgets(arguments) => manage_budgets(&arguments),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -167,6 +174,16 @@ fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys:
     let data_dir = data_dir.or_else(|| Some(loaded?.snapshot.data_dir)).unwrap_or_else(|| PathBuf::from("data"));
     let pepper = pepper.as_ref().map(|pepper| pepper.expose().as_bytes());
     code_of(keys::run(command, &data_dir, pepper, &mut io::stdout()), UNREACHABLE)
+}
+
+fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {
+    logging::init("warn");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a process that can't have a runtime can't ask anybody");
+    match runtime.block_on(budgets::run(arguments, &mut io::stdout())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => fail(&failure.error, failure.code),
+    }
 }
 
 fn code_of(result: anyhow::Result<()>, code: u8) -> ExitCode {

@@ -733,7 +733,7 @@ fn who_pushes_needs_no_secret_but_everything_else_must_be_right() {
     let path = dir.path().join("own.yaml");
     std::fs::write(&path, "store: redis://127.0.0.1:1\n").expect("written");
     let check = |text: &str| check_pushed(Some(&path), &revision(text)).map_err(|error| error.to_string());
-    let text = "providers:\n  a: { kind: openai, api_key: \"${A_KEY_NOT_HERE}\" }\n  b: { kind: openai, api_key: \"file:not/here\" }\n\
+    let text = "providers:\n  a: { kind: openai, api_key: \"${A_KEY_NOT_HERE}\" }\n  b: { kind: openai, api_key: \"file:not/here\" }\n  c: { kind: openai, api_key: \"${C_NOT_HERE:-}\" }\n\
                 keys: [ { name: k, secret: \"${K_NOT_HERE}\" } ]\nrouting: { attempts: \"${N_NOT_HERE}\" }\n";
     let draft = check(text).expect("valid as far as can be told");
     assert_eq!(

@@ -166,7 +166,7 @@ async fn a_replica_that_missed_grants_is_promoted_by_sentinels_and_nothing_is_sp
         }
     };
     let promote = |replica: &RedisServer| {
-        until("the Sentinels promote it", &|| replica.command(&["ROLE"]).starts_with("master"));
+        until("the Sentinels promote it", &|| replica.is_primary());
     };
     let follow = |pair: &Pair| until("the Sentinels know the new replica", &|| knows(&pair.replica));
     spend_across_failovers(&upstream, &gateways, pair, rounds(2, 20), promote, follow).await;
@@ -179,7 +179,6 @@ async fn primaries_of_a_cluster_are_replaced_and_no_account_is_overspent() {
     let (mut nodes, upstream) = (RedisServer::cluster(3), billing_upstream().await);
     let hosts: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
     let gateways = fleet(2, || careful(&upstream, &format!("redis+cluster://{}", hosts.join(",")))).await;
-    let is_primary = |node: &RedisServer| node.command(&["ROLE"]).starts_with("master");
     for round in 0..rounds(1, 6) {
         let load = Load::start(&gateways, 6, Duration::from_millis(5), move |number| {
             let mut body = costing(number * 7919 % 1001);
@@ -190,9 +189,9 @@ async fn primaries_of_a_cluster_are_replaced_and_no_account_is_overspent() {
         wait_until("money is spent on all of them", DEADLINE, || upstream.request_count() >= begun + 200).await;
         // A node's place in the Cluster: it and its follower stand three apart.
         let (one, other) = (round % 3, round % 3 + 3);
-        let (primary, replica) = if is_primary(&nodes[one]) { (one, other) } else { (other, one) };
+        let (primary, replica) = if nodes[one].is_primary() { (one, other) } else { (other, one) };
         nodes[primary].kill();
-        wait_until("its replica takes over", ROUND, || is_primary(&nodes[replica])).await;
+        wait_until("its replica takes over", ROUND, || nodes[replica].is_primary()).await;
         nodes[primary].restart();
         let refused = || load.count(|outcome: &Outcome| outcome.is(429)) >= 400;
         wait_until("the limits are reached", 2 * ROUND, refused).await;
@@ -205,7 +204,7 @@ async fn primaries_of_a_cluster_are_replaced_and_no_account_is_overspent() {
         assert!(spent.iter().all(|spent| *spent <= LIMIT), "{spent:?}");
         assert!(spent.iter().sum::<u64>() * 100 >= 90 * USERS * LIMIT, "{spent:?}");
     }
-    let primaries: Vec<&RedisServer> = nodes.iter().filter(|node| is_primary(node)).collect();
+    let primaries: Vec<&RedisServer> = nodes.iter().filter(|node| node.is_primary()).collect();
     let settled = |books: &BTreeMap<String, Books>| books.values().all(Books::are_quiet);
     let books = eventually("all is settled", DEADLINE, || async { accounts(&primaries) }, settled).await;
     let (charged, billed) = (books.values().map(|books| books.charged).sum::<u64>(), billed_by_user(&upstream));

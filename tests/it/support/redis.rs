@@ -142,6 +142,11 @@ impl RedisServer {
         ask(self.port, words).unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
+    /// Whether it takes writes. One that changes its role hangs up meanwhile.
+    pub(crate) fn is_primary(&self) -> bool {
+        ask(self.port, &["ROLE"]).is_ok_and(|role| role.starts_with("master"))
+    }
+
     /// Sends a signal: `STOP`, `CONT`.
     pub(crate) fn signal(&self, name: &str) {
         let script = format!("kill -{name} {}", self.process.id());
