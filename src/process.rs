@@ -28,6 +28,7 @@ use crate::{
         records::{
             Calls,
             ports::CallLog,
+            postgres::Postgres,
             sqlite::Sqlite,
             writer::{self, Handover},
         },
@@ -250,8 +251,9 @@ struct OpenCalls {
 /// The call log that the configuration names, and its writer.
 fn open_calls(snapshot: &Snapshot) -> Result<Option<OpenCalls>, StartError> {
     let log: Arc<dyn CallLog> = match &snapshot.records {
-        Records::None | Records::Postgres(_) => return Ok(None),
+        Records::None => return Ok(None),
         Records::Sqlite => Arc::new(Sqlite::open(&snapshot.data_dir)?),
+        Records::Postgres(url) => Arc::new(Postgres::open(url.expose())?),
     };
     let (handover, progress, thread) =
         writer::start(log.clone(), &snapshot.data_dir, snapshot.calls.spill_bytes_max).map_err(StartError::Thread)?;

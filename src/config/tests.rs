@@ -457,7 +457,13 @@ fn the_call_log_is_sqlite_unless_said_otherwise_and_its_url_is_never_shown() {
     let fleet = of("records: postgres://u:secret@h/db");
     assert!(matches!(&fleet.records, Records::Postgres(url) if url.expose() == "postgres://u:secret@h/db"));
     assert!(!format!("{fleet:?}").contains("secret"));
-    each_is_refused(&[("calls: { retention: 0s }", &["t.yaml:4:21: calls.retention: must be above 0"])]);
+    each_is_refused(&[
+        ("calls: { retention: 0s }", &["t.yaml:4:21: calls.retention: must be above 0"]),
+        (
+            "records: postgres://u:secret@h:port/db",
+            &["t.yaml:4:10: records: is no PostgreSQL URL; write postgres://user:password@host/database"],
+        ),
+    ]);
 }
 
 #[test]

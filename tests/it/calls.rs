@@ -1,18 +1,20 @@
 //! The call log: what a row says, that each call has exactly one, and that no call waits for it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 use tollgate::{
     record::{CallRow, Outcome, UsageSource},
     store::records::{
         ports::{CallLog, Dimension, Filter, UsageQuery},
+        postgres::Postgres,
         sqlite::Sqlite,
     },
 };
 
 use crate::support::{
     DEADLINE, Gateway, KEY, Reply, Upstream, closed_port, eventually,
+    postgres::PostgresServer,
     upstream::{chat_stream, chunk},
 };
 
@@ -130,4 +132,113 @@ async fn without_a_log_no_file_is_written() {
     gateway.next_record().await;
     assert!(!gateway.data_dir().join("calls.db").exists());
     assert!(!gateway.metrics().await.names("tollgate_records_waiting"));
+}
+
+// === PostgreSQL ===
+
+/// A gateway whose calls go to `server`, with the log as a reader sees it.
+async fn on_postgres(server: &PostgresServer, upstream: &Upstream) -> (Gateway, Postgres) {
+    let gateway = Gateway::before(upstream).top("records", &server.url()).run().await;
+    (gateway, Postgres::read(&server.url()).unwrap())
+}
+
+async fn count(log: &Postgres) -> u64 {
+    let sums = log.usage(UsageQuery::default()).await.unwrap_or_default();
+    sums.first().map_or(0, |all| all.total.calls)
+}
+
+#[tokio::test]
+async fn two_gateways_write_into_one_postgresql() {
+    let (server, upstream) = (PostgresServer::start(), Upstream::run().await);
+    let (first, log) = on_postgres(&server, &upstream).await;
+    let (second, _) = on_postgres(&server, &upstream).await;
+    let calls: Vec<_> = (0..60).map(|n| [&first, &second][n % 2].hello("upstream/m")).collect();
+    let sent =
+        calls.iter().map(|call| async { call.send().await.expect(200).header("x-tollgate-call").unwrap().to_owned() });
+    let mut ids = futures_util::future::join_all(sent).await;
+
+    eventually("all are counted", DEADLINE, || count(&log), |count| *count == 60).await;
+
+    ids.sort_unstable();
+    let mut kept: Vec<String> =
+        log.page(Filter::default(), None, 100).await.unwrap().rows.iter().map(|row| row.id.to_string()).collect();
+    kept.reverse();
+    assert_eq!(kept, ids);
+}
+
+/// By default a short outage under little load. The whole of it, 500 calls a second and a minute each:
+/// `TOLLGATE_OUTAGE=500,60 cargo test --release --test it calls::a_store_that`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_away_fails_no_call_and_loses_none() {
+    let whole = std::env::var("TOLLGATE_OUTAGE").unwrap_or_else(|_| "50,3".to_owned());
+    let (per_second, away) = whole.split_once(',').expect("calls a second, seconds");
+    let (per_second, away): (u64, u64) = (per_second.parse().unwrap(), away.parse().unwrap());
+    let (mut server, upstream) = (PostgresServer::start(), Upstream::run().await);
+    let (gateway, log) = on_postgres(&server, &upstream).await;
+
+    // Up for a second, killed, up for a second, hanging for longer than the writer waits, up again.
+    let seconds = away * 2 + 9;
+    let call = gateway.hello("upstream/m");
+    let load = tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(Duration::from_micros(1_000_000 / per_second));
+        let mut sent = Vec::new();
+        for _ in 0..seconds * per_second {
+            ticks.tick().await;
+            sent.push(tokio::spawn(call.clone().send_owned()));
+        }
+        let mut ids = Vec::new();
+        for response in sent {
+            ids.push(response.await.unwrap().expect(200).header("x-tollgate-call").unwrap().to_owned());
+        }
+        ids
+    });
+    let pause = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+    pause(1).await;
+    server.kill();
+    pause(away).await;
+    let missed = gateway.metrics().await;
+    assert_eq!(missed.value("tollgate_records_store_up", &[]), 0.0, "{}", missed.text);
+    tokio::task::block_in_place(|| server.restart());
+    pause(1).await;
+    server.signal("STOP");
+    pause(away + 6).await;
+    server.signal("CONT");
+    let mut ids = load.await.unwrap();
+
+    let total = ids.len() as u64;
+    eventually("all are counted", DEADLINE.max(Duration::from_secs(away * 2)), || count(&log), |count| *count >= total)
+        .await;
+    let mut kept = Vec::new();
+    let mut after = None;
+    loop {
+        let page = log.page(Filter::default(), after, 1000).await.unwrap();
+        kept.extend(page.rows.iter().map(|row| row.id.to_string()));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    kept.reverse();
+    ids.sort_unstable();
+    assert_eq!((kept.len(), kept), (ids.len(), ids), "each served call has exactly one row");
+    assert_eq!(count(&log).await, total);
+    let after = gateway.metrics().await;
+    assert_eq!(after.value("tollgate_records_dropped_total", &[]), 0.0);
+    assert_eq!(after.value("tollgate_records_store_up", &[]), 1.0);
+    assert!(!gateway.log_text().contains("postgres://"), "the URL may hold a password");
+}
+
+#[tokio::test]
+async fn a_gateway_starts_without_its_postgresql_and_catches_up() {
+    let (mut server, upstream) = (PostgresServer::start(), Upstream::run().await);
+    server.kill();
+    let (gateway, log) = on_postgres(&server, &upstream).await;
+    for _ in 0..5 {
+        gateway.hello("upstream/m").send().await.expect(200);
+    }
+    let gateway = gateway.kill_and_restart().await;
+    gateway.hello("upstream/m").send().await.expect(200);
+    server.restart();
+    // Of the first five those are there that were spilled before the kill; nothing promises the last 200 ms.
+    eventually("the later one is stored", DEADLINE, || count(&log), |count| (1..=6).contains(count)).await;
 }

@@ -124,7 +124,7 @@ impl Conditions {
                  WHERE v.value ->> 'experiment' = {experiment} AND v.value ->> 'variant' = {variant})"
             ),
             Dialect::Postgres => format!(
-                "EXISTS (SELECT 1 FROM jsonb_array_elements(variants) AS v \
+                "variants <> '[]' AND EXISTS (SELECT 1 FROM jsonb_array_elements(variants) AS v \
                  WHERE v ->> 'experiment' = {experiment} AND v ->> 'variant' = {variant})"
             ),
         });

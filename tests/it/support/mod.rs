@@ -3,6 +3,7 @@
 pub(crate) mod client;
 pub(crate) mod gateway;
 pub(crate) mod metrics;
+pub(crate) mod postgres;
 pub(crate) mod redis;
 pub(crate) mod upstream;
 pub(crate) mod wire;
