@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
+pub mod calls;
 pub mod check;
 pub mod count;
 pub mod demo;
@@ -75,6 +76,17 @@ enum Command {
         #[command(subcommand)]
         command: keys::KeysCommand,
     },
+    /// Look into the call log, and write it to files
+    Calls {
+        /// Configuration that says where the log is; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        /// Directory of a log in SQLite, instead of the configuration's
+        #[arg(long, value_name = "DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        #[command(subcommand)]
+        command: calls::CallsCommand,
+    },
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -93,7 +105,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 9] = ["plan", "models", "prompts", "experiments", "budgets", "calls", "eval", "config", "import"];
+const NOT_YET: [&str; 8] = ["plan", "models", "prompts", "experiments", "budgets", "eval", "config", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -117,6 +129,9 @@ pub fn main() -> ExitCode {
         Command::Health { url } => code_of(health::run(&url), UNREACHABLE),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
+        Command::Calls { config, data_dir, command } => {
+            look_into_calls(config.as_deref(), data_dir.as_deref(), command)
+        }
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -156,6 +171,27 @@ fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys:
     let data_dir = data_dir.or_else(|| Some(loaded?.snapshot.data_dir)).unwrap_or_else(|| PathBuf::from("data"));
     let pepper = pepper.as_ref().map(|pepper| pepper.expose().as_bytes());
     code_of(keys::run(command, &data_dir, pepper, &mut io::stdout()), UNREACHABLE)
+}
+
+/// The call log is where the configuration says, or else in the directory that is named.
+fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: calls::CallsCommand) -> ExitCode {
+    let place = match (config::load(config), data_dir) {
+        (Ok(loaded), None) => calls::Place {
+            records: loaded.snapshot.records,
+            data_dir: loaded.snapshot.data_dir,
+            users: loaded.snapshot.calls.users,
+        },
+        (Ok(loaded), Some(dir)) => calls::Place { users: loaded.snapshot.calls.users, ..calls::beside(dir) },
+        (Err(config::ConfigError::NothingConfigured), dir) => calls::beside(dir.unwrap_or(Path::new("data"))),
+        (Err(error), _) => return fail(&error.into(), WRONG),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a process that gets no timer and no socket can't ask a store");
+    match runtime.block_on(calls::run(command, &place, &mut io::stdout())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(calls::CallsError::Unknown(id)) => fail(&anyhow::anyhow!("no call in the log has the id {id}"), FAILED),
+        Err(calls::CallsError::Failed(error)) => fail(&error, UNREACHABLE),
+    }
 }
 
 fn code_of(result: anyhow::Result<()>, code: u8) -> ExitCode {

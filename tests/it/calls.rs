@@ -134,6 +134,67 @@ async fn without_a_log_no_file_is_written() {
     assert!(!gateway.metrics().await.names("tollgate_records_waiting"));
 }
 
+// === the command ===
+
+fn output(gateway: &Gateway, arguments: &[&str]) -> std::process::Output {
+    let config = gateway.config_path();
+    gateway.command(&[&["calls", "--config", config.to_str().unwrap()], arguments].concat()).output().unwrap()
+}
+
+fn told(gateway: &Gateway, arguments: &[&str]) -> String {
+    let output = output(gateway, arguments);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), &*error), (Some(0), ""), "{arguments:?}: quiet in a pipe");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn the_command_shows_and_exports_beside_a_running_gateway() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::before(&upstream).top("records", "sqlite").top("calls", "{ users: hash }").run().await;
+    for user in ["alice", "bob", "alice"] {
+        gateway.hello("upstream/m").user(user).send().await.expect(200);
+    }
+    gateway.post("/v1/chat/completions").key("wrong").json(&json!({})).send().await.expect(401);
+    let rows = rows(&gateway, 4).await;
+
+    let tail = told(&gateway, &["tail", "-n", "2"]);
+    assert_eq!(tail.lines().count(), 2);
+    assert!(tail.lines().last().unwrap().contains(&*rows[3].id), "the latest comes last: {tail}");
+    assert_eq!(told(&gateway, &["tail", "--user", "alice"]).lines().count(), 2);
+    assert_eq!(told(&gateway, &["tail", "--since", "1h", "--outcome", "ok"]).lines().count(), 3);
+    assert_eq!(told(&gateway, &["tail", "--until", "1h"]), "");
+
+    let shown = told(&gateway, &["show", &rows[0].id]);
+    assert!(shown.contains("attempt 1: upstream/m ok 200") && shown.contains("whole call"), "{shown}");
+    let json: serde_json::Value = serde_json::from_str(&told(&gateway, &["show", &rows[0].id, "--json"])).unwrap();
+    assert_eq!(serde_json::from_value::<CallRow>(json["call"].clone()).unwrap(), rows[0]);
+    let unknown = output(&gateway, &["show", "no-such-call"]);
+    assert_eq!(unknown.status.code(), Some(1));
+
+    let lines = told(&gateway, &["export"]);
+    let exported: Vec<CallRow> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut latest_first = rows.clone();
+    latest_first.reverse();
+    assert_eq!(exported, latest_first);
+    let file = gateway.data_dir().join("calls.parquet");
+    told(&gateway, &["export", "--format", "parquet", "-o", file.to_str().unwrap()]);
+    let bytes = std::fs::read(&file).unwrap();
+    assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
+}
+
+#[tokio::test]
+async fn the_command_says_what_is_wrong() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::before(&upstream).top("records", "none").run().await;
+    let code = |arguments: &[&str]| output(&gateway, arguments).status.code();
+    assert_eq!(code(&["tail"]), Some(3), "no log is kept");
+    assert_eq!(code(&["tail", "--data-dir", "/nonexistent"]), Some(3));
+    assert_eq!(code(&["tail", "--since", "yesterday"]), Some(2));
+    assert_eq!(code(&["tail", "--outcome", "fine"]), Some(2));
+    assert_eq!(code(&["export", "--format", "xlsx"]), Some(2));
+}
+
 // === PostgreSQL ===
 
 /// A gateway whose calls go to `server`, with the log as a reader sees it.

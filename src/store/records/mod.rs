@@ -3,9 +3,11 @@
 //! - [`ports`]: what the gateway asks of a log, with the rules that hold for each of them (`contract`).
 //! - [`sqlite`]: a file in the data directory.
 //! - [`postgres`]: a server that a fleet shares.
+//! - [`export`]: calls as files.
 //! - [`writer`]: batches on their way into a log, which may be away: off the call's path, bounded, spilled to disk.
 //! - [`histogram`]: latencies that can be summed up.
 
+pub mod export;
 mod filter;
 pub mod histogram;
 pub mod migrations;

@@ -52,7 +52,7 @@ CREATE INDEX calls_session ON calls (session, received_ms) WHERE session IS NOT 
 CREATE INDEX calls_provider ON calls (provider, received_ms);
 -- Most calls are ok, and are found without an index as quickly.
 CREATE INDEX calls_outcome ON calls (outcome, received_ms) WHERE outcome <> 'ok';
-CREATE INDEX calls_variants ON calls (received_ms) WHERE variants <> '[]';
+CREATE INDEX calls_variants ON calls USING gin (variants jsonb_path_ops) WHERE variants <> '[]';
 
 -- What calls sent and received, where it is kept.
 CREATE TABLE bodies (
