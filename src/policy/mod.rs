@@ -5,6 +5,7 @@ pub mod keys;
 pub mod limits;
 pub mod pricing;
 pub mod prompt;
+pub mod redact;
 pub mod routing;
 pub mod scope;
 pub mod tokens;

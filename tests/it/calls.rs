@@ -13,7 +13,7 @@ use tollgate::{
 };
 
 use crate::support::{
-    DEADLINE, Gateway, KEY, Reply, Upstream, closed_port, eventually,
+    DEADLINE, Gateway, KEY, PROVIDER_KEY, Reply, Upstream, closed_port, eventually,
     postgres::PostgresServer,
     upstream::{chat_stream, chunk},
 };
@@ -132,6 +132,54 @@ async fn without_a_log_no_file_is_written() {
     gateway.next_record().await;
     assert!(!gateway.data_dir().join("calls.db").exists());
     assert!(!gateway.metrics().await.names("tollgate_records_waiting"));
+}
+
+// === bodies ===
+
+#[tokio::test]
+async fn bodies_are_kept_only_where_asked_for_and_never_with_a_secret() {
+    let upstream = Upstream::answering(|request| match request.json()["stream"] {
+        serde_json::Value::Bool(true) => chat_stream(&["your key is ", KEY], Some((7, 2))),
+        _ => Reply::json(200, &json!({"id": "x", "echo": KEY, "usage": {"prompt_tokens": 1, "completion_tokens": 1}})),
+    })
+    .await;
+    let prompt = |stream: bool| {
+        json!({"model": "upstream/m", "stream": stream, "metadata": {"plan": "canary-plan"}, "messages": [
+            {"role": "user", "content": format!("keys {KEY} {PROVIDER_KEY}, in \u{fc}mlauts")}]})
+    };
+    for (calls, text) in [
+        ("{}", None),
+        ("{ bodies: metadata }", Some(false)),
+        ("{ bodies: full, redact: { paths: [ metadata.plan ] } }", Some(true)),
+    ] {
+        let gateway = Gateway::before(&upstream).top("records", "sqlite").top("calls", calls).run().await;
+        for stream in [false, true] {
+            gateway.chat(&prompt(stream)).send().await.expect(200);
+        }
+        let rows = rows(&gateway, 2).await;
+        let log = Sqlite::read(&gateway.data_dir()).unwrap();
+        for row in rows {
+            let bodies = log.bodies(row.id.clone()).await.unwrap();
+            let Some(whole) = text else {
+                assert_eq!(bodies, None);
+                continue;
+            };
+            let bodies = bodies.unwrap();
+            let (request, reply) = (bodies.request.unwrap(), bodies.reply.unwrap());
+            assert!(request.bytes > 50 && reply.bytes > 50, "{request:?} {reply:?}");
+            assert_eq!((request.cut, request.text.is_empty(), reply.text.is_empty()), (!whole, !whole, !whole));
+            assert_eq!(request.text.contains("mlauts"), whole, "{}", request.text);
+            assert_eq!(reply.text.contains("[redacted]"), whole, "{}", reply.text);
+        }
+        drop(gateway.metrics().await);
+        let files =
+            std::fs::read_dir(gateway.data_dir()).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
+        for file in files {
+            for canary in [KEY, PROVIDER_KEY, "canary-plan"] {
+                assert!(!file.windows(canary.len()).any(|part| part == canary.as_bytes()), "{canary} with {calls}");
+            }
+        }
+    }
 }
 
 // === the command ===

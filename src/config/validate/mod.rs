@@ -92,7 +92,7 @@ impl Check<'_, '_, '_> {
         let store = self.store(file.store.as_ref());
         let ledger = self.ledger(&file.ledger);
         let records = self.records(file.records.as_ref());
-        let calls = self.calls(&file.calls);
+        let calls = self.calls(&file.calls, &providers);
         self.name_what_is_not_here_yet(file);
         Some(Snapshot {
             hash: self.sources.hash(),
