@@ -24,7 +24,7 @@ test: test-rust test-sdk test-deploy ## everything that is tested
 
 .PHONY: test-rust
 test-rust: ## unit tests and the integration suite
-	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime
+	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime postgresql
 	cargo test --locked
 
 .PHONY: campaign

@@ -27,10 +27,11 @@ use crate::{
         DataDir,
         ports::StoreError,
         records::{
-            Calls,
+            Calls, bodies,
             ports::CallLog,
+            postgres::Postgres,
             sqlite::Sqlite,
-            writer::{self, Handover},
+            writer::{self, Handover, KeepBodies},
         },
         redis::{Redis, limits::SharedLimits},
     },
@@ -126,7 +127,7 @@ impl Gateway {
         let tls = snapshot.server.tls.as_ref().map(TlsAcceptor::new).transpose()?;
         let (client, listen) = bind("server.listen", snapshot.server.listen).await?;
         let (admin, admin_address) = bind("server.admin", snapshot.server.admin).await?;
-        let (calls, handover, calls_thread) = match open_calls(&snapshot)? {
+        let (calls, handover, calls_thread) = match open_calls(&snapshot, live.clone())? {
             Some(OpenCalls { calls, handover, thread }) => (Some(calls), Some(handover), Some(thread)),
             None => (None, None, None),
         };
@@ -292,13 +293,20 @@ struct OpenCalls {
 }
 
 /// The call log that the configuration names, and its writer.
-fn open_calls(snapshot: &Snapshot) -> Result<Option<OpenCalls>, StartError> {
+fn open_calls(snapshot: &Snapshot, live: Arc<Live>) -> Result<Option<OpenCalls>, StartError> {
     let log: Arc<dyn CallLog> = match &snapshot.records {
-        Records::None | Records::Postgres(_) => return Ok(None),
+        Records::None => return Ok(None),
         Records::Sqlite => Arc::new(Sqlite::open(&snapshot.data_dir)?),
+        Records::Postgres(url) => Arc::new(Postgres::open(url.expose())?),
     };
+    // As the configuration says when they are written: a redaction that was added counts from then on.
+    let keep: KeepBodies = Box::new(move |captured| {
+        let calls = &live.load_full().calls;
+        bodies::kept(captured, &calls.redactor, calls.body_bytes_max)
+    });
+    let spill_bytes_max = snapshot.calls.spill_bytes_max;
     let (handover, progress, thread) =
-        writer::start(log.clone(), &snapshot.data_dir, snapshot.calls.spill_bytes_max).map_err(StartError::Thread)?;
+        writer::start(log.clone(), &snapshot.data_dir, spill_bytes_max, keep).map_err(StartError::Thread)?;
     Ok(Some(OpenCalls { calls: Calls { log, progress }, handover, thread }))
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod fleet;
 pub(crate) mod gateway;
 pub(crate) mod metrics;
 pub(crate) mod proxy;
+pub(crate) mod postgres;
 pub(crate) mod redis;
 pub(crate) mod upstream;
 pub(crate) mod wire;
