@@ -224,6 +224,12 @@ impl Template {
         self.used.is_empty()
     }
 
+    /// The parts as they were written, by name: `system`, `developer`, `before_user`, `after_user`.
+    pub fn sources(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let source = |part| Some((part, self.environment.get_template(part).ok()?.source().to_owned()));
+        PART_NAMES.into_iter().filter_map(source)
+    }
+
     /// The variables that a call must give.
     pub fn required(&self) -> impl Iterator<Item = &str> {
         self.used.iter().filter(|(_, expected)| expected.default.is_none()).map(|(name, _)| name.as_str())
