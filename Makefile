@@ -20,7 +20,7 @@ demo: build ## calls, variants and budgets at work, with a simulated provider: n
 	target/release/tollgate demo
 
 .PHONY: test
-test: test-rust test-sdk test-deploy ## everything that is tested
+test: test-rust test-sdk test-api test-deploy ## everything that is tested
 
 .PHONY: test-rust
 test-rust: ## unit tests and the integration suite
@@ -37,6 +37,11 @@ test-sdk: $(VENV)/sdk $(NODE)/node_modules ## the OpenAI and Anthropic SDKs agai
 	cargo build --locked
 	$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/sdk/python
 	cd $(NODE) && npm test
+
+.PHONY: test-api
+test-api: $(VENV)/api ## the admin API against its own description
+	cargo build --locked
+	$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/api/check.py
 
 .PHONY: test-deploy
 test-deploy: $(VENV)/deploy ## the image's recipe, the manifests, rules and dashboards, the unit, the licences
@@ -89,6 +94,10 @@ $(VENV)/bin/python:
 	python3 -m venv $(VENV)
 
 $(VENV)/sdk: tests/sdk/python/requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+$(VENV)/api: tests/api/requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
