@@ -16,7 +16,7 @@ use crate::{
         Shared,
         alarms::Alarms,
         routes::ClientRoutes,
-        serve::{self, Limits, Shutdown},
+        serve::{self, Shutdown},
         stack,
         tls::{TlsAcceptor, TlsError},
     },
@@ -27,12 +27,13 @@ use crate::{
         DataDir,
         ports::StoreError,
         records::{
-            Calls,
+            Calls, bodies,
             ports::CallLog,
+            postgres::Postgres,
             sqlite::Sqlite,
-            writer::{self, Handover},
+            writer::{self, Handover, KeepBodies},
         },
-        redis::Redis,
+        redis::{Redis, limits::SharedLimits},
     },
     telemetry::{alerts::Outbox, metrics},
     upstream::{Upstream, client::ClientError, tunnel::Tunnels},
@@ -94,9 +95,19 @@ pub struct Gateway {
     calls_thread: Option<std::thread::JoinHandle<()>>,
     /// Calls that go on without their clients.
     carried: Drain,
+    limits: Limits,
     listeners: Vec<JoinHandle<()>>,
     /// What is wrong, on its way to those who are told, and the task that sends it.
     alerts: (Outbox, JoinHandle<()>),
+}
+
+/// Rate limits, and their clock.
+#[derive(Debug)]
+struct Limits {
+    limiter: Arc<Limiter>,
+    epoch: Instant,
+    /// Where other gateways have a part in them.
+    shared: Option<SharedLimits>,
 }
 
 impl Gateway {
@@ -116,7 +127,7 @@ impl Gateway {
         let tls = snapshot.server.tls.as_ref().map(TlsAcceptor::new).transpose()?;
         let (client, listen) = bind("server.listen", snapshot.server.listen).await?;
         let (admin, admin_address) = bind("server.admin", snapshot.server.admin).await?;
-        let (calls, handover, calls_thread) = match open_calls(&snapshot)? {
+        let (calls, handover, calls_thread) = match open_calls(&snapshot, live.clone())? {
             Some(OpenCalls { calls, handover, thread }) => (Some(calls), Some(handover), Some(thread)),
             None => (None, None, None),
         };
@@ -124,6 +135,7 @@ impl Gateway {
         let (in_flight, shutdown) = (InFlightCount::default(), Shutdown::default());
         let shared = Shared { live, purses, upstream, in_flight, calls, shutdown };
         let alerts = Outbox::start(Arc::new(shared.upstream.client.clone()), instance_name().into());
+        let limits = Limits::open(&snapshot, &shared.live).await?;
         let carried = Drain::new(DRAINS_MAX, shared.shutdown.connections.clone(), shared.shutdown.over.clone());
         let mut gateway = Gateway {
             listen,
@@ -133,6 +145,7 @@ impl Gateway {
             recorder_thread,
             calls_thread,
             carried,
+            limits,
             listeners: Vec::new(),
             alerts,
         };
@@ -145,7 +158,7 @@ impl Gateway {
         let via: Arc<str> = Arc::from(format!("tollgate-{:08x}", rand_u32()));
         let parts = stack::Parts {
             live: shared.live.clone(),
-            limiter: Arc::new(Limiter::new()),
+            limiter: self.limits.limiter.clone(),
             purses: shared.purses.clone(),
             upstream: shared.upstream.clone(),
             in_flight: shared.in_flight.clone(),
@@ -157,10 +170,10 @@ impl Gateway {
                 in_flight: shared.in_flight.clone(),
             },
             via,
-            epoch: Instant::now(),
+            epoch: self.limits.epoch,
         };
         let routes = ClientRoutes::new(stack::build(parts), shared.clone());
-        let limits = |connections| Limits { header_timeout, connections: Arc::new(Semaphore::new(connections)) };
+        let limits = |connections| serve::Limits { header_timeout, connections: Arc::new(Semaphore::new(connections)) };
         let client_limits = limits(serve::connections_max());
         if let Some(acceptor) = &tls {
             self.listeners.push(tokio::spawn(acceptor.clone().watch()));
@@ -199,7 +212,7 @@ impl Gateway {
 
     /// Lets calls in flight end, for `server.limits.drain` at most, then gives all money back and ends.
     pub async fn drain(self) {
-        let Gateway { shared, recorder, recorder_thread, calls_thread, carried, listeners, alerts, .. } = self;
+        let Gateway { shared, recorder, recorder_thread, calls_thread, carried, limits, listeners, alerts, .. } = self;
         let open = || shared.in_flight.now() + carried.now();
         let limit = shared.live.load_full().server.drain;
         shared.shutdown.draining.cancel();
@@ -221,6 +234,9 @@ impl Gateway {
         let _ = tokio::time::timeout(Duration::from_secs(1), shared.shutdown.connections.wait()).await;
         recorder.stop();
         ended(&recorder_thread, RECORDER_TIMEOUT).await;
+        if let Some(shared) = limits.shared {
+            shared.close().await;
+        }
         shared.purses.close().await;
         if let Some(thread) = calls_thread {
             ended(&thread, CALLS_TIMEOUT).await;
@@ -231,6 +247,20 @@ impl Gateway {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         sender.abort();
+    }
+}
+
+impl Limits {
+    /// Limits for this process alone, or shared with all that use the same Redis.
+    async fn open(snapshot: &Snapshot, live: &Arc<Live>) -> Result<Limits, StoreError> {
+        let epoch = Instant::now();
+        let Store::Redis(url) = &snapshot.store else {
+            return Ok(Limits { limiter: Arc::new(Limiter::new()), epoch, shared: None });
+        };
+        let live = Arc::clone(live);
+        let in_use = move || live.load_full().limits.iter().any(|limit| limit.requests.or(limit.tokens).is_some());
+        let (limiter, shared) = SharedLimits::start(url.clone(), snapshot.ledger.sync, epoch, in_use).await?;
+        Ok(Limits { limiter, epoch, shared: Some(shared) })
     }
 }
 
@@ -263,13 +293,20 @@ struct OpenCalls {
 }
 
 /// The call log that the configuration names, and its writer.
-fn open_calls(snapshot: &Snapshot) -> Result<Option<OpenCalls>, StartError> {
+fn open_calls(snapshot: &Snapshot, live: Arc<Live>) -> Result<Option<OpenCalls>, StartError> {
     let log: Arc<dyn CallLog> = match &snapshot.records {
-        Records::None | Records::Postgres(_) => return Ok(None),
+        Records::None => return Ok(None),
         Records::Sqlite => Arc::new(Sqlite::open(&snapshot.data_dir)?),
+        Records::Postgres(url) => Arc::new(Postgres::open(url.expose())?),
     };
+    // As the configuration says when they are written: a redaction that was added counts from then on.
+    let keep: KeepBodies = Box::new(move |captured| {
+        let calls = &live.load_full().calls;
+        bodies::kept(captured, &calls.redactor, calls.body_bytes_max)
+    });
+    let spill_bytes_max = snapshot.calls.spill_bytes_max;
     let (handover, progress, thread) =
-        writer::start(log.clone(), &snapshot.data_dir, snapshot.calls.spill_bytes_max).map_err(StartError::Thread)?;
+        writer::start(log.clone(), &snapshot.data_dir, spill_bytes_max, keep).map_err(StartError::Thread)?;
     Ok(Some(OpenCalls { calls: Calls { log, progress }, handover, thread }))
 }
 

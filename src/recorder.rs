@@ -407,6 +407,7 @@ pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
         attempt_list: Vec::new(),
         read: Duration::ZERO,
         waited: Duration::ZERO,
+        bodies: None,
         duration: Duration::ZERO,
         first_token: None,
         overhead: None,

@@ -3,6 +3,7 @@
 //! Never on the client listener. One file a resource, each with a `router()` of its own; [`guard`] alone decides who may do what.
 //! What an endpoint answers is a typed struct, so that `/api/openapi.json` says it too; what it refuses is a [`problem::Problem`].
 
+pub mod books;
 mod budgets;
 mod config;
 pub mod extract;
@@ -18,13 +19,18 @@ use tower::ServiceExt;
 use utoipa_axum::router::OpenApiRouter;
 
 use self::problem::Problem;
-use crate::gateway::{Shared, serve::Handler};
+use crate::{
+    gateway::{Shared, serve::Handler},
+    store::audit::Audit,
+};
 
 /// What every endpoint may look at.
 #[derive(Debug, Clone)]
 pub struct Admin {
     /// The running gateway.
     pub shared: Shared,
+    /// Where what is changed is written down.
+    pub audit: Audit,
 }
 
 /// The admin API of one gateway.
@@ -37,7 +43,8 @@ impl Routes {
     /// The admin API of one gateway.
     #[must_use]
     pub fn new(shared: Shared) -> Routes {
-        let admin = Admin { shared };
+        let audit = Audit::in_dir(&shared.live.load_full().data_dir);
+        let admin = Admin { shared, audit };
         let (api, description) = api().split_for_parts();
         let guarded = api
             .merge(status::metrics())

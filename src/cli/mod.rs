@@ -2,6 +2,8 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
+pub mod budgets;
+pub mod calls;
 pub mod check;
 pub mod config;
 pub mod count;
@@ -22,7 +24,10 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::{ConfigError, Loaded};
+use crate::{
+    config::{ConfigError, Loaded},
+    telemetry::logging,
+};
 
 /// A check or gate failed.
 const FAILED: u8 = 1;
@@ -85,6 +90,19 @@ enum Command {
         #[command(subcommand)]
         command: keys::KeysCommand,
     },
+    /// Show what was spent and what is left; reclaim, credit, rebuild
+    Budgets(budgets::BudgetsArguments),
+    /// Look into the call log, and write it to files
+    Calls {
+        /// Configuration that says where the log is; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        /// Directory of a log in SQLite, instead of the configuration's
+        #[arg(long, value_name = "DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        #[command(subcommand)]
+        command: calls::CallsCommand,
+    },
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -103,7 +121,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 8] = ["plan", "models", "prompts", "experiments", "budgets", "calls", "eval", "import"];
+const NOT_YET: [&str; 6] = ["plan", "models", "prompts", "experiments", "eval", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -128,6 +146,10 @@ pub fn main() -> ExitCode {
         Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
+        Command::Budgets(arguments) => manage_budgets(&arguments),
+        Command::Calls { config, data_dir, command } => {
+            look_into_calls(config.as_deref(), data_dir.as_deref(), command)
+        }
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -167,6 +189,37 @@ fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys:
     let data_dir = data_dir.or_else(|| Some(loaded?.snapshot.data_dir)).unwrap_or_else(|| PathBuf::from("data"));
     let pepper = pepper.as_ref().map(|pepper| pepper.expose().as_bytes());
     code_of(keys::run(command, &data_dir, pepper, &mut io::stdout()), UNREACHABLE)
+}
+
+fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {
+    logging::init("warn");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a process that can't have a runtime can't ask anybody");
+    match runtime.block_on(budgets::run(arguments, &mut io::stdout())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => fail(&failure.error, failure.code),
+    }
+}
+
+/// The call log is where the configuration says, or else in the directory that is named.
+fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: calls::CallsCommand) -> ExitCode {
+    let place = match (crate::config::load(config), data_dir) {
+        (Ok(loaded), None) => calls::Place {
+            records: loaded.snapshot.records,
+            data_dir: loaded.snapshot.data_dir,
+            users: loaded.snapshot.calls.users,
+        },
+        (Ok(loaded), Some(dir)) => calls::Place { users: loaded.snapshot.calls.users, ..calls::beside(dir) },
+        (Err(ConfigError::NothingConfigured), dir) => calls::beside(dir.unwrap_or(Path::new("data"))),
+        (Err(error), _) => return fail(&error.into(), WRONG),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a process that gets no timer and no socket can't ask a store");
+    match runtime.block_on(calls::run(command, &place, &mut io::stdout())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(calls::CallsError::Unknown(id)) => fail(&anyhow::anyhow!("no call in the log has the id {id}"), FAILED),
+        Err(calls::CallsError::Failed(error)) => fail(&error, UNREACHABLE),
+    }
 }
 
 fn code_of(result: anyhow::Result<()>, code: u8) -> ExitCode {

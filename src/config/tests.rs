@@ -477,10 +477,31 @@ fn the_call_log_is_sqlite_unless_said_otherwise_and_its_url_is_never_shown() {
     assert_eq!(of("records: none").records, Records::None);
     let kept = of("calls: { retention: 7d, users: hash, spill: 1MiB }").calls;
     assert_eq!((kept.retention.as_secs(), kept.users, kept.spill_bytes_max), (7 * 86_400, UserIds::Hash, 1 << 20));
+    let all = "0123456789abcdef".repeat(2);
+    let captured = |text: &str| of(text).calls.captured_max(&all);
+    assert_eq!((captured(""), captured("calls: { bodies: metadata }")), (None, Some(0)));
+    assert_eq!(captured("calls: { bodies: full, body_max: 1KiB }"), Some(1 << 20));
+    let some = of("calls: { bodies: sampled, sample: 25% }").calls;
+    let sampled = (0..4000).filter(|n| some.captured_max(&format!("{n:032x}")).is_some()).count();
+    assert!((900..1100).contains(&sampled), "{sampled}");
     let fleet = of("records: postgres://u:secret@h/db");
     assert!(matches!(&fleet.records, Records::Postgres(url) if url.expose() == "postgres://u:secret@h/db"));
     assert!(!format!("{fleet:?}").contains("secret"));
-    each_is_refused(&[("calls: { retention: 0s }", &["t.yaml:4:21: calls.retention: must be above 0"])]);
+    each_is_refused(&[
+        ("calls: { retention: 0s }", &["t.yaml:4:21: calls.retention: must be above 0"]),
+        (
+            "calls: { bodies: sampled, sample: 120%, redact: { patterns: [ ok, \"(a\" ], paths: [ a..b ] } }",
+            &[
+                "t.yaml:4:35: calls.sample: must be at most 100%",
+                "t.yaml:4:68: calls.redact.patterns[1]: is no regular expression: error: unclosed group",
+                "t.yaml:4:83: calls.redact.paths[0]: is no path; write it as `messages[*].content` or `metadata.user_id`",
+            ],
+        ),
+        (
+            "records: postgres://u:secret@h:port/db",
+            &["t.yaml:4:10: records: is no PostgreSQL URL; write postgres://user:password@host/database"],
+        ),
+    ]);
 }
 
 #[test]
@@ -733,7 +754,7 @@ fn who_pushes_needs_no_secret_but_everything_else_must_be_right() {
     let path = dir.path().join("own.yaml");
     std::fs::write(&path, "store: redis://127.0.0.1:1\n").expect("written");
     let check = |text: &str| check_pushed(Some(&path), &revision(text)).map_err(|error| error.to_string());
-    let text = "providers:\n  a: { kind: openai, api_key: \"${A_KEY_NOT_HERE}\" }\n  b: { kind: openai, api_key: \"file:not/here\" }\n\
+    let text = "providers:\n  a: { kind: openai, api_key: \"${A_KEY_NOT_HERE}\" }\n  b: { kind: openai, api_key: \"file:not/here\" }\n  c: { kind: openai, api_key: \"${C_NOT_HERE:-}\" }\n\
                 keys: [ { name: k, secret: \"${K_NOT_HERE}\" } ]\nrouting: { attempts: \"${N_NOT_HERE}\" }\n";
     let draft = check(text).expect("valid as far as can be told");
     assert_eq!(

@@ -5,9 +5,10 @@
 use std::sync::Arc;
 
 use crate::{
-    call::{Answer, Opened, Quoted},
+    call::{Answer, Call, Opened, Payload, Quoted},
     error::GatewayError,
     layers::{Inner, Step},
+    record::Captured,
     recorder::{self, Recorder},
 };
 
@@ -43,7 +44,17 @@ impl Step for OpenRecords {
         record.priced = plan.targets.first().is_some_and(|target| target.price.is_some());
         record.prices = Some(quoted.planned.call.snapshot.prices.revision().clone());
         record.read = quoted.planned.call.read_for;
+        record.bodies = captured(&quoted.planned.call);
         let record = self.recorder.open(record, head.received).await.ok_or(GatewayError::Draining)?;
         inner.call(Opened { quoted, record }).await
     }
+}
+
+/// The request's body, where bodies are kept of this call.
+fn captured(call: &Call) -> Option<Box<Captured>> {
+    let limit = call.snapshot.calls.captured_max(&call.head.id)?;
+    let Payload::Json(document) = &call.payload else { return None };
+    let mut captured = Box::new(Captured::new(limit));
+    captured.request.push(&document.bytes);
+    Some(captured)
 }

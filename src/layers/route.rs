@@ -301,7 +301,8 @@ impl Route {
         let coding = coding(&head.headers);
         let decoder = coding.and_then(|coding| Decoder::for_encoding(coding, DECODED_BYTES_MAX));
         // What can't be decoded is not metered, and so charged at its bound.
-        let readable = metered && coding.is_some() == decoder.is_some();
+        let coded = coding.is_some();
+        let readable = metered && coded == decoder.is_some();
         let watching = Watching {
             filter: (filter && streamed && status.is_success() && coding.is_none()).then(UsageFilter::new),
             decoder: decoder.filter(|_| readable),
@@ -324,6 +325,10 @@ impl Route {
         facts.streamed = streamed;
         facts.attempts = journey.attempts;
         facts.overhead = Some(overhead);
+        if let Some(bodies) = facts.bodies.as_mut().filter(|_| coded && !readable) {
+            // Nobody could redact what nobody can read: its length is all that is kept.
+            bodies.reply.limit = 0;
+        }
         journey.record.attempt().charge = if metered { Charge::Bound } else { charge_of_status(status) };
         Reply { status, headers, body: ReplyBody::watched(body, watching, journey.record) }
     }

@@ -7,6 +7,8 @@ pub mod keys;
 pub mod limits;
 pub mod pricing;
 pub mod prompt;
+pub mod redact;
 pub mod routing;
 pub mod scope;
+pub mod share;
 pub mod tokens;

@@ -40,6 +40,7 @@ pub(super) struct Entry {
     /// Below this, the purse is refilled ahead of need.
     low_water: AtomicU64,
     urgent: AtomicBool,
+    drifted: AtomicBool,
     waiting: AtomicUsize,
     line: Mutex<VecDeque<Waiter>>,
     facts: Mutex<Facts>,
@@ -183,6 +184,7 @@ impl Entry {
             limit: AtomicU64::new(claim.limit.0),
             low_water: AtomicU64::new(0),
             urgent: AtomicBool::new(false),
+            drifted: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             line: Mutex::default(),
             facts: Mutex::new(Facts {
@@ -226,6 +228,11 @@ impl Entry {
     /// Whether this call made it urgent.
     pub(super) fn mark_urgent(&self) -> bool {
         !self.urgent.swap(true, Ordering::SeqCst)
+    }
+
+    /// Whether this is the first time that purse and journal were found to differ.
+    pub(super) fn mark_drifted(&self) -> bool {
+        !self.drifted.swap(true, Ordering::Relaxed)
     }
 
     /// Takes note of the limit that a claim names; says whether it changed.

@@ -151,6 +151,8 @@ struct Shared {
     closing: AtomicBool,
     dropped: AtomicU64,
     unbooked: AtomicU64,
+    /// By how much purses and journal differed at the last comparison, in nano-USD.
+    drift: AtomicU64,
     /// Held as long as anything may write to the journal.
     _dir: Arc<DataDir>,
 }
@@ -224,6 +226,7 @@ impl Purses {
             closing: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             unbooked: AtomicU64::new(0),
+            drift: AtomicU64::new(0),
             _dir: dir,
         });
         let task = tokio::spawn(syncer::supervise(Arc::clone(&shared), leftovers));
@@ -306,16 +309,16 @@ impl Purses {
         }
     }
 
-    /// At most `count_max` accounts that the authority knows, after `after` in the order of their keys.
-    ///
-    /// # Errors
-    /// When the store does not answer.
-    pub async fn stored_after(
-        &self,
-        after: Option<Arc<str>>,
-        count_max: usize,
-    ) -> Result<Vec<StoredAccount>, StoreError> {
-        self.shared.authority.accounts(after, count_max).await
+    /// Where the truth about accounts lives.
+    #[must_use]
+    pub fn authority(&self) -> &dyn Authority {
+        &*self.shared.authority
+    }
+
+    /// The random id of this process in the rows of its purses.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.shared.incarnation
     }
 
     /// Whether the store answered last time.
@@ -335,6 +338,13 @@ impl Purses {
     #[must_use]
     pub fn unbooked_calls(&self) -> u64 {
         self.shared.unbooked.load(Ordering::Relaxed)
+    }
+
+    /// By how much purses differ from the sum of what their attempts were settled at: anything but zero is a bug, or a lenient
+    /// budget whose calls could not be written down.
+    #[must_use]
+    pub fn drift(&self) -> NanoUsd {
+        NanoUsd(self.shared.drift.load(Ordering::Relaxed))
     }
 
     /// Refuses new reservations, returns all idle money and ends the background task; at most about two seconds.

@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
+use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::*;
 use crate::{
-    ledger::account::{self, AccountState, Server},
-    store::ports::{AccountSync, Answer},
+    ledger::{
+        account::{self, AccountState, Server},
+        sync::RowId,
+    },
+    store::ports::{AccountSync, Answer, Held},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -23,6 +27,8 @@ struct Memory {
     panics: AtomicBool,
     stingy: AtomicBool,
     flights: AtomicUsize,
+    /// How often an answer lets others go first.
+    yields: AtomicUsize,
 }
 
 impl Memory {
@@ -32,6 +38,9 @@ impl Memory {
 
     async fn answer(&self) -> Result<(), StoreError> {
         self.flights.fetch_add(1, Ordering::SeqCst);
+        for _ in 0..self.yields.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
         if self.hanging.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
@@ -60,6 +69,20 @@ impl Authority for Memory {
 
     fn accounts(&self, _: Option<Arc<str>>, _: usize) -> Answer<'_, Vec<StoredAccount>> {
         Box::pin(async move { self.answer().await.map(|()| Vec::new()) })
+    }
+
+    fn look_up(&self, account: Arc<str>) -> Answer<'_, Held> {
+        let found = self.accounts.lock().unwrap().get(&account).cloned().flatten();
+        Box::pin(async { Ok(found.map_or(Held::Missing, |state| Held::Whole(state, BTreeMap::new()))) })
+    }
+
+    fn note(&self, _: Arc<str>, _: RowId, _: String) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn replace(&self, account: Arc<str>, _: BTreeMap<String, String>, state: AccountState) -> Answer<'_, bool> {
+        self.accounts.lock().unwrap().insert(account, Some(state));
+        Box::pin(async { Ok(true) })
     }
 }
 
@@ -435,6 +458,99 @@ async fn a_call_that_is_dropped_while_it_waits_holds_nothing() {
     assert!(waiting.await.unwrap_err().is_cancelled());
     assert_eq!(reserved(&purses), 0);
     assert_eq!(purses.dropped_reservations(), 0);
+}
+
+/// A call that is dropped after some of its polls, while the background goes on by as many steps between two of them.
+#[derive(Debug, Clone)]
+struct Dropped {
+    accounts: Vec<u32>,
+    bound: u64,
+    polls: usize,
+    steps: usize,
+    yields: usize,
+    most: bool,
+    settle: bool,
+}
+
+fn dropped() -> impl Strategy<Value = Dropped> {
+    let accounts = prop::collection::vec(0u32..40, 1..5);
+    (accounts, 1u64..600, 0usize..40, 1usize..4, 0usize..4, prop::bool::weighted(0.2), any::<bool>()).prop_map(
+        |(accounts, bound, polls, steps, yields, most, settle)| Dropped {
+            accounts,
+            bound,
+            polls,
+            steps,
+            yields,
+            most,
+            settle,
+        },
+    )
+}
+
+/// Drives it; says whether it came to a reservation.
+async fn drive(memory: &Memory, purses: &Purses, call: &Dropped, era: u32) -> bool {
+    memory.yields.store(call.yields, Ordering::SeqCst);
+    let claims: Vec<Claim> = call.accounts.iter().map(|n| claim(&format!("b{n}-{era}"), 1000)).collect();
+    let mut work = Box::pin(async {
+        if call.most {
+            purses.most(&claims, NanoUsd(call.bound), purses.deadline()).await;
+            return None;
+        }
+        purses.reserve(&claims, NanoUsd(call.bound)).await.ok()
+    });
+    for _ in 0..call.polls {
+        if let std::task::Poll::Ready(reservation) = futures_util::poll!(&mut work) {
+            let Some(reservation) = reservation else { return false };
+            match call.settle {
+                true => reservation.settle(NanoUsd(call.bound / 100)),
+                false => drop(reservation),
+            }
+            return true;
+        }
+        for _ in 0..call.steps {
+            tokio::task::yield_now().await;
+        }
+    }
+    false
+}
+
+#[test]
+fn a_future_dropped_at_any_await_leaves_no_open_reservation() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let memory = Arc::new(Memory::default());
+    let (_temp, (_rich_temp, rich), purses) = runtime.block_on(async {
+        let (temp, purses) = over(&memory, Duration::from_millis(2), PATIENCE);
+        (temp, over(&memory, Duration::from_millis(2), PATIENCE), purses)
+    });
+    let (open, reserved_at_all) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    let cases = std::env::var("TOLLGATE_PROPERTY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(500);
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) };
+    let outcome = TestRunner::new(config).run(&(dropped(), any::<bool>()), |(call, elsewhere)| {
+        // Money is also in the purse of another process, whose calls are dropped as well.
+        let purses = if elsewhere { &rich } else { &purses };
+        // New accounts from time to time: what is dropped when it is reserved is spent.
+        let era = (open.get() + reserved_at_all.get()) / 300;
+        let (before, booked) = (purses.dropped_reservations(), runtime.block_on(drive(&memory, purses, &call, era)));
+        reserved_at_all.set(reserved_at_all.get() + u32::from(booked));
+        open.set(open.get() + u32::from(!booked && !call.most));
+        prop_assert_eq!(reserved(purses), 0);
+        let expected = u64::from(booked && !call.settle);
+        prop_assert_eq!(
+            purses.dropped_reservations() - before,
+            expected,
+            "only a reservation that was handed out counts"
+        );
+        Ok(())
+    });
+    outcome.unwrap();
+    assert!(open.get().min(reserved_at_all.get()) > cases / 20, "{} {}", open.get(), reserved_at_all.get());
+    runtime.block_on(async {
+        purses.close().await;
+        rich.close().await;
+    });
+    for account in memory.accounts.lock().unwrap().values().flatten() {
+        assert_eq!((account.held(), account.debt()), (account.charged(), 0));
+    }
 }
 
 #[tokio::test]

@@ -276,12 +276,12 @@ async fn a_gateway_may_begin_with_its_bootstrap_alone() {
         &gateway,
         &format!(
             "{prices}{}\n{}",
-            pushed.join("\n").replace(KEY, "${CLIENT_KEY}").replace(PROVIDER_KEY, "\"${UPSTREAM_KEY:-}\""),
+            pushed.join("\n").replace(KEY, "${CLIENT_KEY}").replace(PROVIDER_KEY, "\"${UPSTREAM_KEY}\""),
             alias("all")
         ),
     );
     refused(&gateway, 1.0).await;
-    let env = format!("CLIENT_KEY={KEY}\n");
+    let env = format!("CLIENT_KEY={KEY}\nUPSTREAM_KEY={PROVIDER_KEY}\n");
     std::fs::write(gateway.config_path().with_file_name(".env"), env).unwrap();
     serves(&gateway, "all", Duration::from_secs(2)).await;
 }
@@ -338,6 +338,7 @@ async fn a_gateway_starts_with_what_was_pushed_and_with_what_it_kept_once_the_st
     let gateway = member(&upstream, &redis.url()).run().await;
     push(&gateway, &alias("kept"));
     serves(&gateway, "kept", LIVE_WITHIN).await;
+    wait_until("it is kept", DEADLINE, || gateway.data_dir().join("pushed.json").exists()).await;
 
     let gateway = gateway.kill_and_restart().await;
     gateway.hello("kept").send().await.expect(200);
@@ -384,7 +385,9 @@ async fn no_secret_is_ever_stored_and_each_gateway_resolves_its_own() {
         eventually("the new key is known", LIVE_WITHIN, call, |response| response.status == 200).await;
         let sent = upstream.requests().pop().expect("a call");
         assert_eq!(sent.header("authorization"), Some(format!("Bearer {PROVIDER_KEY}").as_str()));
-        let kept = std::fs::read_to_string(gateway.data_dir().join("pushed.json")).unwrap();
+        let path = gateway.data_dir().join("pushed.json");
+        wait_until("it is kept", DEADLINE, || path.exists()).await;
+        let kept = std::fs::read_to_string(path).unwrap();
         assert!(kept.contains("CANARY_PROVIDER"), "{kept}");
         for secret in [PROVIDER_KEY, CLIENT] {
             assert!(!kept.contains(secret) && !gateway.log_text().contains(secret), "{secret}");

@@ -22,6 +22,7 @@ mod fleet;
 mod hostile;
 mod http;
 mod limits;
+mod limits_fleet;
 mod metrics;
 mod prompts;
 mod ranks;

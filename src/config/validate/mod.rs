@@ -105,7 +105,7 @@ impl Check<'_, '_, '_> {
         let ledger = self.ledger(&file.ledger);
         let alerts = self.alerts(&file.alerts);
         let records = self.records(file.records.as_ref());
-        let calls = self.calls(&file.calls);
+        let calls = self.calls(&file.calls, &providers);
         self.name_what_is_not_here_yet(file);
         Some(Snapshot {
             hash: self.sources.hash(),

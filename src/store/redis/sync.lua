@@ -236,8 +236,8 @@ end
 -- === write what changed ===
 
 local changes = {}
-local function put(name, text)
-  if stored[name] ~= text then
+local function put(name, text, again)
+  if again or stored[name] ~= text then
     changes[#changes + 1] = name
     changes[#changes + 1] = text
   end
@@ -252,10 +252,12 @@ put('starving', starving and table.concat({ starving.row, whole(starving.lacking
 put('archived', whole(account.archived_charged) .. ' ' .. whole(account.archived_debt))
 local row = rows[own]
 if row then
+  -- A grant that the purse has not heard of is written again when it is told again: the WAIT that follows waits for what its
+  -- own connection wrote, and the one that wrote it first may be gone, with replicas that never got it.
   put(own, table.concat({
     whole(row.granted), whole(row.returned), whole(row.charged), whole(row.debt), whole(row.seen),
     row.closed and whole(row.closed) or '-',
-  }, ' '))
+  }, ' '), row.granted > report.granted)
 end
 -- First what can fail (memory), and only then what would be missing from the sums.
 if #changes > 0 then redis.call('HSET', key, unpack(changes)) end

@@ -2,7 +2,7 @@
 //! Cluster, and against ones that lie or hang.
 
 #[path = "../../../tests/it/support/redis.rs"]
-mod server;
+pub(super) mod server;
 
 use std::{io::Read as _, net::TcpListener, time::Instant};
 
@@ -228,11 +228,11 @@ async fn compare(store: &Redis, script: u32, steps: &[Step]) -> Result<(), TestC
 }
 
 async fn stored(store: &Redis, account: &str) -> Option<AccountState> {
-    let mut connection = Connection::open(&store.url, PATIENCE).await.unwrap();
-    let mut pipeline = Pipeline::new();
-    pipeline.cmd("HGETALL").arg(store.key(account));
-    let answer = connection.send(&pipeline, &store.key(account)).await.unwrap().remove(0);
-    reply::account(&redis::from_redis_value(answer).unwrap())
+    match store.find(account).await.unwrap() {
+        Held::Missing => None,
+        Held::Whole(state, _) => Some(state),
+        Held::Damaged(damaged) => panic!("the function damaged it: {damaged:?}"),
+    }
 }
 
 // === one server ===
@@ -356,13 +356,45 @@ async fn accounts_are_listed_in_order_and_by_page() {
     );
 }
 
+#[tokio::test]
+async fn a_damaged_account_is_replaced_by_what_can_be_read_and_listens_before_it_grants() {
+    let server = RedisServer::start();
+    let store = open(&server.url()).await;
+    let charged = Totals { charged: 30, ..granted(100) };
+    store.sync(vec![of("a", request(1, charged, 100)), of("a", request(2, granted(50), 50))]).await.unwrap();
+    let id = RowId { incarnation: 1, purse: 0 };
+    store.note("a".into(), id, "who".to_owned()).await.unwrap();
+    let key = store.key("a");
+    server.command(&["HSET", &key, "limit", "lots", "0000000000000002.0", "1 2 3"]);
+
+    let Held::Damaged(damaged) = store.look_up("a".into()).await.unwrap() else { panic!("it is damaged") };
+    assert_eq!(damaged.unreadable, ["limit", "0000000000000002.0"]);
+    assert_eq!((damaged.readable.charged(), damaged.readable.held()), (30, 100));
+    let listed = &store.accounts(None, 10).await.unwrap()[0];
+    assert_eq!((listed.charged, listed.damaged), (30, true));
+
+    let state = AccountState { limit: 1000, limit_version: 0, ..damaged.readable };
+    let mut outdated = damaged.fields.clone();
+    outdated.insert("limit".to_owned(), "few".to_owned());
+    assert_eq!(store.replace("a".into(), outdated, state.clone()).await, Ok(false), "it has changed");
+    assert_eq!(store.replace("a".into(), damaged.fields, state).await, Ok(true));
+    assert_eq!(store.replace("a".into(), BTreeMap::new(), AccountState::default()).await, Ok(false), "it is there");
+    let Held::Whole(_, notes) = store.look_up("a".into()).await.unwrap() else { panic!("it is whole") };
+    assert_eq!(notes, BTreeMap::from([(id, "who".to_owned())]));
+
+    let newcomer = merged(ask(&store, "a", request(3, Totals::default(), 500)).await);
+    assert_eq!((newcomer.totals.granted, newcomer.learning), (0, true));
+    let holder = SyncRequest { create: false, ..request(2, granted(50), 50) };
+    assert_eq!(merged(ask(&store, "a", holder).await).free, 850, "who holds something says so meanwhile");
+}
+
 /// As `docs/ledger.md` has it: a gateway.
-const ACL: &str = "on >s3cret resetkeys ~tollgate:* resetchannels &tollgate:* -@all +evalsha +eval +hgetall +hset +hdel +get +set +time +info +scan +wait +subscribe";
+const ACL: &str = "on >s3cret resetkeys ~tollgate:* resetchannels &tollgate:* -@all +evalsha +eval +hgetall +hset +hdel +get +set +time +info +scan +wait +pexpire +subscribe";
 /// And who pushes.
 const PUSHER: &str =
     "on >s3cret resetkeys ~tollgate:{config}:* resetchannels &tollgate:{config}:* -@all +eval +get +set +publish +time";
 /// A gateway's keys where Redis is 7 or later.
-const READS_CONFIG: &str = "resetkeys ~tollgate:account:* ~tollgate:store %R~tollgate:{config}:*";
+const READS_CONFIG: &str = "resetkeys ~tollgate:account:* ~tollgate:store ~tollgate:limits:* %R~tollgate:{config}:*";
 
 fn allow(server: &RedisServer, more: &str) {
     allow_user(server, "ledger", ACL, more);
@@ -608,6 +640,23 @@ async fn a_grant_that_no_replica_has_is_not_usable() {
     assert_eq!((told.free, told.learning), (970, false));
 }
 
+/// `WAIT` counts what its own connection wrote: told again without being written again, the grant seemed to be everywhere.
+#[tokio::test]
+async fn a_grant_that_no_replica_has_is_not_usable_on_a_new_connection_either() {
+    let server = RedisServer::start();
+    let replica = server.replica();
+    let store = open_waiting(&server.url(), 1).await;
+    assert_eq!(merged(ask(&store, "a", request(1, Totals::default(), 10)).await).totals.granted, 10);
+    replica.signal("STOP");
+    for connection in 1..=3 {
+        let withheld = merged(ask(&store, "a", request(1, granted(10), 30)).await);
+        assert_eq!(withheld.totals.granted, 10, "connection {connection}");
+        store.reports.lock().await.connection = None;
+    }
+    replica.signal("CONT");
+    eventually(&store, "a", request(1, granted(10), 30), |merged| merged.totals.granted == 30).await;
+}
+
 #[tokio::test]
 async fn a_primary_that_missed_a_grant_listens_to_its_holder_first() {
     let mut primary = RedisServer::start();
@@ -631,6 +680,28 @@ async fn a_primary_that_missed_a_grant_listens_to_its_holder_first() {
     assert_eq!((holder.totals.granted, holder.free), (900, 100));
     let other = eventually(&store, "a", request(2, Totals::default(), 500), |merged| !merged.learning).await;
     assert_eq!(other.totals.granted, 100);
+}
+
+#[tokio::test]
+async fn a_primary_that_never_heard_of_an_account_lets_newcomers_wait_for_its_holder() {
+    let mut primary = RedisServer::start();
+    let replica = primary.replica();
+    let sentinel = RedisServer::sentinel(&primary, 600_000);
+    let url = format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port);
+    let (holder, newcomer) = (open(&url).await, open(&url).await);
+    while replica.command(&["EXISTS", &holder.mark()]) != "1" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    replica.command(&["REPLICAOF", "NO", "ONE"]);
+    assert_eq!(merged(ask(&holder, "a", request(1, Totals::default(), 900)).await).totals.granted, 900);
+    primary.kill();
+    sentinel.command(&["SENTINEL", "REMOVE", "main"]);
+    assert_eq!(sentinel.command(&["SENTINEL", "MONITOR", "main", "127.0.0.1", &replica.port.to_string(), "1"]), "OK");
+    let first = eventually(&newcomer, "a", request(2, Totals::default(), 1000), |_| true).await;
+    assert_eq!((first.totals.granted, first.learning), (0, true), "it cannot know of the 900");
+    eventually(&holder, "a", request(1, granted(900), 900), |_| true).await;
+    let then = eventually(&newcomer, "a", request(2, Totals::default(), 1000), |merged| !merged.learning).await;
+    assert_eq!(then.totals.granted, 100);
 }
 
 #[tokio::test]
