@@ -52,8 +52,8 @@ fn uri(head: &Head, provider: &Provider) -> Result<Uri, http::Error> {
     let rest = head.path.strip_prefix("/v1").unwrap_or(&head.path);
     let base = provider.base_url.path().trim_end_matches('/');
     let path_and_query = match &head.query {
-        Some(query) => format!("{base}{rest}?{query}"),
-        None => format!("{base}{rest}"),
+        Some(query) => [base, rest, "?", query].concat(),
+        None => [base, rest].concat(),
     };
     let mut parts = uri::Parts::default();
     parts.scheme = provider.base_url.scheme().cloned();
@@ -63,8 +63,7 @@ fn uri(head: &Head, provider: &Provider) -> Result<Uri, http::Error> {
 }
 
 fn outgoing_headers(call: &Call, provider: &Provider, travel: Travel, via: &str) -> HeaderMap {
-    let mut out = call.head.headers.clone();
-    headers::strip_request(&mut out);
+    let mut out = headers::forwarded(&call.head.headers);
     if travel.plain_reply {
         out.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     } else {
