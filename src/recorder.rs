@@ -340,6 +340,7 @@ fn close_all(mut messages: mpsc::Receiver<Message>) {
         if received == 0 {
             break;
         }
+        log.set_time();
         for message in batch.drain(..) {
             let Message::Ended(mut finished) = message else {
                 messages.close();
@@ -349,10 +350,10 @@ fn close_all(mut messages: mpsc::Receiver<Message>) {
             metrics.call_ended(&finished.record);
             log.add(&finished.record);
         }
-        log.flush();
         if received < BATCH {
             std::thread::sleep(GATHER);
         }
+        log.flush_if_due(messages.is_empty());
     }
     log.finish();
 }
@@ -360,11 +361,10 @@ fn close_all(mut messages: mpsc::Receiver<Message>) {
 /// A record that says nothing yet, for a call that has just begun.
 #[must_use]
 pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
-    let nobody: Arc<str> = Arc::from("");
     Record {
         id,
         endpoint,
-        key: nobody,
+        key: Arc::default(),
         team: None,
         model_label: Arc::from("other"),
         version: None,
