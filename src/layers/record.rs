@@ -32,7 +32,7 @@ impl Step for OpenRecords {
         record.model_label = plan.label.clone();
         record.version = plan.version.as_ref().map(|version| version.name.clone());
         record.variants = plan.variants.clone();
-        record.prompt = plan.prompt.as_ref().map(|p| Arc::from(format!("{}@{}", p.prompt.name, p.version)));
+        record.prompt = plan.prompt.as_ref().map(|p| Arc::from([&*p.prompt.name, "@", &*p.version].concat()));
         record.priced = plan.targets.first().is_some_and(|target| target.price.is_some());
         let record = self.recorder.open(record, head.received).await.ok_or(GatewayError::Draining)?;
         inner.call(Opened { quoted, record }).await

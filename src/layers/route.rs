@@ -57,6 +57,8 @@ const PROMPT: HeaderName = HeaderName::from_static("x-tollgate-prompt");
 const CLAMPED: HeaderName = HeaderName::from_static("x-tollgate-clamped");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-tollgate-attempts");
 const OVERHEAD_US: HeaderName = HeaderName::from_static("x-tollgate-overhead-us");
+/// How many there are, with those of rate limits and the call's id: room for them is made at once.
+const OUR_HEADERS: usize = 14;
 
 /// See the module.
 #[derive(Debug)]
@@ -515,7 +517,7 @@ impl Journey {
         let facts = self.record.facts();
         facts.attempts = attempts;
         facts.provider = target.provider.name.clone();
-        facts.target = Some(Arc::from(format!("{}/{}", target.provider.name, target.model)));
+        facts.target = Some(Arc::from([&*target.provider.name, "/", &*target.model].concat()));
         let attempt = self.record.attempt();
         attempt.price = target.price.clone();
         attempt.tier = tier;
@@ -549,23 +551,24 @@ impl Journey {
     /// Our own reply headers.
     fn describe(&self, headers: &mut HeaderMap) {
         let plan = &self.quoted.planned.plan;
+        headers.reserve(OUR_HEADERS);
         headers.insert(ATTEMPTS, HeaderValue::from(self.attempts));
         headers.insert(OVERHEAD_US, HeaderValue::from(u64::try_from(self.overhead().as_micros()).unwrap_or(u64::MAX)));
-        let mut set = |name: HeaderName, value: &str| {
+        let mut set = |name: HeaderName, value: String| {
             if let Ok(value) = HeaderValue::try_from(value) {
                 headers.insert(name, value);
             }
         };
-        set(MODEL, &named(self.target()));
+        set(MODEL, named(self.target()));
         if let Some(version) = &plan.version {
-            set(VERSION, &version.name);
+            set(VERSION, version.name.to_string());
         }
         if !plan.variants.is_empty() {
-            let variants: Vec<String> = plan.variants.iter().map(|(e, v)| format!("{e}={v}")).collect();
-            set(VARIANT, &variants.join(","));
+            let variants: Vec<String> = plan.variants.iter().map(|(e, v)| [&**e, "=", &**v].concat()).collect();
+            set(VARIANT, variants.join(","));
         }
         if let Some(prompt) = &plan.prompt {
-            set(PROMPT, &format!("{}@{}", prompt.prompt.name, prompt.version));
+            set(PROMPT, [&*prompt.prompt.name, "@", &*prompt.version].concat());
         }
         if let Some(cap) = self.cap() {
             headers.insert(CLAMPED, HeaderValue::from(cap.0));
@@ -666,7 +669,7 @@ fn named(target: &Target) -> String {
     if target.model.is_empty() {
         target.provider.name.to_string()
     } else {
-        format!("{}/{}", target.provider.name, target.model)
+        [&*target.provider.name, "/", &*target.model].concat()
     }
 }
 

@@ -94,7 +94,8 @@ pub fn retain_trailers(trailers: &mut HeaderMap) {
 #[must_use]
 pub fn accept_encoding(client: Option<&HeaderValue>) -> HeaderValue {
     const DECODED: [&str; 4] = ["gzip", "deflate", "br", "identity"];
-    let offered = client.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let Some(client) = client else { return HeaderValue::from_static("identity") };
+    let offered = client.to_str().unwrap_or_default();
     let decoded = |member: &&str| {
         let coding = member.split(';').next().unwrap_or_default().trim();
         DECODED.iter().any(|known| coding.eq_ignore_ascii_case(known))
