@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::HeaderValue;
 use tokio::{sync::Semaphore, time::Instant};
 use tower::ServiceBuilder;
 
@@ -51,7 +52,8 @@ pub struct Parts {
 /// The whole way of a call. Built once per process; a reload swaps the configuration, never the stack.
 pub fn build(parts: Parts) -> Respond<impl Inner<Arrival>> {
     let Parts { live, limiter, purses, upstream, in_flight, recorder, drain, tunnels, via, epoch } = parts;
-    let route = Route { upstream, purses: purses.clone(), drain, tunnels, via: via.clone() };
+    let via_value = HeaderValue::from_str(&via).expect("a name of letters and digits, made by this process");
+    let route = Route { upstream, purses: purses.clone(), drain, tunnels, via: via_value };
     let stack = ServiceBuilder::new()
         // First, so that too much load costs nothing: no key is looked up, no body read.
         .layer(layer(LimitInFlight { live: live.clone(), count: in_flight }))

@@ -43,8 +43,8 @@ impl Turn for Quote {
         let at = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
         price_unpriced(&mut planned)?;
         let budgets = covering(&planned, at);
-        let claims: Arc<[Claim]> = budgets.iter().map(|(_, claim)| claim.clone()).collect();
-        let ceilings = if claims.is_empty() { Vec::new() } else { ceilings(&planned, &budgets, at)? };
+        let ceilings = if budgets.is_empty() { Vec::new() } else { ceilings(&planned, &budgets, at)? };
+        let claims: Arc<[Claim]> = budgets.into_iter().map(|(_, claim)| claim).collect();
         let estimate = estimate(&planned);
         Ok(Quoted { planned, ceilings, claims, estimate, at })
     }

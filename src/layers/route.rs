@@ -57,8 +57,6 @@ const PROMPT: HeaderName = HeaderName::from_static("x-tollgate-prompt");
 const CLAMPED: HeaderName = HeaderName::from_static("x-tollgate-clamped");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-tollgate-attempts");
 const OVERHEAD_US: HeaderName = HeaderName::from_static("x-tollgate-overhead-us");
-/// How many there are, with those of rate limits and the call's id: room for them is made at once.
-const OUR_HEADERS: usize = 14;
 
 /// See the module.
 #[derive(Debug)]
@@ -71,8 +69,8 @@ pub struct Route {
     pub drain: Drain,
     /// WebSockets.
     pub tunnels: Tunnels,
-    /// Our name in `Via`.
-    pub via: Arc<str>,
+    /// What is added to `Via`.
+    pub via: HeaderValue,
 }
 
 /// A call on its way: what changes from attempt to attempt.
@@ -551,24 +549,23 @@ impl Journey {
     /// Our own reply headers.
     fn describe(&self, headers: &mut HeaderMap) {
         let plan = &self.quoted.planned.plan;
-        headers.reserve(OUR_HEADERS);
         headers.insert(ATTEMPTS, HeaderValue::from(self.attempts));
         headers.insert(OVERHEAD_US, HeaderValue::from(u64::try_from(self.overhead().as_micros()).unwrap_or(u64::MAX)));
-        let mut set = |name: HeaderName, value: String| {
+        let mut set = |name: HeaderName, value: &str| {
             if let Ok(value) = HeaderValue::try_from(value) {
                 headers.insert(name, value);
             }
         };
-        set(MODEL, named(self.target()));
+        set(MODEL, &named(self.target()));
         if let Some(version) = &plan.version {
-            set(VERSION, version.name.to_string());
+            set(VERSION, &version.name);
         }
         if !plan.variants.is_empty() {
             let variants: Vec<String> = plan.variants.iter().map(|(e, v)| [&**e, "=", &**v].concat()).collect();
-            set(VARIANT, variants.join(","));
+            set(VARIANT, &variants.join(","));
         }
         if let Some(prompt) = &plan.prompt {
-            set(PROMPT, [&*prompt.prompt.name, "@", &*prompt.version].concat());
+            set(PROMPT, &[&*prompt.prompt.name, "@", &*prompt.version].concat());
         }
         if let Some(cap) = self.cap() {
             headers.insert(CLAMPED, HeaderValue::from(cap.0));
