@@ -261,10 +261,17 @@ impl Watched {
 
     fn look_at(&mut self, chunk: &Bytes) {
         let Watching { watch, decoder, .. } = &mut self.watching;
+        let mut captured = self.record.as_mut().and_then(|record| record.facts().bodies.as_deref_mut());
+        let mut look = |plain: &[u8]| {
+            watch.push(plain);
+            if let Some(captured) = &mut captured {
+                captured.reply.push(plain);
+            }
+        };
         let readable = match decoder {
-            Some(decoder) => decoder.push(chunk, |plain| watch.push(plain)).is_ok(),
+            Some(decoder) => decoder.push(chunk, look).is_ok(),
             None => {
-                watch.push(chunk);
+                look(chunk);
                 true
             }
         };
@@ -347,7 +354,7 @@ impl Watched {
         if let Some(charge) = watch.charge(complete) {
             attempt.charge = charge;
         }
-        metrics::attempt(&record.facts().provider, attempt_result(outcome));
+        metrics::attempt(&record.facts().provider, outcome.attempt_result());
         record.close(outcome);
     }
 }
@@ -390,15 +397,6 @@ impl Drop for Watched {
 fn forwarded_trailers(mut trailers: HeaderMap) -> Frame<Bytes> {
     headers::retain_trailers(&mut trailers);
     Frame::trailers(trailers)
-}
-
-/// The result of an attempt whose reply's head came, as a metric label.
-fn attempt_result(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Ok => "ok",
-        Outcome::Abandoned => "abandoned",
-        _ => "error",
-    }
 }
 
 /// The one event that tells a client that its stream broke; no `[DONE]` follows.

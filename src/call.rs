@@ -169,6 +169,8 @@ pub struct Plan {
     pub version: Option<Arc<ModelVersion>>,
     /// (experiment, variant) for each experiment on the model, whatever will serve.
     pub variants: Vec<(Arc<str>, Arc<str>)>,
+    /// What was assigned to each of `variants`.
+    pub units: Vec<Arc<str>>,
     /// Parameters of the variant: set whatever the client said.
     pub variant_parameters: Vec<(Box<str>, Box<str>)>,
     /// The prompt to inject.
@@ -278,6 +280,7 @@ impl Plan {
             label,
             version: None,
             variants: Vec::new(),
+            units: Vec::new(),
             variant_parameters: Vec::new(),
             prompt: None,
             targets: vec![target],

@@ -13,8 +13,9 @@ use tokio::{sync::mpsc, time::Instant};
 use crate::{
     policy::{limits::Admission, pricing::Price, tokens},
     purses::Reservation,
-    record::{Outcome, Record, UsageSource},
-    telemetry::{logging::CallLog, metrics::CallMetrics},
+    record::{Outcome, Record, UsageSource, UserIds},
+    store::records::writer::Handover,
+    telemetry::{alerts::signals, logging::CallLog, metrics::CallMetrics},
     units::{NanoUsd, Tokens},
     wire::{output::Output, usage::Usage},
 };
@@ -130,13 +131,15 @@ impl Sent {
 // === impl Recorder ===
 
 impl Recorder {
-    /// Starts the recorder's thread. It ends, with everything closed, after [`Recorder::stop`].
+    /// Starts the recorder's thread, which hands finished calls on to `calls`, the way into the call log, where there is one. It
+    /// ends, with everything closed, after [`Recorder::stop`].
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start() -> std::io::Result<(Recorder, JoinHandle<()>)> {
+    pub fn start(calls: Option<Handover>) -> std::io::Result<(Recorder, JoinHandle<()>)> {
         let (slots, finished) = mpsc::channel(OPEN_RECORDS_MAX);
-        let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(move || close_all(finished))?;
+        let close = move || close_all(finished, calls.as_ref());
+        let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(close)?;
         Ok((Recorder { slots }, thread))
     }
 
@@ -184,7 +187,9 @@ impl OpenRecord {
 
     /// Settles the attempt under way; another one follows.
     pub fn end_attempt(&mut self, charge: Charge) {
+        let elapsed = self.received().elapsed();
         let finished = &mut self.open().finished;
+        finished.record.end_attempt(elapsed, "error");
         let mut attempt = finished.attempt.take().unwrap_or_default();
         attempt.charge = charge;
         if attempt.needs_counting() {
@@ -210,7 +215,10 @@ impl OpenRecord {
     fn send(&mut self) {
         let Some(open) = self.0.take() else { return };
         let Open { slot, mut finished, received } = *open;
-        finished.record.duration = received.elapsed();
+        let elapsed = received.elapsed();
+        let result = finished.record.outcome.attempt_result();
+        finished.record.end_attempt(elapsed, result);
+        finished.record.duration = elapsed;
         // Money and places are free again before the client can have seen the end, unless text has to be counted first.
         if !std::thread::panicking() && !finished.needs_counting() {
             finished.settle();
@@ -331,8 +339,9 @@ fn with_margin(counted: Tokens) -> Tokens {
 
 // === the thread ===
 
-fn close_all(mut messages: mpsc::Receiver<Message>) {
+fn close_all(mut messages: mpsc::Receiver<Message>, calls: Option<&Handover>) {
     let mut batch = Vec::with_capacity(BATCH);
+    let mut records = Vec::new();
     let mut log = CallLog::start();
     let mut metrics = CallMetrics::default();
     loop {
@@ -348,7 +357,14 @@ fn close_all(mut messages: mpsc::Receiver<Message>) {
             };
             finished.settle();
             metrics.call_ended(&finished.record);
+            signals().call_ended(&finished.record);
             log.add(&finished.record);
+            if calls.is_some() {
+                records.push(finished.record);
+            }
+        }
+        if let Some(calls) = calls {
+            calls.push(&mut records);
         }
         if received < BATCH {
             std::thread::sleep(GATHER);
@@ -361,14 +377,21 @@ fn close_all(mut messages: mpsc::Receiver<Message>) {
 /// A record that says nothing yet, for a call that has just begun.
 #[must_use]
 pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
+    let nobody: Arc<str> = Arc::default();
     Record {
         id,
         endpoint,
-        key: Arc::default(),
+        key: nobody.clone(),
         team: None,
+        user: nobody,
+        user_ids: UserIds::Plain,
+        session: None,
+        tags: Vec::new(),
+        named: None,
         model_label: Arc::from("other"),
         version: None,
         variants: Vec::new(),
+        units: Vec::new(),
         prompt: None,
         provider: Arc::from("none"),
         target: None,
@@ -380,7 +403,12 @@ pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
         usage_source: UsageSource::None,
         cost: NanoUsd::ZERO,
         priced: true,
+        prices: None,
         attempts: 0,
+        attempt_list: Vec::new(),
+        read: Duration::ZERO,
+        waited: Duration::ZERO,
+        bodies: None,
         duration: Duration::ZERO,
         first_token: None,
         overhead: None,

@@ -2,9 +2,13 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
+pub mod budgets;
+pub mod calls;
 pub mod check;
+pub mod config;
 pub mod count;
 pub mod demo;
+mod follow;
 pub mod health;
 pub mod keys;
 pub mod prices;
@@ -20,7 +24,10 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::{self, Loaded};
+use crate::{
+    config::{ConfigError, Loaded},
+    telemetry::logging,
+};
 
 /// A check or gate failed.
 const FAILED: u8 = 1;
@@ -62,6 +69,14 @@ enum Command {
         #[arg(long, value_name = "URL", default_value = health::DEFAULT_URL, value_parser = health::Target::parse)]
         url: health::Target,
     },
+    /// Share the routing configuration of a fleet by its Redis: push, pull, history, rollback
+    Config {
+        /// Configuration whose `store` is meant; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        #[command(subcommand)]
+        command: config::ConfigCommand,
+    },
     /// Print the JSON Schema of the configuration
     Schema,
     /// Create, list and revoke virtual keys
@@ -74,6 +89,19 @@ enum Command {
         data_dir: Option<PathBuf>,
         #[command(subcommand)]
         command: keys::KeysCommand,
+    },
+    /// Show what was spent and what is left; reclaim, credit, rebuild
+    Budgets(budgets::BudgetsArguments),
+    /// Look into the call log, and write it to files
+    Calls {
+        /// Configuration that says where the log is; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        /// Directory of a log in SQLite, instead of the configuration's
+        #[arg(long, value_name = "DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        #[command(subcommand)]
+        command: calls::CallsCommand,
     },
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
@@ -93,7 +121,8 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 9] = ["plan", "models", "prompts", "experiments", "budgets", "calls", "eval", "config", "import"];
+const NOT_YET: [&str; 7] = ["plan", "models", "prompts", "experiments", "calls", "eval", "import"];
+const NOT_YET: [&str; 8] = ["plan", "models", "prompts", "experiments", "budgets", "eval", "config", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -115,8 +144,10 @@ pub fn main() -> ExitCode {
         Command::Demo { once } => demo::run(once),
         Command::Check { file } => check::run(file.as_deref()),
         Command::Health { url } => code_of(health::run(&url), UNREACHABLE),
+        Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
+const NOT_YET: [&str; 6] = ["plan", "models", "prompts", "experiments", "eval", "import"];
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -146,16 +177,47 @@ fn count_tokens() -> ExitCode {
 
 /// Keys are kept where the gateway looks for them: in its data_dir, hashed with its pepper.
 fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys::KeysCommand) -> ExitCode {
-    let loaded: Option<Loaded> = match config::load(config) {
+    let loaded: Option<Loaded> = match crate::config::load(config) {
         Ok(loaded) => Some(loaded),
         // Keys can come before a configuration does.
-        Err(config::ConfigError::NothingConfigured) => None,
+        Err(ConfigError::NothingConfigured) => None,
         Err(error) => return fail(&error.into(), WRONG),
     };
     let pepper = loaded.as_ref().and_then(|loaded| loaded.snapshot.key_pepper.clone());
     let data_dir = data_dir.or_else(|| Some(loaded?.snapshot.data_dir)).unwrap_or_else(|| PathBuf::from("data"));
     let pepper = pepper.as_ref().map(|pepper| pepper.expose().as_bytes());
     code_of(keys::run(command, &data_dir, pepper, &mut io::stdout()), UNREACHABLE)
+}
+
+fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {
+    logging::init("warn");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a process that can't have a runtime can't ask anybody");
+    match runtime.block_on(budgets::run(arguments, &mut io::stdout())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => fail(&failure.error, failure.code),
+    }
+}
+
+/// The call log is where the configuration says, or else in the directory that is named.
+fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: calls::CallsCommand) -> ExitCode {
+    let place = match (config::load(config), data_dir) {
+        (Ok(loaded), None) => calls::Place {
+            records: loaded.snapshot.records,
+            data_dir: loaded.snapshot.data_dir,
+            users: loaded.snapshot.calls.users,
+        },
+        (Ok(loaded), Some(dir)) => calls::Place { users: loaded.snapshot.calls.users, ..calls::beside(dir) },
+        (Err(config::ConfigError::NothingConfigured), dir) => calls::beside(dir.unwrap_or(Path::new("data"))),
+        (Err(error), _) => return fail(&error.into(), WRONG),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a process that gets no timer and no socket can't ask a store");
+    match runtime.block_on(calls::run(command, &place, &mut io::stdout())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(calls::CallsError::Unknown(id)) => fail(&anyhow::anyhow!("no call in the log has the id {id}"), FAILED),
+        Err(calls::CallsError::Failed(error)) => fail(&error, UNREACHABLE),
+    }
 }
 
 fn code_of(result: anyhow::Result<()>, code: u8) -> ExitCode {

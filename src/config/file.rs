@@ -24,8 +24,10 @@ pub struct File {
     /// Where the ledger's truth lives: `embedded` (a SQLite file in `data_dir`), a Redis URL (`redis://`, `rediss://`,
     /// `redis+sentinel://host:port,…/master`, `redis+cluster://host:port,…`), or `file:PATH` of one. Default: embedded.
     pub store: Option<SecretText>,
-    /// The call log: `sqlite` (in `data_dir`), a PostgreSQL URL, or `none`.
-    pub records: Option<String>,
+    /// The call log: `sqlite` (in `data_dir`), a PostgreSQL URL, `file:PATH` of one, or `none`. Default: sqlite.
+    pub records: Option<SecretText>,
+    /// What the call log keeps, and for how long.
+    pub calls: Calls,
     /// Directory of the gateway's own files. Default: data.
     pub data_dir: Option<String>,
     /// What happens upstream when the client leaves. Default: cancel.
@@ -511,6 +513,62 @@ pub struct Ledger {
     pub wait_replicas: Option<u32>,
 }
 
+/// What the call log keeps, and for how long.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Calls {
+    /// How long calls are kept, at most 365d. Default: 90d.
+    pub retention: Option<DurationText>,
+    /// How users, sessions and the units of experiments are stored. Default: plain.
+    pub users: Option<UserIds>,
+    /// Disk for calls that wait for the store while it is away. Default: 256MiB.
+    pub spill: Option<Size>,
+    /// Whether prompts and replies are kept. Default: off.
+    pub bodies: Option<BodiesKept>,
+    /// Of which share of calls, with `bodies: sampled`. Default: 1%.
+    pub sample: Option<Share>,
+    /// How much of each body is kept, at most 8MiB. Default: 64KiB.
+    pub body_max: Option<Size>,
+    /// What is taken out of bodies, besides keys and tokens of known forms.
+    pub redact: Redact,
+}
+
+/// Whether prompts and replies are kept.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BodiesKept {
+    /// No.
+    Off,
+    /// Their lengths only.
+    Metadata,
+    /// Those of a share of all calls.
+    Sampled,
+    /// Yes.
+    Full,
+}
+
+/// What is taken out of bodies.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redact {
+    /// What matches these regular expressions.
+    pub patterns: Vec<String>,
+    /// What stands at these places of JSON documents: `messages[*].content`.
+    pub paths: Vec<String>,
+    /// What looks like an e-mail address. Default: off.
+    pub emails: Option<Switch>,
+}
+
+/// How users' ids are stored.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum UserIds {
+    /// As given.
+    Plain,
+    /// As a hash, the same for the same id.
+    Hash,
+}
+
 /// A rate limit.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -573,8 +631,52 @@ pub struct ChargedPrice {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Alerts {
-    /// Receives alerts as JSON. Empty: none.
+    /// The address that receives alerts, or `file:PATH`. Empty: they are only logged.
     pub webhook: Option<SecretText>,
+    /// What the receiver understands. Default: auto, by the address.
+    pub format: Option<AlertFormat>,
+    /// With what messages are signed, or `file:PATH`.
+    pub secret: Option<SecretText>,
+    /// PagerDuty's integration key, or `file:PATH`; with it, `webhook` may be left out.
+    pub routing_key: Option<SecretText>,
+    /// When an alert that stands is sent again. Default: 4h.
+    pub repeat: Option<DurationText>,
+    /// For how long its reason must be gone before an alert is over. Default: 1m.
+    pub resolve_after: Option<DurationText>,
+    /// What is worth an alert. Default: everything.
+    pub on: Option<Vec<AlertKind>>,
+}
+
+/// What a receiver of alerts understands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AlertFormat {
+    /// By the address: Slack's and PagerDuty's own are known, all others get JSON.
+    Auto,
+    /// Slack's incoming webhooks, and what imitates them.
+    Slack,
+    /// Signed JSON.
+    Generic,
+    /// PagerDuty's Events API v2.
+    Pagerduty,
+}
+
+/// What an alert is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AlertKind {
+    /// A budget has passed a threshold of its `alerts`.
+    Budget,
+    /// A provider is out of rotation.
+    Provider,
+    /// A provider refuses its key.
+    Credentials,
+    /// A changed configuration was refused.
+    Configuration,
+    /// The ledger's store does not answer.
+    Store,
+    /// Records of calls were lost.
+    Records,
 }
 
 /// Traces.

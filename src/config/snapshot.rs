@@ -5,18 +5,22 @@ use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time:
 use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
 use quick_cache::sync::Cache;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    config::secret::SecretString,
+    config::{pushed::InForce, secret::SecretString},
     ledger::period::{Per, Period},
     policy::{
+        alerts::{Kind, Pace, Webhook},
         experiment::Experiment,
         keys::{Caller, KeyDigest, KeyRing},
         limits::Limit,
         pricing::{Catalog, Price},
         prompt::Template,
+        redact::Redactor,
         scope::Scope,
     },
+    record::UserIds,
     units::{NanoUsd, Tokens},
     wire::redis_url::RedisUrl,
 };
@@ -26,10 +30,16 @@ use crate::{
 pub struct Snapshot {
     /// First 12 hex digits of the SHA-256 of what was read (values from the environment included).
     pub hash: String,
+    /// What was pushed for all gateways and is part of this; `None` where nothing was.
+    pub pushed: Option<InForce>,
     /// Listeners, their limits, and what needs a restart.
     pub server: Server,
     /// Where ledger state lives.
     pub store: Store,
+    /// Where finished calls are kept.
+    pub records: Records,
+    /// What is kept of them.
+    pub calls: CallsKept,
     /// Where files of our own live.
     pub data_dir: PathBuf,
     /// How clients prove who they are.
@@ -64,6 +74,8 @@ pub struct Snapshot {
     pub stream_usage: StreamUsage,
     /// Ledger timings.
     pub ledger: LedgerSettings,
+    /// Who is told when something is wrong.
+    pub alerts: Alerts,
     /// What was asked for that this build does not have yet: named at start and on reload, never silently ignored.
     pub not_yet: Vec<String>,
     /// Names that clients used, resolved once.
@@ -128,6 +140,62 @@ pub enum Store {
     Embedded,
     /// A Redis that several gateways share.
     Redis(RedisUrl),
+}
+
+/// Where finished calls are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Records {
+    /// Nowhere.
+    None,
+    /// In a local SQLite file in `data_dir`.
+    Sqlite,
+    /// In a PostgreSQL that several gateways share. Its URL, which may hold a password.
+    Postgres(SecretString),
+}
+
+/// What is kept of finished calls. `spill_bytes_max` needs a restart to change.
+#[derive(Debug, Clone)]
+pub struct CallsKept {
+    /// How long.
+    pub retention: Duration,
+    /// How users' ids are stored.
+    pub users: UserIds,
+    /// Disk for calls that wait for the store, in bytes.
+    pub spill_bytes_max: u64,
+    /// Whose bodies are kept.
+    pub bodies: BodiesKept,
+    /// How much of each body is kept, in bytes.
+    pub body_bytes_max: usize,
+    /// What is taken out of them before.
+    pub redactor: Arc<Redactor>,
+}
+
+/// Whose bodies are kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum BodiesKept {
+    /// Nobody's.
+    None,
+    /// Of all calls, their lengths.
+    Lengths,
+    /// Of a share of all calls (0 to 1), their texts.
+    Share(f64),
+}
+
+impl CallsKept {
+    /// How many bytes of each body of a call are captured; `None`: not even their number. More than is kept, so that what is to be
+    /// taken out is not cut in two, and a document is whole.
+    #[must_use]
+    pub fn captured_max(&self, call: &str) -> Option<usize> {
+        const CAPTURED_MIN: usize = 1 << 20;
+        match self.bodies {
+            BodiesKept::None => None,
+            BodiesKept::Lengths => Some(0),
+            BodiesKept::Share(share) => {
+                let drawn = (xxh3_64(call.as_bytes()) >> 11) as f64 / (1_u64 << 53) as f64;
+                (drawn < share).then_some((self.body_bytes_max * 2).max(CAPTURED_MIN))
+            }
+        }
+    }
 }
 
 /// How clients prove who they are.
@@ -378,7 +446,24 @@ pub struct LedgerSettings {
     pub wait_replicas: u32,
 }
 
+/// Who is told when something is wrong, of what, and how often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alerts {
+    /// `None`: the log alone.
+    pub webhook: Option<Arc<Webhook>>,
+    /// What is worth an alert.
+    pub on: Vec<Kind>,
+    /// When it is told again, and when it is over.
+    pub pace: Pace,
+}
+
 impl Snapshot {
+    /// The budget of that name.
+    #[must_use]
+    pub fn budget(&self, name: &str) -> Option<&Budget> {
+        self.budgets.iter().find(|budget| *budget.name == *name).map(|budget| &**budget)
+    }
+
     /// What `provider/model`, or a bare name for the default provider, leads to; `None` when nobody serves it.
     #[must_use]
     pub fn target(&self, name: &str) -> Option<Arc<Resolved>> {

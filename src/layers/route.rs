@@ -25,7 +25,7 @@ use crate::{
     layers::Answering,
     policy::routing::{self, Left, Next, Went},
     purses::{Purses, Refused},
-    record::Outcome,
+    record::{Attempted, Outcome},
     recorder::{Charge, OpenRecord, Sent},
     telemetry::metrics,
     units::{NanoUsd, Tokens},
@@ -268,6 +268,7 @@ impl Route {
             Err(_) => Err(NoReply::Late(limit, whose)),
         };
         self.note_health(&target, eject, &result);
+        journey.note_attempt(&result);
         result
     }
 
@@ -300,7 +301,8 @@ impl Route {
         let coding = coding(&head.headers);
         let decoder = coding.and_then(|coding| Decoder::for_encoding(coding, DECODED_BYTES_MAX));
         // What can't be decoded is not metered, and so charged at its bound.
-        let readable = metered && coding.is_some() == decoder.is_some();
+        let coded = coding.is_some();
+        let readable = metered && coded == decoder.is_some();
         let watching = Watching {
             filter: (filter && streamed && status.is_success() && coding.is_none()).then(UsageFilter::new),
             decoder: decoder.filter(|_| readable),
@@ -323,6 +325,10 @@ impl Route {
         facts.streamed = streamed;
         facts.attempts = journey.attempts;
         facts.overhead = Some(overhead);
+        if let Some(bodies) = facts.bodies.as_mut().filter(|_| coded && !readable) {
+            // Nobody could redact what nobody can read: its length is all that is kept.
+            bodies.reply.limit = 0;
+        }
         journey.record.attempt().charge = if metered { Charge::Bound } else { charge_of_status(status) };
         Reply { status, headers, body: ReplyBody::watched(body, watching, journey.record) }
     }
@@ -342,8 +348,7 @@ impl Route {
             Ok(request) => request,
             Err(_) => return Err(Failure::recorded(unsendable(), record)),
         };
-        record.facts().attempts = 1;
-        record.facts().provider = target.provider.name.clone();
+        begin_attempt(&mut record, &target, 1);
         let limit = call.snapshot.routing.first_byte_timeout;
         match timeout(limit, self.upstream.client.send(&target.provider, request)).await {
             Ok(Ok(reply)) if reply.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -353,6 +358,7 @@ impl Route {
                 let (head, body) = reply.into_parts();
                 let deadline = Instant::now() + call.snapshot.routing.total_timeout;
                 record.facts().status = head.status;
+                note_head(&mut record, head.status);
                 let watching = Watching {
                     watch: Watch::Nothing,
                     filter: None,
@@ -389,7 +395,8 @@ struct Outgoing {
 
 impl Journey {
     fn begin(admitted: Admitted, left: Option<CancellationToken>) -> Journey {
-        let Admitted { mut quoted, record, clamped, waited, .. } = admitted;
+        let Admitted { mut quoted, mut record, clamped, waited, .. } = admitted;
+        record.facts().waited = waited;
         let call = &mut quoted.planned.call;
         let stream = match std::mem::replace(&mut call.payload, Payload::Nothing) {
             Payload::Stream(body) => Some(body),
@@ -511,11 +518,8 @@ impl Journey {
             ),
             _ => (false, None),
         };
-        let (attempts, at) = (self.attempts, self.quoted.at);
-        let facts = self.record.facts();
-        facts.attempts = attempts;
-        facts.provider = target.provider.name.clone();
-        facts.target = Some(Arc::from([&*target.provider.name, "/", &*target.model].concat()));
+        let at = self.quoted.at;
+        begin_attempt(&mut self.record, target, self.attempts);
         let attempt = self.record.attempt();
         attempt.price = target.price.clone();
         attempt.tier = tier;
@@ -523,6 +527,17 @@ impl Journey {
         attempt.sent = sent;
         attempt.hidden_output = hidden_output;
         attempt.charge = if metered { Charge::Bound } else { Charge::Nothing };
+    }
+
+    /// How an attempt went, for the record. A reply goes on, or is given up for another attempt.
+    fn note_attempt(&mut self, result: &Result<Replied, NoReply>) {
+        match result {
+            Ok(replied) => note_head(&mut self.record, replied.head.status),
+            Err(no_reply) => {
+                let elapsed = self.record.received().elapsed();
+                self.record.facts().end_attempt(elapsed, no_reply.result().unwrap_or("error"));
+            }
+        }
     }
 
     fn error(&self, no_reply: &NoReply) -> GatewayError {
@@ -606,6 +621,27 @@ impl NoReply {
             NoReply::Late(..) => Some("timeout"),
             NoReply::OutOfTime | NoReply::Unsendable => None,
         }
+    }
+}
+
+/// Notes in the record that its attempt number `count` begins.
+fn begin_attempt(record: &mut OpenRecord, target: &Target, count: u32) {
+    let began = record.received().elapsed();
+    let (provider, name) = (target.provider.name.clone(), Arc::<str>::from(named(target)));
+    let facts = record.facts();
+    facts.attempts = count;
+    facts.provider = provider.clone();
+    facts.target = Some(name.clone());
+    let attempt = Attempted { provider, target: name, began, head: None, ended: None, status: None, result: None };
+    facts.attempt_list.push(attempt);
+}
+
+/// Notes in the record that the head of its attempt's reply has come.
+fn note_head(record: &mut OpenRecord, status: StatusCode) {
+    let elapsed = record.received().elapsed();
+    if let Some(attempt) = record.facts().attempt_list.last_mut() {
+        attempt.head = Some(elapsed);
+        attempt.status = Some(status);
     }
 }
 

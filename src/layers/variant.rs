@@ -77,6 +77,7 @@ fn version_plan(model: &Model, version: &Arc<ModelVersion>, call: &Call) -> Plan
         prompt: version.prompt.clone(),
         version: Some(version.clone()),
         variants: Vec::new(),
+        units: Vec::new(),
         variant_parameters: Vec::new(),
         targets: targets(version, xxh3_64(call.head.id.as_bytes())),
     }
@@ -133,6 +134,7 @@ fn alias_plan(call: &Call, model: &Model, named: &str, pinned: Option<&str>) -> 
         return Err(GatewayError::ModelNotAllowed(named.to_owned()));
     }
     let mut variants = Vec::new();
+    let mut units = Vec::new();
     let mut variant_parameters = Vec::new();
     let mut wanted = pinned.unwrap_or(&model.live);
     let mut instead = None;
@@ -140,15 +142,17 @@ fn alias_plan(call: &Call, model: &Model, named: &str, pinned: Option<&str>) -> 
     // A call that pins a version has chosen for itself.
     let experiments = if pinned.is_some() { &[][..] } else { &model.experiments };
     for experiment in experiments {
-        let Some(variant) = experiment.assign(unit(call, &experiment.unit)) else { continue };
+        let unit = unit(call, &experiment.unit);
+        let Some(variant) = experiment.assign(&unit) else { continue };
         variants.push((experiment.name.clone(), variant.name.clone()));
+        units.push(unit);
         variant_parameters.extend(variant.parameters.iter().cloned());
         wanted = variant.version.as_deref().unwrap_or(wanted);
         instead = variant.target.as_deref().or(instead);
         prompt = variant_prompt(&call.snapshot, variant).or(prompt);
     }
     let version = model.versions.get(wanted).ok_or_else(|| GatewayError::ModelNotFound(named.to_owned()))?;
-    let mut plan = Plan { variants, variant_parameters, ..version_plan(model, version, call) };
+    let mut plan = Plan { variants, units, variant_parameters, ..version_plan(model, version, call) };
     if let Some(found) = instead.and_then(|name| call.snapshot.target(name)) {
         plan.targets.insert(0, found.target.clone());
     }
@@ -165,13 +169,16 @@ fn keep_to_one_provider(targets: &mut Vec<Target>) {
     targets.retain(|target| target.provider.name == provider);
 }
 
-fn unit<'c>(call: &'c Call, unit: &Unit) -> &'c str {
-    let user = &*call.identity.user;
+fn unit(call: &Call, unit: &Unit) -> Arc<str> {
+    let user = &call.identity.user;
     match unit {
-        Unit::User => user,
-        Unit::Key => &call.caller.name,
-        Unit::Session => call.identity.session.as_deref().unwrap_or(user),
-        Unit::Header(name) => call.head.headers.get(&**name).and_then(|value| value.to_str().ok()).unwrap_or(user),
+        Unit::User => user.clone(),
+        Unit::Key => call.caller.name.clone(),
+        Unit::Session => call.identity.session.as_ref().unwrap_or(user).clone(),
+        Unit::Header(name) => {
+            let value = call.head.headers.get(&**name).and_then(|value| value.to_str().ok());
+            value.map_or_else(|| user.clone(), Arc::from)
+        }
     }
 }
 

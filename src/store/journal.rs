@@ -132,11 +132,10 @@ impl Journal {
     /// When the file cannot be created or written.
     pub fn create(dir: &DataDir, incarnation: u64) -> Result<Journal, StoreError> {
         let path = dir.path().join(format!("journal-{incarnation:016x}.log"));
-        let created = private_file().create_new(true).open(&path);
-        let file = created.map_err(|error| unavailable(&path, &error))?;
-        let journal = Journal { path, incarnation, file: RwLock::new(file), state: Mutex::new(State::default()) };
-        journal.append(&header_record(incarnation))?;
-        Ok(journal)
+        let header = header_record(incarnation);
+        let file = create_file(&path, &header).map_err(|error| unavailable(&path, &error))?;
+        let state = State { bytes: header.len() as u64, ..State::default() };
+        Ok(Journal { path, incarnation, file: RwLock::new(file), state: Mutex::new(state) })
     }
 
     /// Notes a new purse, before anything is granted to it.
@@ -260,6 +259,16 @@ impl Journal {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A file appears under its name with its header in it: one without would look damaged to the next start.
+fn create_file(path: &Path, header: &[u8]) -> io::Result<File> {
+    let beside = path.with_extension("tmp");
+    let file = private_file().create_new(true).open(&beside)?;
+    file.write_all_at(header, 0).and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
+        let _gone = fs::remove_file(&beside);
+    })?;
+    Ok(file)
 }
 
 // === impl State ===

@@ -1,15 +1,19 @@
 //! Ports named by their consumer, and their implementations.
 //!
+//! - [`audit`]: who changed what, in a chain of hashes.
 //! - [`ports`]: what the ledger's runtime asks of an authority.
 //! - [`embedded`]: an authority in a local SQLite file.
 //! - [`keys`]: virtual keys that were created at run time.
 //! - [`redis`]: an authority on Redis, for many processes.
+//! - [`records`]: the call log.
 //! - [`journal`]: what this process reserved and settled, exact after it was killed.
 
+pub mod audit;
 pub mod embedded;
 pub mod journal;
 pub mod keys;
 pub mod ports;
+pub mod records;
 pub mod redis;
 
 use std::{

@@ -1,23 +1,16 @@
 //! What the configuration knows and this build does not have yet: refused where calls would go wrong, named where they would not.
-//!
-//! Messages never repeat a URL: it may hold a password.
 
 use super::{Check, store::EMBEDDED};
-use crate::config::{file::File, forms::WordOr, tree::Path};
+use crate::config::{file::File, forms::WordOr};
 
 impl Check<'_, '_, '_> {
     pub(super) fn name_what_is_not_here_yet(&mut self, file: &File) {
-        self.records(file.records.as_deref());
         let given_store = file.store.as_ref().is_some_and(|store| store.0 != EMBEDDED);
         let given = |text: Option<&str>| text.is_some_and(|text| !text.trim().is_empty());
         let asked = [
             (
                 matches!(file.cache, Some(WordOr::Map(_))),
                 "cache: the response cache is not available in this build yet; every call goes upstream",
-            ),
-            (
-                given(file.alerts.webhook.as_ref().map(|url| url.0.as_str())),
-                "alerts.webhook: alerts are not available in this build yet; they are logged",
             ),
             (
                 given(file.telemetry.otlp.as_deref()),
@@ -33,18 +26,5 @@ impl Check<'_, '_, '_> {
             ),
         ];
         self.not_yet.extend(asked.iter().filter(|(asked, _)| *asked).map(|(_, what)| (*what).to_owned()));
-    }
-
-    fn records(&mut self, records: Option<&str>) {
-        match records {
-            None | Some("none") => {}
-            Some(records) if records == "sqlite" || records.starts_with("postgres") => self.not_yet.push(
-                "records: the call log is not available in this build yet; calls are logged as one line each"
-                    .to_owned(),
-            ),
-            Some(_) => {
-                self.problem(&Path::default().key("records"), "is not a call log; write sqlite, postgres://… or none");
-            }
-        }
     }
 }

@@ -24,7 +24,7 @@ const MODEL_LINE: &str = "  - ";
 pub struct Catalog {
     groups: Arc<[Group]>,
     own: HashMap<Box<str>, OwnRow>,
-    revision: Box<str>,
+    revision: Arc<str>,
     date: Box<str>,
 }
 
@@ -71,7 +71,7 @@ impl Catalog {
 
     /// What the prices are, for the record: `genai-prices 0.2.3`, with a digest of the own rows where there are some.
     #[must_use]
-    pub fn revision(&self) -> &str {
+    pub fn revision(&self) -> &Arc<str> {
         &self.revision
     }
 
@@ -158,6 +158,12 @@ impl Catalog {
             revision: format!("{} {}", header.package, header.version).into(),
             date: header.date.into(),
         }
+    }
+
+    /// Every built-in price.
+    #[cfg(test)]
+    pub(super) fn prices(&self) -> Vec<Arc<Price>> {
+        self.groups.iter().flat_map(Group::rows).filter_map(|row| row.price.clone()).collect()
     }
 
     fn group(&self, id: &str) -> Option<&Group> {
