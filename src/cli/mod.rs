@@ -121,8 +121,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 7] = ["plan", "models", "prompts", "experiments", "calls", "eval", "import"];
-const NOT_YET: [&str; 8] = ["plan", "models", "prompts", "experiments", "budgets", "eval", "config", "import"];
+const NOT_YET: [&str; 6] = ["plan", "models", "prompts", "experiments", "eval", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -147,7 +146,10 @@ pub fn main() -> ExitCode {
         Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
-const NOT_YET: [&str; 6] = ["plan", "models", "prompts", "experiments", "eval", "import"];
+        Command::Budgets(arguments) => manage_budgets(&arguments),
+        Command::Calls { config, data_dir, command } => {
+            look_into_calls(config.as_deref(), data_dir.as_deref(), command)
+        }
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -201,14 +203,14 @@ fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {
 
 /// The call log is where the configuration says, or else in the directory that is named.
 fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: calls::CallsCommand) -> ExitCode {
-    let place = match (config::load(config), data_dir) {
+    let place = match (crate::config::load(config), data_dir) {
         (Ok(loaded), None) => calls::Place {
             records: loaded.snapshot.records,
             data_dir: loaded.snapshot.data_dir,
             users: loaded.snapshot.calls.users,
         },
         (Ok(loaded), Some(dir)) => calls::Place { users: loaded.snapshot.calls.users, ..calls::beside(dir) },
-        (Err(config::ConfigError::NothingConfigured), dir) => calls::beside(dir.unwrap_or(Path::new("data"))),
+        (Err(ConfigError::NothingConfigured), dir) => calls::beside(dir.unwrap_or(Path::new("data"))),
         (Err(error), _) => return fail(&error.into(), WRONG),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
