@@ -349,6 +349,7 @@ fn close_all(mut messages: mpsc::Receiver<Message>, calls: Option<&Handover>) {
         if received == 0 {
             break;
         }
+        log.set_time();
         for message in batch.drain(..) {
             let Message::Ended(mut finished) = message else {
                 messages.close();
@@ -362,13 +363,13 @@ fn close_all(mut messages: mpsc::Receiver<Message>, calls: Option<&Handover>) {
                 records.push(finished.record);
             }
         }
-        log.flush();
         if let Some(calls) = calls {
             calls.push(&mut records);
         }
         if received < BATCH {
             std::thread::sleep(GATHER);
         }
+        log.flush_if_due(messages.is_empty());
     }
     log.finish();
 }
@@ -376,7 +377,7 @@ fn close_all(mut messages: mpsc::Receiver<Message>, calls: Option<&Handover>) {
 /// A record that says nothing yet, for a call that has just begun.
 #[must_use]
 pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
-    let nobody: Arc<str> = Arc::from("");
+    let nobody: Arc<str> = Arc::default();
     Record {
         id,
         endpoint,

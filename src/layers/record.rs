@@ -40,7 +40,7 @@ impl Step for OpenRecords {
         record.version = plan.version.as_ref().map(|version| version.name.clone());
         record.variants = plan.variants.clone();
         record.units = plan.units.clone();
-        record.prompt = plan.prompt.as_ref().map(|p| Arc::from(format!("{}@{}", p.prompt.name, p.version)));
+        record.prompt = plan.prompt.as_ref().map(|p| Arc::from([&*p.prompt.name, "@", &*p.version].concat()));
         record.priced = plan.targets.first().is_some_and(|target| target.price.is_some());
         record.prices = Some(quoted.planned.call.snapshot.prices.revision().clone());
         record.read = quoted.planned.call.read_for;

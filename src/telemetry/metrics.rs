@@ -160,6 +160,7 @@ pub struct CallMetrics {
     requests: HashMap<RequestLabels, Counter>,
     by_endpoint: HashMap<&'static str, EndpointSeries>,
     overhead: Option<Histogram>,
+    experiments: HashMap<(Arc<str>, Arc<str>), Counter>,
     tokens: Option<[Counter; 5]>,
 }
 
@@ -195,11 +196,15 @@ impl CallMetrics {
         if let Some(code) = record.refusal {
             counter!(REFUSALS, "reason" => code).increment(1);
         }
-        for (experiment, variant) in &record.variants {
-            counter!(EXPERIMENT_CALLS, "experiment" => experiment.clone(), "variant" => variant.clone()).increment(1);
+        for assigned in &record.variants {
+            let series = self.experiments.entry(assigned.clone()).or_insert_with(|| {
+                let (experiment, variant) = assigned.clone();
+                counter!(EXPERIMENT_CALLS, "experiment" => experiment, "variant" => variant)
+            });
+            series.increment(1);
             if record.outcome.is_error() {
-                counter!(EXPERIMENT_FAILURES, "experiment" => experiment.clone(), "variant" => variant.clone())
-                    .increment(1);
+                let (experiment, variant) = assigned.clone();
+                counter!(EXPERIMENT_FAILURES, "experiment" => experiment, "variant" => variant).increment(1);
             }
         }
     }
