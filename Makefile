@@ -24,8 +24,13 @@ test: test-rust test-sdk test-deploy ## everything that is tested
 
 .PHONY: test-rust
 test-rust: ## unit tests and the integration suite
-	scripts/packages.sh cc:gcc redis-server:redis-server postgresql
+	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime postgresql
 	cargo test --locked
+
+.PHONY: campaign
+campaign: ## the fleet under all its faults, every round of them: a quarter of an hour
+	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime
+	TOLLGATE_CAMPAIGN=full cargo test --locked --test it -- fleet:: --nocapture --test-threads=1
 
 .PHONY: test-sdk
 test-sdk: $(VENV)/sdk $(NODE)/node_modules ## the OpenAI and Anthropic SDKs against the built binary
@@ -34,10 +39,10 @@ test-sdk: $(VENV)/sdk $(NODE)/node_modules ## the OpenAI and Anthropic SDKs agai
 	cd $(NODE) && npm test
 
 .PHONY: test-deploy
-test-deploy: $(VENV)/deploy ## the image's recipe, the manifests, the rules, the unit, the licences
+test-deploy: $(VENV)/deploy ## the image's recipe, the manifests, rules and dashboards, the unit, the licences
 	scripts/packages.sh promtool:prometheus
 	cargo build --locked
-	$(VENV)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy/check.py
+	$(VENV)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy/check.py tests/deploy/dashboards.py
 
 .PHONY: lint
 lint: ## formatting, clippy, and the committed schema
@@ -55,6 +60,11 @@ prices: $(VENV)/prices ## the built-in price catalog, made again from genai-pric
 .PHONY: real
 real: ## real prompts to a real model on this machine: is what we charge what it reports?
 	scripts/real.sh
+
+.PHONY: model
+model: ## every interleaving of the ledger's protocol, within bounds, and its properties with 10,000 cases; minutes
+	cargo test --release --locked --test model -- --ignored --nocapture
+	TOLLGATE_PROPERTY_CASES=10000 cargo test --release --locked --lib -- ledger:: purses::tests::a_future
 
 .PHONY: bench
 bench: ## what the gateway adds

@@ -1,6 +1,6 @@
 //! The life of the process: everything is started here, and ends here in order.
 
-use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -14,8 +14,9 @@ use crate::{
     },
     gateway::{
         Shared,
+        alarms::Alarms,
         routes::ClientRoutes,
-        serve::{self, Limits, Shutdown},
+        serve::{self, Shutdown},
         stack,
         tls::{TlsAcceptor, TlsError},
     },
@@ -32,9 +33,9 @@ use crate::{
             sqlite::Sqlite,
             writer::{self, Handover, KeepBodies},
         },
-        redis::Redis,
+        redis::{Redis, limits::SharedLimits},
     },
-    telemetry::metrics,
+    telemetry::{alerts::Outbox, metrics},
     upstream::{Upstream, client::ClientError, tunnel::Tunnels},
 };
 
@@ -46,6 +47,8 @@ const UPKEEP: Duration = Duration::from_secs(1);
 const ADMIN_CONNECTIONS_MAX: usize = 256;
 /// How long records may take to be written once the last call has ended.
 const RECORDER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long alerts may take to be sent once everything else has ended.
+const ALERTS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the call log may take after that: for a store that is away, the calls go to disk within it.
 const CALLS_TIMEOUT: Duration = Duration::from_secs(8);
 /// How often calls that are kept no longer are deleted.
@@ -92,7 +95,19 @@ pub struct Gateway {
     calls_thread: Option<std::thread::JoinHandle<()>>,
     /// Calls that go on without their clients.
     carried: Drain,
+    limits: Limits,
     listeners: Vec<JoinHandle<()>>,
+    /// What is wrong, on its way to those who are told, and the task that sends it.
+    alerts: (Outbox, JoinHandle<()>),
+}
+
+/// Rate limits, and their clock.
+#[derive(Debug)]
+struct Limits {
+    limiter: Arc<Limiter>,
+    epoch: Instant,
+    /// Where other gateways have a part in them.
+    shared: Option<SharedLimits>,
 }
 
 impl Gateway {
@@ -119,6 +134,8 @@ impl Gateway {
         let (recorder, recorder_thread) = Recorder::start(handover).map_err(StartError::Thread)?;
         let (in_flight, shutdown) = (InFlightCount::default(), Shutdown::default());
         let shared = Shared { live, purses, upstream, in_flight, calls, shutdown };
+        let alerts = Outbox::start(Arc::new(shared.upstream.client.clone()), instance_name().into());
+        let limits = Limits::open(&snapshot, &shared.live).await?;
         let carried = Drain::new(DRAINS_MAX, shared.shutdown.connections.clone(), shared.shutdown.over.clone());
         let mut gateway = Gateway {
             listen,
@@ -128,7 +145,9 @@ impl Gateway {
             recorder_thread,
             calls_thread,
             carried,
+            limits,
             listeners: Vec::new(),
+            alerts,
         };
         gateway.serve(client, admin, tls, snapshot.server.header_timeout);
         Ok(gateway)
@@ -139,7 +158,7 @@ impl Gateway {
         let via: Arc<str> = Arc::from(format!("tollgate-{:08x}", rand_u32()));
         let parts = stack::Parts {
             live: shared.live.clone(),
-            limiter: Arc::new(Limiter::new()),
+            limiter: self.limits.limiter.clone(),
             purses: shared.purses.clone(),
             upstream: shared.upstream.clone(),
             in_flight: shared.in_flight.clone(),
@@ -151,10 +170,10 @@ impl Gateway {
                 in_flight: shared.in_flight.clone(),
             },
             via,
-            epoch: Instant::now(),
+            epoch: self.limits.epoch,
         };
         let routes = ClientRoutes::new(stack::build(parts), shared.clone());
-        let limits = |connections| Limits { header_timeout, connections: Arc::new(Semaphore::new(connections)) };
+        let limits = |connections| serve::Limits { header_timeout, connections: Arc::new(Semaphore::new(connections)) };
         let client_limits = limits(serve::connections_max());
         if let Some(acceptor) = &tls {
             self.listeners.push(tokio::spawn(acceptor.clone().watch()));
@@ -167,10 +186,12 @@ impl Gateway {
         let admin_shutdown = Shutdown { connections: TaskTracker::new(), ..shutdown.clone() };
         let listen_admin = serve::listen(admin, None, admin_routes, limits(ADMIN_CONNECTIONS_MAX), admin_shutdown);
         self.listeners.push(tokio::spawn(listen_admin));
+        let alarms = Alarms::new(self.alerts.0.clone());
         self.listeners.push(tokio::spawn(delete_old_calls(shared.clone())));
         let (upkept, over) = (shared.clone(), shared.shutdown.over.clone());
         // Not on the runtime: with many accounts a round takes milliseconds, which calls on that worker would wait for.
-        let upkeep = std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || upkeep(&upkept, &over));
+        let upkeep =
+            std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || upkeep(&upkept, alarms, &over));
         if let Err(error) = upkeep {
             tracing::error!(%error, "no thread for upkeep: gauges are true only at each scrape");
         }
@@ -191,7 +212,7 @@ impl Gateway {
 
     /// Lets calls in flight end, for `server.limits.drain` at most, then gives all money back and ends.
     pub async fn drain(self) {
-        let Gateway { shared, recorder, recorder_thread, calls_thread, carried, listeners, .. } = self;
+        let Gateway { shared, recorder, recorder_thread, calls_thread, carried, limits, listeners, alerts, .. } = self;
         let open = || shared.in_flight.now() + carried.now();
         let limit = shared.live.load_full().server.drain;
         shared.shutdown.draining.cancel();
@@ -213,10 +234,33 @@ impl Gateway {
         let _ = tokio::time::timeout(Duration::from_secs(1), shared.shutdown.connections.wait()).await;
         recorder.stop();
         ended(&recorder_thread, RECORDER_TIMEOUT).await;
+        if let Some(shared) = limits.shared {
+            shared.close().await;
+        }
         shared.purses.close().await;
         if let Some(thread) = calls_thread {
             ended(&thread, CALLS_TIMEOUT).await;
         }
+        let (outbox, sender) = alerts;
+        let waited = Instant::now();
+        while outbox.waiting() > 0 && waited.elapsed() < ALERTS_TIMEOUT {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        sender.abort();
+    }
+}
+
+impl Limits {
+    /// Limits for this process alone, or shared with all that use the same Redis.
+    async fn open(snapshot: &Snapshot, live: &Arc<Live>) -> Result<Limits, StoreError> {
+        let epoch = Instant::now();
+        let Store::Redis(url) = &snapshot.store else {
+            return Ok(Limits { limiter: Arc::new(Limiter::new()), epoch, shared: None });
+        };
+        let live = Arc::clone(live);
+        let in_use = move || live.load_full().limits.iter().any(|limit| limit.requests.or(limit.tokens).is_some());
+        let (limiter, shared) = SharedLimits::start(url.clone(), snapshot.ledger.sync, epoch, in_use).await?;
+        Ok(Limits { limiter, epoch, shared: Some(shared) })
     }
 }
 
@@ -290,43 +334,22 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<(TcpListener, S
     Ok((listener, bound))
 }
 
-/// Keeps gauges true and folds histograms while nobody scrapes.
-fn upkeep(shared: &Shared, over: &CancellationToken) {
-    let mut thresholds = Thresholds::default();
+/// Keeps gauges true, folds histograms while nobody scrapes, and looks for what is worth an alert.
+fn upkeep(shared: &Shared, mut alarms: Alarms, over: &CancellationToken) {
     while !over.is_cancelled() {
         metrics::upkeep();
         shared.refresh_gauges();
-        thresholds.look(shared);
+        alarms.look(shared);
         std::thread::sleep(UPKEEP);
     }
 }
 
-/// Which thresholds (`alerts:`) of which accounts have been passed already: each is logged once.
-#[derive(Debug, Default)]
-struct Thresholds(HashMap<Arc<str>, f64>);
-
-impl Thresholds {
-    fn look(&mut self, shared: &Shared) {
-        let snapshot = shared.live.load_full();
-        if snapshot.budgets.iter().all(|budget| budget.alerts.is_empty()) {
-            return;
-        }
-        let accounts = shared.purses.accounts();
-        for account in &accounts {
-            let Some(budget) = snapshot.budgets.iter().find(|budget| budget.name == account.budget) else { continue };
-            let share = account.charged.saturating_add(account.debt).as_usd() / account.limit.as_usd();
-            let passed = budget.alerts.iter().copied().filter(|threshold| share >= *threshold).fold(0.0, f64::max);
-            if self.0.get(&account.account).copied().unwrap_or_default() < passed {
-                self.0.insert(account.account.clone(), passed);
-                tracing::warn!(
-                    budget = %budget.name,
-                    spent_usd = %account.charged,
-                    limit_usd = %account.limit,
-                    "budget {} has passed {} % of its limit", budget.name, passed * 100.0
-                );
-            }
-        }
-        self.0.retain(|known, _| accounts.iter().any(|account| account.account == *known));
+/// The machine's name, or the pod's: by it people find the gateway that an alert or a trace comes from.
+fn instance_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "tollgate".to_owned(),
+        name => name.to_owned(),
     }
 }
 

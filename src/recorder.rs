@@ -15,7 +15,7 @@ use crate::{
     purses::Reservation,
     record::{Outcome, Record, UsageSource, UserIds},
     store::records::writer::Handover,
-    telemetry::{logging::CallLog, metrics::CallMetrics},
+    telemetry::{alerts::signals, logging::CallLog, metrics::CallMetrics},
     units::{NanoUsd, Tokens},
     wire::{output::Output, usage::Usage},
 };
@@ -356,6 +356,7 @@ fn close_all(mut messages: mpsc::Receiver<Message>, calls: Option<&Handover>) {
             };
             finished.settle();
             metrics.call_ended(&finished.record);
+            signals().call_ended(&finished.record);
             log.add(&finished.record);
             if calls.is_some() {
                 records.push(finished.record);

@@ -2,10 +2,13 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
+pub mod budgets;
 pub mod calls;
 pub mod check;
+pub mod config;
 pub mod count;
 pub mod demo;
+mod follow;
 pub mod health;
 pub mod keys;
 pub mod prices;
@@ -21,7 +24,10 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::{self, Loaded};
+use crate::{
+    config::{ConfigError, Loaded},
+    telemetry::logging,
+};
 
 /// A check or gate failed.
 const FAILED: u8 = 1;
@@ -63,6 +69,14 @@ enum Command {
         #[arg(long, value_name = "URL", default_value = health::DEFAULT_URL, value_parser = health::Target::parse)]
         url: health::Target,
     },
+    /// Share the routing configuration of a fleet by its Redis: push, pull, history, rollback
+    Config {
+        /// Configuration whose `store` is meant; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        #[command(subcommand)]
+        command: config::ConfigCommand,
+    },
     /// Print the JSON Schema of the configuration
     Schema,
     /// Create, list and revoke virtual keys
@@ -87,6 +101,8 @@ enum Command {
         #[command(subcommand)]
         command: calls::CallsCommand,
     },
+    /// Show what was spent and what is left; reclaim, credit, rebuild
+    Budgets(budgets::BudgetsArguments),
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -105,7 +121,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 8] = ["plan", "models", "prompts", "experiments", "budgets", "eval", "config", "import"];
+const NOT_YET: [&str; 6] = ["plan", "models", "prompts", "experiments", "eval", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -127,11 +143,13 @@ pub fn main() -> ExitCode {
         Command::Demo { once } => demo::run(once),
         Command::Check { file } => check::run(file.as_deref()),
         Command::Health { url } => code_of(health::run(&url), UNREACHABLE),
+        Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
         Command::Calls { config, data_dir, command } => {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
         }
+        Command::Budgets(arguments) => manage_budgets(&arguments),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -161,10 +179,10 @@ fn count_tokens() -> ExitCode {
 
 /// Keys are kept where the gateway looks for them: in its data_dir, hashed with its pepper.
 fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys::KeysCommand) -> ExitCode {
-    let loaded: Option<Loaded> = match config::load(config) {
+    let loaded: Option<Loaded> = match crate::config::load(config) {
         Ok(loaded) => Some(loaded),
         // Keys can come before a configuration does.
-        Err(config::ConfigError::NothingConfigured) => None,
+        Err(ConfigError::NothingConfigured) => None,
         Err(error) => return fail(&error.into(), WRONG),
     };
     let pepper = loaded.as_ref().and_then(|loaded| loaded.snapshot.key_pepper.clone());
@@ -175,14 +193,14 @@ fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys:
 
 /// The call log is where the configuration says, or else in the directory that is named.
 fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: calls::CallsCommand) -> ExitCode {
-    let place = match (config::load(config), data_dir) {
+    let place = match (crate::config::load(config), data_dir) {
         (Ok(loaded), None) => calls::Place {
             records: loaded.snapshot.records,
             data_dir: loaded.snapshot.data_dir,
             users: loaded.snapshot.calls.users,
         },
         (Ok(loaded), Some(dir)) => calls::Place { users: loaded.snapshot.calls.users, ..calls::beside(dir) },
-        (Err(config::ConfigError::NothingConfigured), dir) => calls::beside(dir.unwrap_or(Path::new("data"))),
+        (Err(ConfigError::NothingConfigured), dir) => calls::beside(dir.unwrap_or(Path::new("data"))),
         (Err(error), _) => return fail(&error.into(), WRONG),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -191,6 +209,16 @@ fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: call
         Ok(()) => ExitCode::SUCCESS,
         Err(calls::CallsError::Unknown(id)) => fail(&anyhow::anyhow!("no call in the log has the id {id}"), FAILED),
         Err(calls::CallsError::Failed(error)) => fail(&error, UNREACHABLE),
+    }
+}
+
+fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {
+    logging::init("warn");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a process that can't have a runtime can't ask anybody");
+    match runtime.block_on(budgets::run(arguments, &mut io::stdout())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => fail(&failure.error, failure.code),
     }
 }
 

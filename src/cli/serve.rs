@@ -10,15 +10,18 @@ use std::{
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{UNREACHABLE, WRONG, fail};
+use super::{
+    UNREACHABLE, WRONG, fail,
+    follow::{self, Follower, Kept},
+};
 use crate::{
     config::{
-        self, ConfigError, Loaded, Snapshot,
+        ConfigError, Loaded, Snapshot,
         watch::{Live, ReloadSummary, WatchHandle, watch},
     },
     process::{Gateway, StartError},
-    store::keys::KeyStore,
-    telemetry::{logging, metrics},
+    store::{keys::KeyStore, ports::StoreError},
+    telemetry::{alerts::signals, logging, metrics},
 };
 
 /// How often the key store is asked whether it changed: revocations hold within it.
@@ -28,12 +31,9 @@ const KEY_STORE_INTERVAL: Duration = Duration::from_secs(1);
 #[must_use]
 pub fn run(config: Option<&Path>) -> ExitCode {
     logging::init("info");
-    let loaded = match config::load(config) {
-        Ok(loaded) => loaded,
-        Err(error) => return fail(&error.into(), WRONG),
-    };
-    match runtime().block_on(serve(loaded)) {
+    match runtime().block_on(async { serve(follow::load(config).await?).await }) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<StoreError>() => fail(&error, UNREACHABLE),
         Err(error) => match error.downcast_ref::<StartError>() {
             Some(StartError::Store(_) | StartError::Thread(_)) => fail(&error, UNREACHABLE),
             _ => fail(&error, WRONG),
@@ -87,6 +87,7 @@ pub(super) struct Running {
     pub(super) gateway: Gateway,
     watching: Arc<WatchHandle>,
     keys: tokio::task::JoinHandle<()>,
+    following: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Running {
@@ -109,13 +110,18 @@ impl Running {
         };
         let watching = Arc::new(watch(live.clone(), origin, prepare, Reloads::new(&live).observer())?);
         let keys = tokio::spawn(follow_keys(store, watching.clone()));
+        let following = Follower::new(&live.load_full(), watching.clone()).map(|follower| tokio::spawn(follower.run()));
         tracing::info!(listen = %gateway.listen, admin = %gateway.admin, config.hash = %live.load_full().hash, "ready");
-        Ok(Running { gateway, watching, keys })
+        follow::announce(&live.load_full());
+        Ok(Running { gateway, watching, keys, following })
     }
 
     /// Lets calls in flight end, and ends.
     pub(super) async fn stop(self) {
         self.keys.abort();
+        if let Some(following) = self.following {
+            following.abort();
+        }
         self.gateway.drain().await;
         drop(self.watching);
     }
@@ -147,14 +153,20 @@ async fn follow_keys(store: Arc<KeyStore>, watching: Arc<WatchHandle>) {
     }
 }
 
-/// What reloads are told to: the log, the metrics.
+/// What reloads are told to: the log, the metrics, and where the last good pushed configuration is kept.
 struct Reloads {
-    hash: std::sync::Mutex<String>,
+    before: std::sync::Mutex<Arc<Snapshot>>,
+    kept: Option<Kept>,
 }
 
 impl Reloads {
     fn new(live: &Live) -> Reloads {
-        Reloads { hash: std::sync::Mutex::new(live.load_full().hash.clone()) }
+        let snapshot = live.load_full();
+        let kept = Kept::of(&snapshot);
+        if let Some(kept) = &kept {
+            kept.keep(&snapshot);
+        }
+        Reloads { before: std::sync::Mutex::new(snapshot), kept }
     }
 
     fn observer(self) -> impl Fn(Result<ReloadSummary, &ConfigError>) + Send + 'static {
@@ -164,19 +176,27 @@ impl Reloads {
                 // The log first: who sees the count looks for the reason next.
                 tracing::error!(reason = %error, "a changed configuration was refused; the last good one stays");
                 metrics::config_reload("refused");
+                signals().configuration(Some(&error.to_string()));
             }
         }
     }
 
     fn took_effect(&self, summary: &ReloadSummary) {
         metrics::config_reload("ok");
+        signals().configuration(None);
         for warning in summary.warnings.iter().chain(&summary.snapshot.not_yet) {
             tracing::warn!("{warning}");
         }
-        let hash = summary.snapshot.hash.clone();
-        let mut before = self.hash.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        metrics::config_hash(Some(&before), &hash);
-        tracing::info!(config.hash = %hash, swapped = summary.swapped, "the configuration was read again");
-        *before = hash;
+        let now = &summary.snapshot;
+        let mut before = self.before.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        metrics::config_hash(Some(&before.hash), &now.hash);
+        tracing::info!(config.hash = %now.hash, swapped = summary.swapped, "the configuration was read again");
+        if now.pushed != before.pushed {
+            follow::announce(now);
+        }
+        if let Some(kept) = &self.kept {
+            kept.keep(now);
+        }
+        *before = now.clone();
     }
 }

@@ -631,8 +631,52 @@ pub struct ChargedPrice {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Alerts {
-    /// Receives alerts as JSON. Empty: none.
+    /// The address that receives alerts, or `file:PATH`. Empty: they are only logged.
     pub webhook: Option<SecretText>,
+    /// What the receiver understands. Default: auto, by the address.
+    pub format: Option<AlertFormat>,
+    /// With what messages are signed, or `file:PATH`.
+    pub secret: Option<SecretText>,
+    /// PagerDuty's integration key, or `file:PATH`; with it, `webhook` may be left out.
+    pub routing_key: Option<SecretText>,
+    /// When an alert that stands is sent again. Default: 4h.
+    pub repeat: Option<DurationText>,
+    /// For how long its reason must be gone before an alert is over. Default: 1m.
+    pub resolve_after: Option<DurationText>,
+    /// What is worth an alert. Default: everything.
+    pub on: Option<Vec<AlertKind>>,
+}
+
+/// What a receiver of alerts understands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AlertFormat {
+    /// By the address: Slack's and PagerDuty's own are known, all others get JSON.
+    Auto,
+    /// Slack's incoming webhooks, and what imitates them.
+    Slack,
+    /// Signed JSON.
+    Generic,
+    /// PagerDuty's Events API v2.
+    Pagerduty,
+}
+
+/// What an alert is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AlertKind {
+    /// A budget has passed a threshold of its `alerts`.
+    Budget,
+    /// A provider is out of rotation.
+    Provider,
+    /// A provider refuses its key.
+    Credentials,
+    /// A changed configuration was refused.
+    Configuration,
+    /// The ledger's store does not answer.
+    Store,
+    /// Records of calls were lost.
+    Records,
 }
 
 /// Traces.

@@ -8,6 +8,7 @@ pub mod environment;
 pub mod file;
 pub mod forms;
 pub mod problems;
+pub mod pushed;
 pub mod schema;
 pub mod secret;
 pub mod snapshot;
@@ -18,15 +19,18 @@ mod validate;
 pub mod watch;
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 pub use problems::{Problem, Problems};
 pub use snapshot::Snapshot;
 pub use watch::Live;
 
-use self::{environment::Environment, file::File, sources::Sources, tree::Document};
+use self::{environment::Environment, file::File, snapshot::Store, sources::Sources, tree::Document};
+use crate::wire::revision::Revision;
 
 /// Where a configuration is looked for when none is named.
 pub const DEFAULT_PATH: &str = "config/tollgate.yaml";
@@ -86,7 +90,77 @@ pub enum ConfigError {
 /// # Errors
 /// When there is nothing, it cannot be read, or it is wrong; then all of its problems are named.
 pub fn load(path: Option<&Path>) -> Result<Loaded, ConfigError> {
-    read(path.map(Path::to_owned).or_else(default_path).as_deref()).0
+    load_with(path, None)
+}
+
+/// As [`load`], with what was pushed laid over it.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(path: Option<&Path>, pushed: Option<&Arc<Revision>>) -> Result<Loaded, ConfigError> {
+    read(path.map(Path::to_owned).or_else(default_path).as_deref(), pushed).0
+}
+
+/// What must be known before the rest can be.
+#[derive(Debug)]
+pub struct Bootstrap {
+    /// Where the ledger lives, and what was pushed.
+    pub store: Store,
+    /// Where files of our own live.
+    pub data_dir: PathBuf,
+}
+
+/// Reads where the store is, found as by [`load`], whatever else may be wrong or missing there.
+///
+/// # Errors
+/// When there is nothing, it cannot be read, is no YAML, or what it says of the store is wrong.
+pub fn bootstrap(path: Option<&Path>) -> Result<Bootstrap, ConfigError> {
+    let input = Input::open(path.map(Path::to_owned).or_else(default_path).as_deref())?;
+    let variable = |name: &str| input.environment.variable(name);
+    let mut sources = Sources::new(&variable, &input.base_dir);
+    let mut problems = Problems::default();
+    let parsed = Document::parse(&input.name, &input.text, &mut problems);
+    let mut document = parsed.map_err(|problem| Problems(vec![problem]))?;
+    document.substitute(&mut |name| sources.variable(name), None, &mut problems);
+    let file = document.read::<File>(&mut problems);
+    let (Some(file), false) = (file, document.has_struck(&tree::Path::default().key("store"))) else {
+        return Err(problems.sorted().into());
+    };
+    let store = validate::store_alone(&file, &document, &mut sources)?;
+    Ok(Bootstrap { store, data_dir: file.data_dir.as_deref().unwrap_or("data").into() })
+}
+
+/// A revision that would be valid as far as this machine can tell.
+#[derive(Debug)]
+pub struct Draft {
+    /// What is allowed but probably not meant.
+    pub warnings: Vec<String>,
+    /// Variables and secret files that are not here; each gateway must have them.
+    pub missing: BTreeSet<String>,
+}
+
+/// Checks `revision` as a gateway with the configuration `path` would, but for the values of secrets and variables that are not
+/// here: those are the gateways' own.
+///
+/// # Errors
+/// All problems, or that the configuration itself cannot be read.
+pub fn check_pushed(path: Option<&Path>, revision: &Arc<Revision>) -> Result<Draft, ConfigError> {
+    let input = Input::open(path.map(Path::to_owned).or_else(default_path).as_deref())?;
+    let variable = |name: &str| input.environment.variable(name);
+    let mut sources = Sources::new(&variable, &input.base_dir).elsewhere();
+    let warnings = match parse(&input.text, &input.name, Some(revision), &mut sources) {
+        Ok(checked) => checked.warnings,
+        // Nothing is wrong, but too much is missing to tell more.
+        Err(problems) if problems.is_empty() => Vec::new(),
+        Err(problems) => return Err(problems.into()),
+    };
+    Ok(Draft { warnings, missing: sources.missing.unwrap_or_default() })
+}
+
+/// The secrets that stand in the text of `revision` themselves, rather than as `${NAME}` or `file:PATH`.
+#[must_use]
+pub fn secrets_in_the_open(revision: &Revision) -> Problems {
+    pushed::secrets_in_the_open(&revision.label(), &revision.text)
 }
 
 /// The configuration to read when none is named; `None` when there is none.
@@ -95,31 +169,44 @@ fn default_path() -> Option<PathBuf> {
     named.or_else(|| Some(PathBuf::from(DEFAULT_PATH)).filter(|path| path.exists()))
 }
 
-/// Reads `path`, or the environment alone, and says which files that hangs on, whether it is valid or not.
-fn read(path: Option<&Path>) -> (Result<Loaded, ConfigError>, Vec<PathBuf>) {
-    let base_dir = path.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
-    let dotenv = base_dir.join(".env");
+/// A configuration's text, and what it is read with.
+struct Input {
+    environment: Environment,
+    base_dir: PathBuf,
+    name: String,
+    text: String,
+}
+
+impl Input {
+    /// Reads `path`, or makes the text up from the environment alone.
+    fn open(path: Option<&Path>) -> Result<Input, ConfigError> {
+        let base_dir = path.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
+        let environment = Environment::of_process(&base_dir.join(".env"))?;
+        let (text, name) = match path {
+            Some(path) => sources::read_text(path)
+                .map_err(|reason| ConfigError::Unreadable { path: path.to_owned(), reason })
+                .map(|text| (text, path.display().to_string())),
+            None => environment
+                .configuration()
+                .map(|text| (text, "environment".to_owned()))
+                .ok_or(ConfigError::NothingConfigured),
+        }?;
+        Ok(Input { environment, base_dir, name, text })
+    }
+}
+
+/// Reads `path`, or the environment alone, with what was pushed laid over it, and says which files that hangs on, whether it is
+/// valid or not.
+fn read(path: Option<&Path>, pushed: Option<&Arc<Revision>>) -> (Result<Loaded, ConfigError>, Vec<PathBuf>) {
+    let dotenv = path.and_then(Path::parent).unwrap_or(Path::new("")).join(".env");
     let mut files: Vec<PathBuf> = path.map(Path::to_owned).into_iter().chain([dotenv.clone()]).collect();
-    let environment = match Environment::of_process(&dotenv) {
-        Ok(environment) => environment,
+    let input = match Input::open(path) {
+        Ok(input) => input,
         Err(error) => return (Err(error), files),
     };
-    let text = match path {
-        Some(path) => sources::read_text(path)
-            .map_err(|reason| ConfigError::Unreadable { path: path.to_owned(), reason })
-            .map(|text| (text, path.display().to_string())),
-        None => environment
-            .configuration()
-            .map(|text| (text, "environment".to_owned()))
-            .ok_or(ConfigError::NothingConfigured),
-    };
-    let (text, name) = match text {
-        Ok(text) => text,
-        Err(error) => return (Err(error), files),
-    };
-    let variable = |name: &str| environment.variable(name);
-    let mut sources = Sources::new(&variable, &base_dir);
-    let parsed = parse(&text, &name, &mut sources);
+    let variable = |name: &str| input.environment.variable(name);
+    let mut sources = Sources::new(&variable, &input.base_dir);
+    let parsed = parse(&input.text, &input.name, pushed, &mut sources);
     files.append(&mut sources.files);
     let loaded = parsed.map_err(ConfigError::from).map(|checked| {
         let mut warnings = checked.warnings;
@@ -144,20 +231,35 @@ pub fn parse_str(
     base_dir: &Path,
 ) -> Result<Loaded, Problems> {
     let mut sources = Sources::new(env, base_dir);
-    let checked = parse(text, name, &mut sources)?;
+    let checked = parse(text, name, None, &mut sources)?;
     let origin = Origin { path: None, files: sources.files };
     Ok(Loaded { snapshot: checked.snapshot, origin, warnings: checked.warnings })
 }
 
-fn parse(text: &str, name: &str, sources: &mut Sources<'_>) -> Result<validate::Checked, Problems> {
+fn parse(
+    text: &str,
+    name: &str,
+    pushed: Option<&Arc<Revision>>,
+    sources: &mut Sources<'_>,
+) -> Result<validate::Checked, Problems> {
+    let whole = |problem| Problems(vec![problem]);
     let mut problems = Problems::default();
     sources.note(text.as_bytes());
-    let mut document = Document::parse(name, text, &mut problems).map_err(|problem| Problems(vec![problem]))?;
-    document.substitute(&mut |name| sources.variable(name), &mut problems);
-    match document.read::<File>(&mut problems) {
-        Some(file) => validate::validate(file, &document, sources, problems),
-        None => Err(problems.sorted()),
-    }
+    let mut document = Document::parse(name, text, &mut problems).map_err(whole)?;
+    let in_force = match pushed {
+        Some(revision) => {
+            sources.note(revision.text.as_bytes());
+            Some(pushed::lay_over(&mut document, revision, &mut problems).map_err(whole)?)
+        }
+        None => None,
+    };
+    let mut missing = sources.missing.take();
+    document.substitute(&mut |name| sources.variable(name), missing.as_mut(), &mut problems);
+    sources.missing = missing;
+    let Some(file) = document.read::<File>(&mut problems) else { return Err(problems.sorted()) };
+    let mut checked = validate::validate(file, &document, sources, problems)?;
+    checked.snapshot.pushed = in_force;
+    Ok(checked)
 }
 
 /// A warning when everybody on this machine can read the secrets of `path`.

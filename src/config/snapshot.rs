@@ -8,9 +8,10 @@ use quick_cache::sync::Cache;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    config::secret::SecretString,
+    config::{pushed::InForce, secret::SecretString},
     ledger::period::{Per, Period},
     policy::{
+        alerts::{Kind, Pace, Webhook},
         experiment::Experiment,
         keys::{Caller, KeyDigest, KeyRing},
         limits::Limit,
@@ -29,6 +30,8 @@ use crate::{
 pub struct Snapshot {
     /// First 12 hex digits of the SHA-256 of what was read (values from the environment included).
     pub hash: String,
+    /// What was pushed for all gateways and is part of this; `None` where nothing was.
+    pub pushed: Option<InForce>,
     /// Listeners, their limits, and what needs a restart.
     pub server: Server,
     /// Where ledger state lives.
@@ -71,6 +74,8 @@ pub struct Snapshot {
     pub stream_usage: StreamUsage,
     /// Ledger timings.
     pub ledger: LedgerSettings,
+    /// Who is told when something is wrong.
+    pub alerts: Alerts,
     /// What was asked for that this build does not have yet: named at start and on reload, never silently ignored.
     pub not_yet: Vec<String>,
     /// Names that clients used, resolved once.
@@ -441,7 +446,24 @@ pub struct LedgerSettings {
     pub wait_replicas: u32,
 }
 
+/// Who is told when something is wrong, of what, and how often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alerts {
+    /// `None`: the log alone.
+    pub webhook: Option<Arc<Webhook>>,
+    /// What is worth an alert.
+    pub on: Vec<Kind>,
+    /// When it is told again, and when it is over.
+    pub pace: Pace,
+}
+
 impl Snapshot {
+    /// The budget of that name.
+    #[must_use]
+    pub fn budget(&self, name: &str) -> Option<&Budget> {
+        self.budgets.iter().find(|budget| *budget.name == *name).map(|budget| &**budget)
+    }
+
     /// What `provider/model`, or a bare name for the default provider, leads to; `None` when nobody serves it.
     #[must_use]
     pub fn target(&self, name: &str) -> Option<Arc<Resolved>> {

@@ -3,7 +3,7 @@
 //! Notes every file, so that it can be watched, and hashes everything that was read.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -20,12 +20,26 @@ pub(super) struct Sources<'a> {
     hasher: Sha256,
     /// Every file that was read, or that could not be.
     pub(super) files: Vec<PathBuf>,
+    /// Given, variables and secret files that are not here are noted in it and are no problem.
+    pub(super) missing: Option<BTreeSet<String>>,
 }
 
 impl<'a> Sources<'a> {
     /// Relative paths are relative to `base_dir`.
     pub(super) fn new(environment: &'a dyn Fn(&str) -> Option<String>, base_dir: &Path) -> Sources<'a> {
-        Sources { environment, base_dir: base_dir.to_owned(), hasher: Sha256::new(), files: Vec::new() }
+        Sources { environment, base_dir: base_dir.to_owned(), hasher: Sha256::new(), files: Vec::new(), missing: None }
+    }
+
+    /// Tolerates what is not on this machine, but will be where the configuration is used.
+    pub(super) fn elsewhere(self) -> Sources<'a> {
+        Sources { missing: Some(BTreeSet::new()), ..self }
+    }
+
+    /// Whether a secret's file may be missing; notes it then.
+    pub(super) fn tolerates(&mut self, path: &str) -> bool {
+        let Some(missing) = &mut self.missing else { return false };
+        missing.insert(format!("file:{path}"));
+        true
     }
 
     /// The value of `name`, or else the content of the file that `name_FILE` names.

@@ -1,5 +1,7 @@
 //! `${NAME}`, `${NAME:-default}` and `$$` in values, put in after the YAML was parsed, so that no value can add a key.
 
+use std::collections::BTreeSet;
+
 use crate::config::{
     problems::Problems,
     tree::{Document, Node, Value},
@@ -30,22 +32,40 @@ enum FillError {
 }
 
 impl Document {
-    /// Fills in every value of the document.
-    pub(super) fn substitute(&mut self, lookup: &mut Lookup<'_>, problems: &mut Problems) {
+    /// Fills in every value of the document. Where `unset` is given, variables without a value are noted in it, and are no
+    /// problem: what they are needed for is left unchecked.
+    pub(super) fn substitute(
+        &mut self,
+        lookup: &mut Lookup<'_>,
+        mut unset: Option<&mut BTreeSet<String>>,
+        problems: &mut Problems,
+    ) {
         let mut touched = Vec::new();
         walk(&mut self.root, lookup, &mut touched);
         for (id, outcome) in touched {
             self.note_filled(id);
-            if let Err(error) = outcome {
-                problems.push(self.problem_found(id, false, error.to_string()));
-                self.strike(id);
+            match (outcome, unset.as_deref_mut()) {
+                (Ok(true), _) | (Ok(false), None) => {}
+                // Optional here, and perhaps given where it is needed.
+                (Ok(false), Some(_)) => self.strike(id),
+                (Err(FillError::Unset(name)), Some(unset)) => {
+                    unset.insert(name);
+                    self.strike(id);
+                }
+                (Err(error), _) => {
+                    problems.push(self.problem_found(id, false, error.to_string()));
+                    self.strike(id);
+                }
             }
         }
     }
 }
 
-/// A value with a `$` in it, and whether it could be filled in.
-type Touched = (u32, Result<(), FillError>);
+/// A value with a `$` in it, and what it could be filled with.
+type Touched = (u32, Result<HasValue, FillError>);
+
+/// Whether anything stands there now.
+type HasValue = bool;
 
 fn walk(node: &mut Node, lookup: &mut Lookup<'_>, touched: &mut Vec<Touched>) {
     let filled = match &mut node.value {
@@ -58,7 +78,11 @@ fn walk(node: &mut Node, lookup: &mut Lookup<'_>, touched: &mut Vec<Touched>) {
             Filled::Nothing => Value::Absent,
         }),
     };
-    touched.push((node.id, filled.map(|value| node.value = value)));
+    let outcome = filled.map(|value| {
+        node.value = value;
+        !matches!(node.value, Value::Absent)
+    });
+    touched.push((node.id, outcome));
 }
 
 fn fill(text: &str, lookup: &mut Lookup<'_>) -> Result<Filled, FillError> {

@@ -1,15 +1,19 @@
 //! Configurations as their users write them: what loads, what is refused, and in which words.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
-    Loaded, Problems, environment, parse_str,
+    Loaded, Problems, bootstrap, check_pushed, environment, load_with, parse_str,
     snapshot::{Auth, ProviderKind, Records, Store, Unpriced},
 };
 use crate::{
     policy::{keys::ModelAccess, scope::Match},
     record::UserIds,
     units::NanoUsd,
+    wire::revision::{self, Revision},
 };
 
 fn repository() -> PathBuf {
@@ -160,7 +164,7 @@ fn unknown_keys_name_the_nearest_known_one() {
     each_is_refused(&[
         ("budgts: []", &["t.yaml:4:1: budgts: unknown key; did you mean `budgets`?"]),
         ("server: { tsl: {} }", &["t.yaml:4:11: server.tsl: unknown key; did you mean `tls`?"]),
-        ("alerts: { mail: x }", &["t.yaml:4:11: alerts.mail: unknown key; known: webhook"]),
+        ("alerts: { wehbook: x }", &["t.yaml:4:11: alerts.wehbook: unknown key; did you mean `webhook`?"]),
         (
             "prices: { sim/m: { inptu: 1 USD/1M } }",
             &["t.yaml:4:20: prices.sim/m.inptu: unknown key; did you mean `input`?"],
@@ -395,6 +399,25 @@ server: { admin_token: [ CANARY ] }
 }
 
 #[test]
+fn alerts_are_checked_and_show_no_address() {
+    each_is_refused(&[
+        (
+            "alerts: { webhook: \"https://u:CANARY@h/x\" }",
+            &["t.yaml:4:20: alerts.webhook: is not an absolute URL; write it as `https://host/path`"],
+        ),
+        (
+            "alerts: { webhook: http://h/x, format: pagerduty }",
+            &["t.yaml:4:1: alerts.routing_key: is missing; write the integration key of a PagerDuty service"],
+        ),
+        ("alerts: { repeat: 0s }", &["t.yaml:4:19: alerts.repeat: must be above 0"]),
+    ]);
+    let loaded = loads(&with("alerts: { webhook: http://h/CANARY, secret: CANARY, routing_key: CANARY }"));
+    assert!(loaded.snapshot.alerts.webhook.is_some() && !format!("{loaded:?}").contains("CANARY"));
+    assert!(loads(&with("alerts: { routing_key: R0 }")).snapshot.alerts.webhook.is_some(), "PagerDuty's own address");
+    assert!(loads(&with("alerts: { secret: s }")).snapshot.alerts.webhook.is_none());
+}
+
+#[test]
 fn a_value_from_the_environment_fits_wherever_a_value_is_due_and_adds_no_key() {
     let snapshot = loads(&with(
         "routing: { attempts: \"${NUMBER}\" }\nbudgets: [ { name: b, limit: \"${NUMBER} USD\", per: day } ]\nstore: ${STORE:-embedded}",
@@ -425,10 +448,10 @@ fn parameters_keep_the_type_that_they_were_written_with() {
 
 #[test]
 fn what_this_build_lacks_is_named() {
-    let text = "cache: { ttl: 10m }\nalerts: { webhook: http://h }\ntelemetry: { otlp: http://h }";
+    let text = "cache: { ttl: 10m }\ntelemetry: { otlp: http://h }";
     let not_yet = loads(&with(text)).snapshot.not_yet;
     let names: Vec<&str> = not_yet.iter().filter_map(|line| line.split(':').next()).collect();
-    assert_eq!(names, ["cache", "alerts.webhook", "telemetry.otlp"]);
+    assert_eq!(names, ["cache", "telemetry.otlp"]);
     each_is_refused(&[
         (
             "store: mysql://u:p@h",
@@ -655,5 +678,114 @@ mod hostile {
                 prop_assert!(!problems.is_empty());
             }
         }
+    }
+}
+
+// === what was pushed ===
+
+fn revision(text: &str) -> Arc<Revision> {
+    Arc::new(Revision {
+        number: 7,
+        sha256: revision::sha256(text),
+        name: "r.yaml".to_owned(),
+        text: text.to_owned(),
+        author: "ann".to_owned(),
+        at: "2026-11-23T20:00:00Z".parse().expect("a time"),
+        message: String::new(),
+        parent: None,
+    })
+}
+
+/// A configuration's file, and what loads or is wrong when `pushed` lies over it.
+fn over(own: &str, pushed: &str) -> Result<Loaded, Vec<String>> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("own.yaml");
+    std::fs::write(&path, own).expect("written");
+    load_with(Some(&path), Some(&revision(pushed))).map_err(|error| {
+        let text = error.to_string().replace(&format!("{}/", dir.path().display()), "");
+        text.lines().map(str::to_owned).collect()
+    })
+}
+
+#[test]
+fn a_pushed_section_replaces_the_files_own_whole() {
+    let own = with(
+        "routing: { attempts: 7 }\nlimits: [ { name: a, requests: 1/s }, { name: b, tokens: \"${UNSET_HERE}/s\" } ]",
+    );
+    let loaded = over(&own, "limits: [ { name: c, requests: 1/s } ]\nbudgets:\n").expect("valid");
+    let snapshot = loaded.snapshot;
+    assert_eq!(snapshot.limits.iter().map(|limit| &*limit.name).collect::<Vec<_>>(), ["c"]);
+    assert_eq!((snapshot.routing.attempts, snapshot.providers.len()), (7, 1));
+    let pushed = snapshot.pushed.expect("pushed");
+    assert_eq!(
+        (pushed.revision.number, pushed.sections, pushed.replaced),
+        (7, vec!["limits".into(), "budgets".into()], vec!["limits".into()])
+    );
+    for nothing in ["", "{}", "# nothing\n"] {
+        assert!(over(&with(""), nothing).is_ok(), "{nothing:?}");
+    }
+    assert!(over("", "providers: { sim: { kind: simulated } }\nkeys: []").is_ok());
+}
+
+#[test]
+fn a_problem_is_told_in_the_text_that_it_stands_in() {
+    let own = with("routing: { attempts: many }\ndefault_provider: far");
+    let pushed = "models:\n  m: { versions: { v1: { target: gone/x } } }\nlimits:\n  - { name: a }\nserver: {}\n";
+    let expected = [
+        "own.yaml:4:22: routing.attempts: ",
+        "own.yaml:5:19: default_provider: ",
+        "r.yaml@7:2:34: models.m.versions.v1.target: ",
+        "r.yaml@7:4:",
+        "r.yaml@7:5:1: server: belongs to each gateway's own file",
+    ];
+    let found = over(&own, pushed).expect_err("wrong");
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}\n{expected}");
+    }
+    assert!(over(&own, "models: [").expect_err("wrong")[0].starts_with("r.yaml@7:"));
+    let doubled = over(&with(""), "budgets: []\nbudgets: []\n").expect_err("wrong");
+    assert_eq!(doubled, ["r.yaml@7:2:1: budgets: is given twice; the first is on line 1"]);
+}
+
+#[test]
+fn who_pushes_needs_no_secret_but_everything_else_must_be_right() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("own.yaml");
+    std::fs::write(&path, "store: redis://127.0.0.1:1\n").expect("written");
+    let check = |text: &str| check_pushed(Some(&path), &revision(text)).map_err(|error| error.to_string());
+    let text = "providers:\n  a: { kind: openai, api_key: \"${A_KEY_NOT_HERE}\" }\n  b: { kind: openai, api_key: \"file:not/here\" }\n  c: { kind: openai, api_key: \"${C_NOT_HERE:-}\" }\n\
+                keys: [ { name: k, secret: \"${K_NOT_HERE}\" } ]\nrouting: { attempts: \"${N_NOT_HERE}\" }\n";
+    let draft = check(text).expect("valid as far as can be told");
+    assert_eq!(
+        draft.missing.into_iter().collect::<Vec<_>>(),
+        ["A_KEY_NOT_HERE", "K_NOT_HERE", "N_NOT_HERE", "file:not/here"]
+    );
+    let wrong =
+        check(&text.replace("kind: openai, api_key: \"file", "kind: open, api_key: \"file")).expect_err("wrong");
+    assert!(wrong.starts_with("r.yaml@7:3:14: providers.b.kind:") && wrong.lines().count() == 1, "{wrong}");
+    assert!(over("store: redis://127.0.0.1:1\n", text).expect_err("a gateway needs them").len() >= 4);
+}
+
+#[test]
+fn the_store_is_found_whatever_else_is_wrong_and_never_guessed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("own.yaml");
+    let of = |text: &str| {
+        std::fs::write(&path, text).expect("written");
+        bootstrap(Some(&path)).map(|found| (found.store, found.data_dir))
+    };
+    let (store, data_dir) =
+        of("store: redis://h\ndata_dir: d\nnonsense: 1\nrouting: { attempts: \"${UNSET_HERE}\" }\n").expect("found");
+    assert!(matches!(store, Store::Redis(_)) && data_dir == Path::new("d"));
+    assert!(matches!(of("auth: none\n"), Ok((Store::Embedded, _))));
+    for wrong in [
+        "store: \"redis://:${UNSET_HERE}@h\"\n",
+        "store: file:not/here\n",
+        "store: http://h\n",
+        "store: [\n",
+        "store: {}\n",
+    ] {
+        assert!(of(wrong).is_err(), "{wrong}");
     }
 }

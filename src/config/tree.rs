@@ -12,12 +12,18 @@ use crate::config::problems::{Place, Problem, Problems};
 
 /// Nesting that no honest configuration reaches; a bound on recursion.
 const DEPTH_MAX: usize = 48;
+/// Larger documents are refused.
+const NODES_MAX: usize = 250_000;
+/// Nodes of an overlay are numbered from here, beyond those of any document.
+const OVERLAY_ID: u32 = 1 << 20;
 
 /// A parsed file.
 #[derive(Debug)]
 pub(super) struct Document {
     /// The file as messages name it.
-    pub(super) name: String,
+    name: String,
+    /// What was laid over it, as messages name it.
+    overlay: Option<String>,
     /// The top.
     pub(super) root: Node,
     struck: HashSet<u32>,
@@ -99,11 +105,23 @@ impl Document {
     /// # Errors
     /// When `text` is no YAML.
     pub(super) fn parse(name: &str, text: &str, problems: &mut Problems) -> Result<Document, Problem> {
+        Document::parse_from(0, name, text, problems)
+    }
+
+    /// Parses `text` as an overlay: see [`Document::lay_over`].
+    ///
+    /// # Errors
+    /// As [`Document::parse`].
+    pub(super) fn parse_overlay(name: &str, text: &str, problems: &mut Problems) -> Result<Document, Problem> {
+        Document::parse_from(OVERLAY_ID, name, text, problems)
+    }
+
+    fn parse_from(first_id: u32, name: &str, text: &str, problems: &mut Problems) -> Result<Document, Problem> {
         let options = serde_saphyr::options! {
             with_snippet: false,
             strict_booleans: true,
             duplicate_keys: serde_saphyr::DuplicateKeyPolicy::PassThrough,
-            budget: serde_saphyr::budget! { max_depth: DEPTH_MAX, max_nodes: 250_000 },
+            budget: serde_saphyr::budget! { max_depth: DEPTH_MAX, max_nodes: NODES_MAX },
         };
         let raw: Spanned<Raw> = serde_saphyr::from_str_with_options(text, options).map_err(|error| Problem {
             file: name.to_owned(),
@@ -111,9 +129,10 @@ impl Document {
             path: String::new(),
             message: syntax_message(&error, text),
         })?;
-        let mut planter = Planter { text, next_id: 0, doubled: Vec::new() };
+        let mut planter = Planter { text, next_id: first_id, doubled: Vec::new() };
         let root = planter.plant(raw);
-        let mut document = Document { name: name.to_owned(), root, struck: HashSet::new(), filled: HashSet::new() };
+        let mut document =
+            Document { name: name.to_owned(), overlay: None, root, struck: HashSet::new(), filled: HashSet::new() };
         for (id, first) in planter.doubled {
             problems.push(document.problem_found(
                 id,
@@ -123,6 +142,30 @@ impl Document {
             document.strike(id);
         }
         Ok(document)
+    }
+
+    /// Puts each top-level entry of `overlay` in the place of its own, and returns the keys that were replaced.
+    pub(super) fn lay_over(&mut self, overlay: Document) -> Vec<String> {
+        self.overlay = Some(overlay.name);
+        self.struck.extend(overlay.struck);
+        let Value::Map(over) = overlay.root.value else { return Vec::new() };
+        // An empty file is nothing, which is as good as an empty map.
+        if matches!(self.root.value, Value::Absent) {
+            self.root.value = Value::Map(Vec::new());
+        }
+        let Value::Map(own) = &mut self.root.value else { return Vec::new() };
+        let (replaced, kept): (Vec<Entry>, Vec<Entry>) =
+            std::mem::take(own).into_iter().partition(|entry| over.iter().any(|other| other.key == entry.key));
+        *own = kept.into_iter().chain(over).collect();
+        let mut keys: Vec<String> = replaced.into_iter().map(|entry| entry.key).collect();
+        keys.dedup();
+        keys
+    }
+
+    /// The file that a node stands in.
+    fn file_of(&self, id: u32) -> String {
+        let overlay = self.overlay.as_ref().filter(|_| id >= OVERLAY_ID);
+        overlay.unwrap_or(&self.name).clone()
     }
 
     /// Skips the node from now on.
@@ -148,12 +191,13 @@ impl Document {
             Found::Key(entry) => (join_key(&path, &entry.key), entry.place(at_key && entry.node.id == id)),
             Found::Index(i, node) => (format!("{path}[{i}]"), node.place),
         });
-        Problem { file: self.name.clone(), place: at, path, message }
+        Problem { file: self.file_of(id), place: at, path, message }
     }
 
     /// A problem at `path`, placed at the deepest part of it that was written.
     pub(super) fn problem(&self, path: &Path, message: impl Into<String>) -> Problem {
         let mut at = self.root.place;
+        let mut deepest = self.root.id;
         let mut node = Some(&self.root);
         let mut text = String::new();
         for step in &path.0 {
@@ -163,16 +207,18 @@ impl Document {
                     at = entry.map_or(at, |e| e.place(false));
                     node = entry.map(|e| &e.node);
                     text = join_key(&text, key);
+                    deepest = node.map_or(deepest, |n| n.id);
                 }
                 Step::Index(index) => {
                     let item = node.and_then(|n| self.item(n, *index));
                     at = item.map_or(at, |(_, n)| n.place);
                     node = item.map(|(_, n)| n);
+                    deepest = node.map_or(deepest, |n| n.id);
                     text = format!("{text}[{}]", item.map_or(*index, |(written, _)| written));
                 }
             }
         }
-        Problem { file: self.name.clone(), place: at, path: text, message: message.into() }
+        Problem { file: self.file_of(deepest), place: at, path: text, message: message.into() }
     }
 
     /// Whether `path` was written, be it right or wrong.

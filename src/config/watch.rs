@@ -2,6 +2,9 @@
 //!
 //! Directories are watched rather than files, so that an editor's rename and a Kubernetes `ConfigMap`'s swapped symlink are
 //! seen. Where the kernel says nothing (network file systems, exhausted watches), content is compared twice a second.
+//!
+//! What was pushed for all gateways comes in by [`WatchHandle::offer`] and is read together with the files. A revision that is
+//! wrong here holds nothing up: what changes in the files goes on to count, with the last good revision.
 
 use std::{
     collections::BTreeSet,
@@ -15,11 +18,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher, event::AccessKind};
 use sha2::{Digest, Sha256};
 
-use crate::config::{ConfigError, Loaded, Origin, Snapshot, sources};
+use crate::{
+    config::{ConfigError, Loaded, Origin, Snapshot, sources},
+    wire::revision::Revision,
+};
 
 /// How often content is compared without being told.
 const POLL: Duration = Duration::from_millis(500);
@@ -32,13 +38,29 @@ const QUIET_MAX: Duration = Duration::from_millis(400);
 #[derive(Debug)]
 pub struct Live {
     current: ArcSwap<Snapshot>,
+    refusal: ArcSwapOption<Refusal>,
+}
+
+/// Why the newest configuration does not serve, and the last good one does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// What is wrong. Never holds a secret.
+    pub reason: String,
+    /// The pushed revision that was tried, where one was.
+    pub revision: Option<u64>,
 }
 
 impl Live {
     /// Starts with `snapshot`.
     #[must_use]
     pub fn new(snapshot: Snapshot) -> Live {
-        Live { current: ArcSwap::from_pointee(snapshot) }
+        Live { current: ArcSwap::from_pointee(snapshot), refusal: ArcSwapOption::empty() }
+    }
+
+    /// Why the newest configuration was refused; `None` while the newest one serves.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Arc<Refusal>> {
+        self.refusal.load_full()
     }
 
     /// The configuration in force; a call keeps it from start to end.
@@ -71,6 +93,7 @@ pub struct WatchHandle {
 struct Signals {
     stop: AtomicBool,
     force: AtomicBool,
+    offered: ArcSwapOption<Revision>,
 }
 
 impl WatchHandle {
@@ -78,6 +101,12 @@ impl WatchHandle {
     pub fn reload(&self) {
         self.signals.force.store(true, Ordering::Release);
         // A full channel holds a wake-up already.
+        let _ = self.wake.try_send(());
+    }
+
+    /// Lays `revision` over the files from now on, if both together are valid.
+    pub fn offer(&self, revision: Arc<Revision>) {
+        self.signals.offered.store(Some(revision));
         let _ = self.wake.try_send(());
     }
 }
@@ -108,16 +137,16 @@ pub fn watch(
 ) -> std::io::Result<WatchHandle> {
     let signals = Arc::new(Signals::default());
     let (wake, woken) = sync_channel(1);
-    let mut reloader = Reloader { live, origin, prepare, on_result, seen: Vec::new(), failed: false };
+    let mut reloader = Reloader::new(live, origin, prepare, on_result);
     let mut directories = Directories::new(wake.clone());
     directories.follow(&reloader.origin.files);
     let thread_signals = signals.clone();
     let thread = std::thread::Builder::new().name("config-watch".to_owned()).spawn(move || {
         // The files may have changed since they were loaded: the first look always reads.
-        reloader.look(false);
+        reloader.look(None, false);
         while wait(&woken, &thread_signals) {
             let forced = thread_signals.force.swap(false, Ordering::AcqRel);
-            reloader.look(forced);
+            reloader.look(thread_signals.offered.swap(None), forced);
             directories.follow(&reloader.origin.files);
         }
     })?;
@@ -153,6 +182,10 @@ struct Reloader<P, R> {
     on_result: R,
     seen: Fingerprint,
     failed: bool,
+    /// The newest revision that was pushed, good or not.
+    newest: Option<Arc<Revision>>,
+    /// The one that is in force.
+    good: Option<Arc<Revision>>,
 }
 
 impl<P, R> Reloader<P, R>
@@ -160,34 +193,82 @@ where
     P: Fn(Snapshot) -> Result<Snapshot, ConfigError>,
     R: Fn(Result<ReloadSummary, &ConfigError>),
 {
-    /// Reads again if any content changed since the last look.
-    fn look(&mut self, forced: bool) {
+    fn new(live: Arc<Live>, origin: Origin, prepare: P, on_result: R) -> Reloader<P, R> {
+        let good = live.load_full().pushed.as_ref().map(|pushed| pushed.revision.clone());
+        Reloader { live, origin, prepare, on_result, seen: Vec::new(), failed: false, newest: good.clone(), good }
+    }
+
+    /// Reads again if any content changed since the last look, or another revision was pushed.
+    fn look(&mut self, offered: Option<Arc<Revision>>, forced: bool) {
         let found = fingerprint(&self.origin.files);
-        if found == self.seen && !forced {
+        let is_new = offered.is_some() && offered != self.newest;
+        let changed = is_new || found != self.seen;
+        if !changed && !forced {
             return;
         }
-        let (loaded, files) = super::read(self.origin.path.as_deref());
+        self.newest = offered.or(self.newest.take());
+        // What was refused is tried again only once something changed.
+        let tried = if changed { self.newest.clone() } else { self.good.clone() };
+        let (outcome, mut files) = self.attempt(tried.as_ref(), forced);
+        if outcome.is_err() && tried != self.good {
+            let (rest, more) = self.attempt(self.good.clone().as_ref(), forced);
+            files.extend(more.into_iter().filter(|file| !files.contains(file)).collect::<Vec<_>>());
+            self.conclude(outcome, tried);
+            self.note_the_rest(rest);
+        } else {
+            self.conclude(outcome, tried);
+        }
         // Taken before the reading where the files are the same, so that a change during it is seen the next time.
         self.seen = if files == self.origin.files { found } else { fingerprint(&files) };
         self.origin.files = files;
-        let outcome = loaded.and_then(|loaded| self.swap(loaded, forced));
+    }
+
+    /// Reads the files with `revision` over them and swaps the result in. Says which files that hangs on.
+    fn attempt(
+        &self,
+        revision: Option<&Arc<Revision>>,
+        forced: bool,
+    ) -> (Result<ReloadSummary, ConfigError>, Vec<PathBuf>) {
+        let (loaded, files) = super::read(self.origin.path.as_deref(), revision);
+        (loaded.and_then(|loaded| self.swap(loaded, forced)), files)
+    }
+
+    fn conclude(&mut self, outcome: Result<ReloadSummary, ConfigError>, tried: Option<Arc<Revision>>) {
+        let is_newest = tried == self.newest;
         match outcome {
-            Ok(summary) if summary.swapped || self.failed => {
-                self.failed = false;
-                (self.on_result)(Ok(summary));
+            Ok(summary) => {
+                self.good = tried;
+                let mended = is_newest && std::mem::take(&mut self.failed);
+                if is_newest {
+                    self.live.refusal.store(None);
+                }
+                if summary.swapped || mended {
+                    (self.on_result)(Ok(summary));
+                }
             }
-            Ok(_) => {}
             Err(error) => {
                 self.failed = true;
+                let refusal = Refusal { reason: error.to_string(), revision: tried.map(|tried| tried.number) };
+                self.live.refusal.store(Some(Arc::new(refusal)));
                 (self.on_result)(Err(&error));
             }
+        }
+    }
+
+    /// What the files are with the last good revision, after the newest one was refused; what is wrong in them was said already.
+    fn note_the_rest(&self, outcome: Result<ReloadSummary, ConfigError>) {
+        if let Ok(summary) = outcome
+            && summary.swapped
+        {
+            (self.on_result)(Ok(summary));
         }
     }
 
     fn swap(&self, loaded: Loaded, forced: bool) -> Result<ReloadSummary, ConfigError> {
         let current = self.live.load_full();
         let warnings = loaded.warnings;
-        if loaded.snapshot.hash == current.hash && !forced {
+        let is_same = loaded.snapshot.hash == current.hash && loaded.snapshot.pushed == current.pushed;
+        if is_same && !forced {
             return Ok(ReloadSummary { snapshot: current, swapped: false, warnings });
         }
         let fixed = needs_restart(&current, &loaded.snapshot);
@@ -321,15 +402,8 @@ mod tests {
         /// A reloader that is looked through by hand, and what it reports.
         fn by_hand(&self) -> (impl FnMut() + use<>, Receiver<Heard>) {
             let (results, heard) = sync_channel(HEARD_MAX);
-            let mut reloader = Reloader {
-                live: self.live.clone(),
-                origin: self.origin.clone(),
-                prepare: Ok,
-                on_result: report_to(results),
-                seen: Vec::new(),
-                failed: false,
-            };
-            (move || reloader.look(false), heard)
+            let mut reloader = Reloader::new(self.live.clone(), self.origin.clone(), Ok, report_to(results));
+            (move || reloader.look(None, false), heard)
         }
 
         fn watch(&self) -> (WatchHandle, Receiver<Heard>) {
@@ -419,6 +493,60 @@ mod tests {
         look();
         heard.try_recv().expect("the prompt").expect("a swap");
         assert!(heard.try_recv().expect("a report").expect_err("a refusal").contains(".env:1:1:"));
+    }
+
+    fn pushed(number: u64, text: &str) -> Option<Arc<Revision>> {
+        Some(Arc::new(Revision {
+            number,
+            sha256: crate::wire::revision::sha256(text),
+            name: "r.yaml".to_owned(),
+            text: text.to_owned(),
+            author: String::new(),
+            at: jiff::Timestamp::UNIX_EPOCH,
+            message: String::new(),
+            parent: None,
+        }))
+    }
+
+    #[test]
+    fn a_wrong_revision_is_refused_once_and_the_files_go_on_to_count() {
+        let watched = Watched::new(&text(3));
+        let (results, heard) = sync_channel(HEARD_MAX);
+        let mut reloader = Reloader::new(watched.live.clone(), watched.origin.clone(), Ok, report_to(results));
+        let facts = || {
+            let live = watched.live.load_full();
+            (live.routing.attempts, live.stream_usage, live.pushed.as_ref().map(|pushed| pushed.revision.number))
+        };
+        let leave = crate::config::snapshot::StreamUsage::Leave;
+        reloader.look(pushed(1, "stream_usage: leave\n"), false);
+        assert_eq!((heard.try_recv(), facts()), (Ok(Ok(("data".into(), true))), (3, leave, Some(1))));
+
+        reloader.look(pushed(2, "stream_usage: sometimes\n"), false);
+        assert!(heard.try_recv().expect("a report").expect_err("a refusal").starts_with("r.yaml@2:1:15:"));
+        assert_eq!(watched.live.refusal().expect("said").revision, Some(2));
+        reloader.look(pushed(2, "stream_usage: sometimes\n"), false);
+        assert!(heard.try_recv().is_err(), "reported twice");
+        reloader.look(None, true);
+        assert_eq!(heard.try_recv(), Ok(Ok(("data".into(), true))), "keys that were revoked are not held up");
+        assert!(watched.live.refusal().is_some(), "the newest one is refused still");
+
+        watched.write(&text(4));
+        reloader.look(None, false);
+        assert!(heard.try_recv().expect("a report").is_err());
+        assert_eq!((heard.try_recv(), facts()), (Ok(Ok(("data".into(), true))), (4, leave, Some(1))));
+
+        reloader.look(pushed(3, "stream_usage: leave\n"), false);
+        assert_eq!((heard.try_recv(), facts()), (Ok(Ok(("data".into(), true))), (4, leave, Some(3))));
+        assert_eq!(watched.live.refusal(), None);
+    }
+
+    #[test]
+    fn an_offered_revision_is_taken_up() {
+        let watched = Watched::new(&text(3));
+        let (handle, heard) = watched.watch();
+        handle.offer(pushed(1, "stream_usage: leave\n").expect("a revision"));
+        assert_eq!(heard.recv_timeout(PATIENCE), Ok(Ok(("data".into(), true))));
+        assert!(watched.live.load_full().pushed.is_some());
     }
 
     #[test]

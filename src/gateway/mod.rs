@@ -1,26 +1,24 @@
 //! The edge towards clients: sockets, the layers in their order, the client listener's paths.
 
+pub mod alarms;
 pub mod framing;
 pub mod routes;
 pub mod serve;
 pub mod stack;
 pub mod tls;
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::{
     body::InFlightCount,
     config::Live,
     gateway::serve::Shutdown,
-    purses::{AccountStatus, Purses},
-    store::{
-        ports::{StoreError, StoredAccount},
-        records::Calls,
-    },
+    purses::Purses,
+    store::records::Calls,
     telemetry::metrics,
-    units::NanoUsd,
     upstream::{Upstream, health::Circuit},
 };
 
@@ -48,6 +46,7 @@ impl Shared {
         metrics::store_up(self.purses.store_up());
         metrics::reservations_dropped(self.purses.dropped_reservations());
         metrics::calls_unbooked(self.purses.unbooked_calls());
+        metrics::ledger_drift(self.purses.drift());
         if let Some(calls) = &self.calls {
             metrics::records(calls.progress.waiting(), calls.progress.store_up());
             metrics::records_dropped(calls.progress.take_dropped());
@@ -66,38 +65,8 @@ impl Shared {
             let spent =
                 of_budget.map(|account| account.charged.0.saturating_add(account.debt.0)).max().unwrap_or_default();
             metrics::budget_spent(&budget.name, spent as f64 / budget.limit.0 as f64);
+            let period = budget.period_at(Timestamp::now());
+            metrics::budget_period(&budget.name, period.starts.as_second(), period.ends.map(Timestamp::as_second));
         }
-    }
-
-    /// All accounts: as the store knows them, and fresher where this process spends from them.
-    ///
-    /// # Errors
-    /// When the store does not answer.
-    pub async fn accounts(&self) -> Result<Vec<AccountStatus>, StoreError> {
-        let stored = self.purses.stored().await?;
-        let mut fresh: HashMap<Arc<str>, AccountStatus> =
-            self.purses.accounts().into_iter().map(|account| (account.account.clone(), account)).collect();
-        let mut all: Vec<AccountStatus> = stored
-            .into_iter()
-            .map(|account| fresh.remove(&account.account).unwrap_or_else(|| at_rest(account)))
-            .collect();
-        all.extend(fresh.into_values());
-        Ok(all)
-    }
-}
-
-/// An account that this process has not used since it started.
-fn at_rest(stored: StoredAccount) -> AccountStatus {
-    let budget = stored.account.split('/').next().unwrap_or_default();
-    AccountStatus {
-        budget: budget.into(),
-        resets_at: None,
-        limit: NanoUsd(stored.limit),
-        granted: NanoUsd(stored.held),
-        charged: NanoUsd(stored.charged),
-        reserved: NanoUsd::ZERO,
-        debt: NanoUsd(stored.debt),
-        free: NanoUsd(stored.limit.saturating_sub(stored.held)),
-        account: stored.account,
     }
 }

@@ -39,6 +39,8 @@ impl<S> Clone for ClientRoutes<S> {
 }
 
 impl<S: Inner<Arrival>> Handler for ClientRoutes<S> {
+    type Body = ReplyBody;
+
     async fn handle(&self, request: Request<Incoming>, late: bool) -> Response<ReplyBody> {
         match request.uri().path() {
             "/healthz" => probe(true),

@@ -2,9 +2,10 @@
 
 use std::{convert::Infallible, future::Future, io, pin::pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use hyper::{
     Request, Response,
-    body::Incoming,
+    body::{Body, Incoming},
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -17,12 +18,9 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    body::ReplyBody,
-    gateway::{
-        framing::{self, Guarded, Handle},
-        tls::TlsAcceptor,
-    },
+use crate::gateway::{
+    framing::{self, Guarded, Handle},
+    tls::TlsAcceptor,
 };
 
 /// Idle time after which a kept-alive connection is closed: above most clients' own, so that they close first.
@@ -42,8 +40,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What answers requests of one listener.
 pub trait Handler: Clone + Send + Sync + 'static {
+    /// What its answers carry.
+    type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+
     /// Answers one request. `late`: its connection came after the process began to go down.
-    fn handle(&self, request: Request<Incoming>, late: bool) -> impl Future<Output = Response<ReplyBody>> + Send;
+    fn handle(&self, request: Request<Incoming>, late: bool) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
 /// Limits of one listener's connections.
@@ -217,7 +218,7 @@ impl<H: Handler> Connection<H> {
         &self,
         request: Request<Incoming>,
         guard: Option<&Handle>,
-    ) -> Result<Response<ReplyBody>, Infallible> {
+    ) -> Result<Response<H::Body>, Infallible> {
         let switches = framing::asks_to_switch(request.headers());
         let mut response = self.handler.handle(request, self.late).await;
         match guard {
@@ -229,10 +230,11 @@ impl<H: Handler> Connection<H> {
     }
 }
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// Why a connection or a body ended early.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// After a refused switch the client may already have sent bytes of the other protocol: nothing after it can be read as HTTP.
-fn close_after(response: &mut Response<ReplyBody>) {
+fn close_after<B>(response: &mut Response<B>) {
     response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
 }
 

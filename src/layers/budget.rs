@@ -58,7 +58,8 @@ impl Step for ReserveBudget {
 impl ReserveBudget {
     async fn admit(&self, quoted: &Quoted) -> Result<(Option<Reservation>, Option<Tokens>), GatewayError> {
         let Some(ceiling) = quoted.ceilings.first() else { return Ok((None, None)) };
-        let refused = match self.purses.reserve(&quoted.claims, ceiling.cost).await {
+        let deadline = self.purses.deadline();
+        let refused = match self.purses.reserve_by(&quoted.claims, ceiling.cost, deadline).await {
             Ok(reservation) => return Ok((Some(reservation), None)),
             Err(refused) => refused,
         };
@@ -67,12 +68,12 @@ impl ReserveBudget {
         }
         let tighter = self.tighten(quoted, ceiling).await;
         if let Some(tighter) = &tighter
-            && let Ok(reservation) = self.purses.reserve(&quoted.claims, tighter.cost).await
+            && let Ok(reservation) = self.purses.reserve_by(&quoted.claims, tighter.cost, deadline).await
         {
             return Ok((Some(reservation), None));
         }
         let ceiling = tighter.as_ref().unwrap_or(ceiling);
-        match self.clamp(quoted, ceiling).await {
+        match self.clamp(quoted, ceiling, deadline).await {
             Some((reservation, cap)) => Ok((Some(reservation), Some(cap))),
             None => Err(GatewayError::refused(refused, ceiling.cost)),
         }
@@ -100,7 +101,7 @@ impl ReserveBudget {
     }
 
     /// Reserves what is left and says which output cap that pays for; `None` where it is too little, or not allowed.
-    async fn clamp(&self, quoted: &Quoted, ceiling: &Ceiling) -> Option<(Reservation, Tokens)> {
+    async fn clamp(&self, quoted: &Quoted, ceiling: &Ceiling, deadline: Instant) -> Option<(Reservation, Tokens)> {
         let Payload::Json(document) = &quoted.planned.call.payload else { return None };
         let facts = &document.facts;
         let price = quoted.planned.plan.targets.first()?.price.clone()?;
@@ -111,7 +112,7 @@ impl ReserveBudget {
         }
         let tier = facts.service_tier.as_deref();
         for _ in 0..CLAMP_TRIES {
-            let money = self.purses.most(&quoted.claims, ceiling.cost).await;
+            let money = self.purses.most(&quoted.claims, ceiling.cost, deadline).await;
             let affordable = price.affordable_output(money, ceiling.input, tier, quoted.at);
             let predicted = Tokens(facts.prediction_bytes);
             let cap = Tokens(affordable.saturating_sub(predicted).0 / facts.choices).min(ceiling.output_each);
@@ -120,7 +121,7 @@ impl ReserveBudget {
             }
             let output = Tokens(cap.0 * facts.choices).saturating_add(Tokens(facts.prediction_bytes));
             let bound = price.bound(ceiling.input, output, tier, quoted.at);
-            if let Ok(reservation) = self.purses.reserve(&quoted.claims, bound).await {
+            if let Ok(reservation) = self.purses.reserve_by(&quoted.claims, bound, deadline).await {
                 return Some((reservation, cap));
             }
         }

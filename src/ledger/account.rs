@@ -16,6 +16,10 @@ const STARVING_MS: u64 = 3_000;
 /// counted twice, never too little.
 const ARCHIVE_MS: u64 = 3_600_000;
 
+/// An operator may reclaim what a purse holds once it was silent for this long, or for four times as long as a replaced server
+/// listens, if that is longer: a purse that holds anything reports at each sync.
+const SILENT_MS: u64 = 30_000;
+
 /// The state of one account: one limit in one period.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AccountState {
@@ -76,6 +80,9 @@ pub struct Server<'a> {
 ///
 /// Idempotent, and harmless when repeated late. `state` is `None` for an account that does not exist.
 pub fn sync(state: &mut Option<AccountState>, request: &SyncRequest, server: Server<'_>) -> SyncReply {
+    if request.row.is_credit() {
+        return credit(state.as_mut(), request, server);
+    }
     let known = state.as_ref().and_then(|state| state.rows.get(&request.row)).copied().unwrap_or_default();
     let merged = known.totals.merge(request.totals);
     if known.closed_ms.is_none() && !merged.are_sound() {
@@ -87,11 +94,32 @@ pub fn sync(state: &mut Option<AccountState>, request: &SyncRequest, server: Ser
     let account = state.get_or_insert_with(|| AccountState::create(request, server));
     account.meet(server);
     account.take_limit(request);
-    if known.closed_ms.is_none() {
-        account.merge_row(request, merged, server.now_ms);
-        account.grant(request, server.now_ms);
+    match (request.close, known.closed_ms) {
+        (_, Some(_)) => account.book_late(request),
+        (Some(Close::Reclaimed), None) => account.reclaim(request, merged, server),
+        (_, None) => {
+            account.merge_row(request, merged, server.now_ms);
+            account.grant(request, server.now_ms);
+        }
     }
     account.archive(server.now_ms);
+    SyncReply::Merged(account.reply_to(request.row, server.now_ms))
+}
+
+/// Gives back what was spent: as much more may be. Never more than was spent, and each note once, whatever a repetition says.
+fn credit(account: Option<&mut AccountState>, request: &SyncRequest, server: Server<'_>) -> SyncReply {
+    let Some(account) = account else { return SyncReply::NoAccount };
+    let amount = request.totals.returned;
+    if !account.rows.contains_key(&request.row) {
+        let spent = add(account.charged(), account.debt());
+        let is_note = request.totals == Totals { granted: amount, returned: amount, charged: 0, debt: 0 };
+        if !is_note || amount > spent.saturating_sub(account.credited()) {
+            return SyncReply::BadReport;
+        }
+        let row = Row { totals: request.totals, seen_ms: server.now_ms, closed_ms: Some(server.now_ms) };
+        account.rows.insert(request.row, row);
+    }
+    account.meet(server);
     SyncReply::Merged(account.reply_to(request.row, server.now_ms))
 }
 
@@ -135,10 +163,26 @@ impl AccountState {
         }
         let Some(close) = request.close else { return };
         match close {
-            Close::Settled => row.totals.returned = merged.granted - merged.charged,
+            Close::Settled | Close::Reclaimed => row.totals.returned = merged.granted - merged.charged,
             Close::Forfeited => row.totals.charged = merged.granted - merged.returned,
         }
         row.closed_ms = Some(now_ms);
+    }
+
+    /// Closes a purse that was silent for long. One that lives on elsewhere hears of it with its next report.
+    fn reclaim(&mut self, request: &SyncRequest, merged: Totals, server: Server<'_>) {
+        let silent_ms = SILENT_MS.max(server.learn_ms.saturating_mul(4));
+        let is_silent = |row: &Row| server.now_ms.abs_diff(row.seen_ms) >= silent_ms;
+        if self.rows.get(&request.row).is_some_and(is_silent) {
+            self.merge_row(request, merged, server.now_ms);
+        }
+    }
+
+    /// What a closed purse turns out to have spent after all is debt, since its money went back.
+    fn book_late(&mut self, request: &SyncRequest) {
+        let Some(row) = self.rows.get_mut(&request.row).filter(|_| request.totals.are_sound()) else { return };
+        let beyond = request.totals.charged.saturating_sub(row.totals.charged);
+        row.totals.debt = row.totals.debt.max(add(request.totals.debt, beyond));
     }
 
     /// Raises the row's grant towards the target. What calls wait for comes first; beyond it, a purse gets all that is free
@@ -184,8 +228,9 @@ impl AccountState {
     /// Folds rows that were closed long ago into two sums, so that restarts don't make an account grow.
     fn archive(&mut self, now_ms: u64) {
         let (mut charged, mut debt) = (self.archived_charged, self.archived_debt);
-        self.rows.retain(|_, row| {
-            let keep = row.closed_ms.is_none_or(|closed_ms| now_ms.saturating_sub(closed_ms) < ARCHIVE_MS);
+        self.rows.retain(|id, row| {
+            let keep =
+                id.is_credit() || row.closed_ms.is_none_or(|closed_ms| now_ms.saturating_sub(closed_ms) < ARCHIVE_MS);
             if !keep {
                 charged = add(charged, row.totals.charged);
                 debt = add(debt, row.totals.debt);
@@ -197,8 +242,9 @@ impl AccountState {
 
     fn reply_to(&self, row: RowId, now_ms: u64) -> Merged {
         let asked_back = self.starving_other(row, now_ms).is_some();
+        let known = self.rows.get(&row).copied().unwrap_or_default();
         Merged {
-            totals: self.rows.get(&row).copied().unwrap_or_default().totals,
+            totals: known.totals,
             free: self.free(),
             elsewhere: self.elsewhere(row, now_ms),
             limit: self.limit,
@@ -206,14 +252,28 @@ impl AccountState {
             charged: self.charged(),
             debt: self.debt(),
             learning: now_ms < self.learn_until_ms,
-            starving: asked_back || self.held().saturating_add(self.debt()) > self.limit,
+            starving: asked_back || self.held().saturating_add(self.debt()) > self.spendable(),
+            closed: known.closed_ms.is_some(),
+            credited: self.credited(),
         }
     }
 
     /// What no purse holds and nobody spent.
     #[must_use]
     pub fn free(&self) -> u64 {
-        self.limit.saturating_sub(self.held()).saturating_sub(self.debt())
+        self.spendable().saturating_sub(self.held()).saturating_sub(self.debt())
+    }
+
+    /// The limit, and what was given back.
+    fn spendable(&self) -> u64 {
+        add(self.limit, self.credited())
+    }
+
+    /// What operators gave back of what was spent.
+    #[must_use]
+    pub fn credited(&self) -> u64 {
+        let notes = self.rows.iter().filter(|(id, _)| id.is_credit());
+        notes.fold(0, |sum, (_, note)| add(sum, note.totals.returned))
     }
 
     /// What purses were granted and did not return: spent, or still held.
@@ -406,6 +466,73 @@ mod tests {
             let late = wish(1, granted(100), 500, 500);
             assert_eq!(merged(sync(&mut state, &late, SERVER)).free, free, "a closed row is granted nothing");
         }
+    }
+
+    fn reclaim(incarnation: u64, charged: u64) -> SyncRequest {
+        let totals = Totals { charged, ..Totals::default() };
+        SyncRequest { close: Some(Close::Reclaimed), create: false, ..wish(incarnation, totals, 0, 0) }
+    }
+
+    fn later(ms: u64) -> Server<'static> {
+        Server { now_ms: SERVER.now_ms + ms, ..SERVER }
+    }
+
+    #[test]
+    fn only_a_silent_purse_can_be_reclaimed() {
+        let mut state = None;
+        sync(&mut state, &wish(1, Totals::default(), 1000, 1000), SERVER);
+        sync(&mut state, &wish(1, Totals { charged: 300, ..granted(1000) }, 0, 0), SERVER);
+        for elapsed_ms in [0, 10_000, SILENT_MS - 1] {
+            let reply = merged(sync(&mut state, &reclaim(1, 0), later(elapsed_ms)));
+            assert_eq!((reply.closed, reply.free), (false, 0), "{elapsed_ms} ms");
+        }
+        assert!(!merged(sync(&mut state, &reclaim(9, 0), later(SILENT_MS))).closed, "nobody knows it");
+        assert_eq!(
+            sync(&mut state, &reclaim(1, 1001), later(SILENT_MS)),
+            SyncReply::BadReport,
+            "it never held as much"
+        );
+        for attempt in 0..2 {
+            let reply = merged(sync(&mut state, &reclaim(1, 400), later(SILENT_MS)));
+            assert_eq!((reply.closed, reply.charged, reply.free), (true, 400, 600), "attempt {attempt}");
+        }
+    }
+
+    #[test]
+    fn a_purse_that_lives_after_all_is_closed_and_what_it_spends_is_debt() {
+        let mut state = None;
+        sync(&mut state, &wish(1, Totals::default(), 1000, 1000), SERVER);
+        assert!(merged(sync(&mut state, &reclaim(1, 0), later(SILENT_MS))).closed);
+        let other = merged(sync(&mut state, &wish(2, Totals::default(), 1000, 1000), later(SILENT_MS)));
+        assert_eq!(other.totals.granted, 1000);
+        for (charged, debt, expected) in [(250, 0, 250), (100, 0, 250), (250, 7, 257), (600, 7, 607)] {
+            let report = wish(1, Totals { charged, debt, ..granted(1000) }, 2000, 2000);
+            let reply = merged(sync(&mut state, &report, later(SILENT_MS)));
+            assert_eq!((reply.closed, reply.totals.granted, reply.free), (true, 1000, 0));
+            assert_eq!(reply.debt, expected, "after a report of {charged} and {debt}");
+        }
+        let unsound = wish(1, Totals { charged: 2000, ..granted(1000) }, 0, 0);
+        assert_eq!(merged(sync(&mut state, &unsound, later(SILENT_MS))).debt, 607);
+    }
+
+    #[test]
+    fn a_credit_note_gives_back_what_was_spent_once_and_never_more() {
+        let note = |id: u64, amount: u64| {
+            let totals = Totals { granted: amount, returned: amount, ..Totals::default() };
+            SyncRequest { row: RowId::credit(id), create: false, ..wish(0, totals, 0, 0) }
+        };
+        let mut state = None;
+        assert_eq!(sync(&mut state, &note(7, 1), SERVER), SyncReply::NoAccount);
+        sync(&mut state, &wish(1, Totals::default(), 1000, 1000), SERVER);
+        sync(&mut state, &wish(1, Totals { charged: 900, debt: 50, ..granted(1000) }, 0, 0), SERVER);
+        assert_eq!(sync(&mut state, &note(7, 951), SERVER), SyncReply::BadReport, "more than was spent");
+        for amount in [200, 200, 300] {
+            let reply = merged(sync(&mut state, &note(7, amount), SERVER));
+            assert_eq!((reply.credited, reply.free, reply.charged), (200, 150, 900), "{amount} under the same name");
+        }
+        assert_eq!(sync(&mut state, &note(8, 751), SERVER), SyncReply::BadReport, "more than was spent in all");
+        let next = merged(sync(&mut state, &wish(2, Totals::default(), 500, 500), later(2 * ARCHIVE_MS)));
+        assert_eq!((next.totals.granted, next.credited), (150, 200), "it stays when closed rows become sums");
     }
 
     #[test]

@@ -12,6 +12,11 @@ use super::{
 };
 
 const REPLICAS: usize = 3;
+
+/// Cases of each property: as many as `TOLLGATE_PROPERTY_CASES` says (`make model`: 10,000), else a few hundred.
+fn cases() -> u32 {
+    std::env::var("TOLLGATE_PROPERTY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(300)
+}
 const LEARN_MS: u64 = 3_000;
 
 #[derive(Debug, Clone, Copy)]
@@ -272,8 +277,100 @@ impl World {
     }
 }
 
+/// The money that nobody spent and no open attempt holds, wherever it is.
+fn idle_money(account: &AccountState, replicas: &[Replica]) -> u64 {
+    account.free() + replicas.iter().map(|replica| replica.purse.idle()).sum::<u64>()
+}
+
+/// One report of a replica and its answer, as the purses of a process make it: they hand back when others starve. Says whether
+/// what a call of `wanted` waits for may still come.
+fn converse(
+    account: &mut Option<AccountState>,
+    replica: &mut Replica,
+    starving: &mut bool,
+    wanted: u64,
+    lease: u64,
+) -> bool {
+    if *starving {
+        replica.purse.hand_back(0);
+    }
+    let (totals, idle) = (replica.purse.totals(), replica.purse.idle());
+    let total = |amount: u64| totals.granted + amount.saturating_sub(idle);
+    let lease = if *starving { 0 } else { lease };
+    let request = SyncRequest {
+        row: replica.row,
+        totals,
+        need: total(wanted),
+        target: total(wanted + lease),
+        limit: 10_000,
+        limit_version: 1,
+        create: !replica.seen,
+        close: None,
+    };
+    let server = Server { now_ms: 1_000_000, run: "a", learn_ms: LEARN_MS, wiped: false };
+    let SyncReply::Merged(merged) = account::sync(account, &request, server) else { panic!("{request:?}") };
+    replica.seen = true;
+    replica.purse.merge_granted(merged.totals.granted);
+    *starving = merged.starving;
+    replica.purse.available() + merged.free + merged.elsewhere >= wanted
+}
+
+/// What a call asks of a replica: its bound, the lease that goes with it, and its cost in percent; `None` while it is open.
+type Asked = (usize, u64, u64, Option<u64>);
+
+fn asked() -> impl Strategy<Value = Asked> {
+    (0..REPLICAS, 1u64..400, 0u64..2_000, prop_oneof![3 => (0u64..=100).prop_map(Some), 1 => Just(None)])
+}
+
+/// Reports of purses as they truly follow each other: totals that grow, and for some a last one.
+fn histories() -> impl Strategy<Value = Vec<SyncRequest>> {
+    let grows = prop::collection::vec((0u64..50, 0u64..50, 0u64..50, 0u64..5), 1..4);
+    let closed = prop::option::of(any::<bool>());
+    prop::collection::vec((grows, closed), 1..5).prop_map(|purses| {
+        let each = purses.into_iter().zip(1u64..).map(|((grows, closed), incarnation)| {
+            let mut totals = Totals::default();
+            let mut reports: Vec<SyncRequest> = Vec::new();
+            for (returned, charged, held, debt) in grows {
+                totals.returned += returned;
+                totals.charged += charged;
+                totals.debt += debt;
+                totals.granted = totals.granted.max(totals.returned + totals.charged + held);
+                let row = RowId { incarnation, purse: 0 };
+                reports.push(SyncRequest {
+                    row,
+                    totals,
+                    need: 0,
+                    target: 0,
+                    limit: 1000 + incarnation,
+                    limit_version: incarnation,
+                    create: true,
+                    close: None,
+                });
+            }
+            if let (Some(settled), Some(last)) = (closed, reports.last_mut()) {
+                last.close = Some(if settled { Close::Settled } else { Close::Forfeited });
+            }
+            reports
+        });
+        each.flatten().collect()
+    })
+}
+
+/// What an account says after these reports, in this order.
+fn books(reports: &[SyncRequest]) -> (u64, u64, u64, u64, u64) {
+    let mut account = None;
+    for report in reports {
+        let server = Server { now_ms: 1_000_000, run: "a", learn_ms: LEARN_MS, wiped: false };
+        let reply = account::sync(&mut account, report, server);
+        assert!(matches!(reply, SyncReply::Merged(_)), "{report:?}: {reply:?}");
+    }
+    let account = account.expect("there is a report");
+    (account.limit, account.limit_version, account.held(), account.charged(), account.debt())
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
+
     #[test]
     fn no_schedule_of_faults_spends_more_than_the_limit_and_stated_debt(steps in prop::collection::vec(step(), 1..250)) {
         let mut world = World::new();
@@ -281,6 +378,55 @@ proptest! {
             world.take(step);
             world.check();
         }
+    }
+
+    #[test]
+    fn after_any_schedule_of_faults_what_is_held_in_the_end_is_what_was_spent(steps in prop::collection::vec(step(), 1..250)) {
+        let mut world = World::new();
+        steps.into_iter().for_each(|step| world.take(step));
         world.come_to_rest();
+    }
+
+    #[test]
+    fn reports_say_the_same_in_any_order_and_any_number(
+        (reports, shuffled) in histories().prop_flat_map(|reports| {
+            let repeated = [&reports[..], &reports[..]].concat();
+            (Just(reports), Just(repeated).prop_shuffle())
+        }),
+    ) {
+        prop_assert_eq!(books(&reports), books(&shuffled));
+    }
+
+    #[test]
+    fn no_call_is_refused_while_enough_money_is_idle_anywhere(calls in prop::collection::vec(asked(), 1..60)) {
+        let mut account = None;
+        let mut replicas: Vec<Replica> = (0..REPLICAS as u64).map(Replica::new).collect();
+        let mut starving = [false; REPLICAS];
+        for (index, replica) in replicas.iter_mut().enumerate() {
+            converse(&mut account, replica, &mut starving[index], 0, 0);
+        }
+        for (index, bound, lease, percent) in calls {
+            let enough = idle_money(account.as_ref().expect("reported to"), &replicas) > (10_000 / 50).max(REPLICAS as u64 * bound);
+            let mut may_come = true;
+            // The first report makes the others hand back, which they do with their next one.
+            for round in 0..4 {
+                if replicas[index].purse.available() >= bound {
+                    break;
+                }
+                may_come &= converse(&mut account, &mut replicas[index], &mut starving[index], bound, lease);
+                for other in (0..REPLICAS).filter(|other| *other != index && round < 3) {
+                    converse(&mut account, &mut replicas[other], &mut starving[other], 0, 0);
+                }
+            }
+            let taken = replicas[index].purse.take(bound);
+            prop_assert!(!enough || may_come && taken.is_ok(), "{bound} of {account:?}");
+            match (taken, percent) {
+                (Ok(taken), Some(percent)) => {
+                    replicas[index].purse.settle(taken, bound * percent / 100);
+                }
+                (Ok(taken), None) => replicas[index].open.push((taken, bound)),
+                (Err(_), _) => {}
+            }
+        }
     }
 }

@@ -18,6 +18,23 @@ pub struct RowId {
     pub purse: u32,
 }
 
+/// The purse number of rows that are credit notes: no process ever opens so many purses.
+const CREDIT: u32 = u32::MAX;
+
+impl RowId {
+    /// The row of the credit note `id`: what was spent and an operator gave back. `granted` and `returned` are its amount.
+    #[must_use]
+    pub fn credit(id: u64) -> RowId {
+        RowId { incarnation: id, purse: CREDIT }
+    }
+
+    /// Whether this row is a credit note, and no purse.
+    #[must_use]
+    pub fn is_credit(self) -> bool {
+        self.purse == CREDIT
+    }
+}
+
 /// `00c0ffee00c0ffee.7`, as it is stored.
 impl fmt::Display for RowId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -90,6 +107,9 @@ pub enum Close {
     Settled,
     /// Nobody knows what it spent (its journal is lost): all it was granted counts as spent.
     Forfeited,
+    /// An operator says that it will never report again: what it has not reported as spent goes back. Not done while the purse
+    /// was heard of lately; the answer's `closed` says whether it was done.
+    Reclaimed,
 }
 
 /// A purse's report and wish.
@@ -146,6 +166,24 @@ pub struct Merged {
     pub learning: bool,
     /// Others need what this purse does not: hand idle money back.
     pub starving: bool,
+    /// The purse's row is closed, by its own last report or by an operator: whatever is spent from it now is debt.
+    pub closed: bool,
+    /// What operators gave back of what was spent: as much more may be.
+    pub credited: u64,
+}
+
+impl Merged {
+    /// What a purse is told while too few copies of the store have what was written: nothing of what was newly granted,
+    /// which the next primary may not know of. What calls wait for may still come, as while the authority learns.
+    #[must_use]
+    pub fn unconfirmed(mut self, request: &SyncRequest) -> Merged {
+        if self.totals.granted > request.totals.granted {
+            self.free = self.free.saturating_add(self.totals.granted - request.totals.granted);
+            self.totals.granted = request.totals.granted;
+            self.learning = true;
+        }
+        self
+    }
 }
 
 /// How much a purse is used, and so how much it should hold ahead of use.
@@ -189,6 +227,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
         #[test]
         fn merging_is_idempotent_commutative_and_associative(a in totals(), b in totals(), c in totals()) {
             prop_assert_eq!(a.merge(a), a);

@@ -1,4 +1,4 @@
-//! Rate limits in this process: sliding windows for requests and tokens, exact counts for concurrency.
+//! Rate limits: sliding windows for requests and tokens, exact counts for concurrency.
 //!
 //! # Why not a token bucket
 //! The promise is: over *any* window as long as the limit's, no more than its count is admitted; and whoever was idle may have
@@ -20,17 +20,29 @@
 //! - A refused concurrency limit cannot know when a call will end: it says [`CONCURRENT_RETRY_AFTER`].
 //! - Accounts live only while something of theirs is in a window or in flight. Should clients make up more of them than
 //!   [`Limiter`] holds, windows are forgotten, never calls in flight: rate limits must not take the service down.
+//!
+//! # Several replicas
+//! A limiter that is [`Limiter::shared`] admits within its [`Share`] of each window, and joins whom it shares with when an
+//! account is first used. Its accounts are reported and answered in the background; see [`crate::policy::share`]. Counts of
+//! concurrent calls stay this replica's own. Beyond [`LISTED_MAX`] accounts, and while the store is away, a replica admits
+//! its even part of a limit, or its last share where that is more.
 
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
     hash::{BuildHasher, RandomState},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use crate::{
-    policy::scope::{Facts, Scope},
+    policy::{
+        scope::{Facts, Scope},
+        share::{Answer, Report, Share},
+    },
     units::Tokens,
 };
 
@@ -44,6 +56,10 @@ const SHARDS: usize = 64;
 const SHARD_ACCOUNTS_MAX: usize = 16_384;
 /// Accounts per shard below which looking for idle ones is not worth it.
 const SHARD_ACCOUNTS_SWEPT: usize = 64;
+/// Accounts that a replica shares with others at the same time.
+pub const LISTED_MAX: usize = 4096;
+/// What a refusal says at most where a larger share is on its way.
+const SHARE_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A rate limit as configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,6 +170,45 @@ pub struct Limited {
 pub struct Limiter {
     shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
+    fleet: Option<Fleet>,
+}
+
+/// Which accounts [`Limiter::reports`] looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reported {
+    /// Those that joined since it last looked.
+    New,
+    /// All that have something to say.
+    Due,
+    /// All: the store may have forgotten them.
+    All,
+    /// All, for the last time: what is not in use is handed back.
+    Leaving,
+}
+
+/// A report for the store, on one window of one account. Belongs to the limiter that made it.
+#[derive(Debug)]
+pub struct WindowReport {
+    /// The limit's name, what is counted, per how many milliseconds, and the account.
+    pub name: String,
+    /// What it says.
+    pub report: Report,
+    what: Counted,
+    cell: Arc<Mutex<Cell>>,
+}
+
+/// What a limiter that is one of several knows of the others.
+struct Fleet {
+    /// Called when an account joins.
+    wake: Box<dyn Fn() + Send + Sync>,
+    /// How many replicas there are, as was last heard.
+    replicas: AtomicU64,
+    is_away: AtomicBool,
+    /// Accounts that joined and were not yet reported.
+    fresh: Mutex<Vec<Arc<Mutex<Cell>>>>,
+    /// Accounts that were. Locked before a cell, never after it.
+    listed: Mutex<Vec<Arc<Mutex<Cell>>>>,
+    count: AtomicUsize,
 }
 
 /// What an admitted call holds. Dropping it ends the call for concurrency limits, wherever the drop happens.
@@ -186,6 +241,27 @@ struct Cell {
     concurrent: u32,
     /// When all that is in the windows will have left.
     idle_from_ns: u64,
+    /// Where others have a share in the windows.
+    part: Option<Box<Part>>,
+}
+
+/// This replica's part of one account.
+#[derive(Debug)]
+struct Part {
+    /// The limit's name and the account.
+    name: (Arc<str>, String),
+    requests: Share,
+    tokens: Share,
+    /// The limit's rates at the last call.
+    rates: Rates,
+    is_listed: bool,
+}
+
+/// What may be admitted per window.
+#[derive(Debug, Clone, Copy)]
+struct Rates {
+    requests: Option<Rate>,
+    tokens: Option<Rate>,
 }
 
 /// What a call took of one account.
@@ -199,6 +275,16 @@ struct Taken {
 /// Counts one call in flight until it is dropped.
 #[derive(Debug)]
 struct ConcurrencyGuard(Arc<Mutex<Cell>>);
+
+// === impl WindowReport ===
+
+#[cfg(test)]
+impl WindowReport {
+    /// One that belongs to no limiter.
+    pub(crate) fn detached(name: String, report: Report, what: Counted) -> WindowReport {
+        WindowReport { name, report, what, cell: Arc::default() }
+    }
+}
 
 // === impl Rate ===
 
@@ -300,6 +386,14 @@ impl Window {
         Quota { limit: rate.count, remaining: rate.count.saturating_sub(self.used), reset }
     }
 
+    /// What is in it at `now_ns`.
+    fn used_at(&mut self, now_ns: u64, rate: Option<Rate>) -> u64 {
+        if let Some(rate) = rate {
+            self.forget(now_ns, rate);
+        }
+        self.used
+    }
+
     fn fits(&self, cost: u64, rate: Rate) -> bool {
         self.used.saturating_add(cost) <= rate.count
     }
@@ -323,10 +417,25 @@ impl Group {
 // === impl Limiter ===
 
 impl Limiter {
-    /// A limiter that has counted nothing.
+    /// A limiter that has counted nothing and has its limits for itself.
     #[must_use]
     pub fn new() -> Limiter {
-        Limiter { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+        Limiter { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::new(), fleet: None }
+    }
+
+    /// One of several that share their limits. `wake` is called, from within [`Limiter::admit`], when there are new accounts to
+    /// report.
+    #[must_use]
+    pub fn shared(wake: impl Fn() + Send + Sync + 'static) -> Limiter {
+        let fleet = Fleet {
+            wake: Box::new(wake),
+            replicas: AtomicU64::new(1),
+            is_away: AtomicBool::new(false),
+            fresh: Mutex::default(),
+            listed: Mutex::default(),
+            count: AtomicUsize::new(0),
+        };
+        Limiter { fleet: Some(fleet), ..Limiter::new() }
     }
 
     /// Takes what the call needs of each limit that covers it, or of none. `now_ns` is read from one monotonic clock.
@@ -344,7 +453,7 @@ impl Limiter {
         for limit in limits {
             let Some(account) = limit.scope.account(facts) else { continue };
             let cell = self.cell(Account { limit: Arc::clone(&limit.name), account }, now_ns);
-            match Taken::take(cell, limit, estimated, now_ns) {
+            match Taken::take(cell, limit, estimated, now_ns, self.fleet.as_ref()) {
                 Ok((taken, standing)) => admission.add(taken, standing),
                 Err(limited) => {
                     admission.give_back();
@@ -361,9 +470,67 @@ impl Limiter {
         self.shards.iter().map(|shard| lock(shard).accounts.len()).sum()
     }
 
+    /// What the store is to be told now. `interval_ms` is the time between reports.
+    #[must_use]
+    pub fn reports(&self, which: Reported, now_ns: u64, interval_ms: u64) -> Vec<WindowReport> {
+        let Some(fleet) = &self.fleet else { return Vec::new() };
+        let fresh = std::mem::take(&mut *lock(&fleet.fresh));
+        let mut listed = lock(&fleet.listed);
+        let from = if which == Reported::New { listed.len() } else { 0 };
+        listed.extend(fresh);
+        let is_due = |cell| Cell::reports(cell, now_ns, interval_ms, which);
+        listed[from..].iter().flat_map(is_due).collect()
+    }
+
+    /// Takes what the store answered to reports: an answer each, in their order, or `None` where it had none.
+    pub fn take(&self, reports: &[WindowReport], answers: &[Option<Answer>]) {
+        let Some(fleet) = &self.fleet else { return };
+        for (report, answer) in reports.iter().zip(answers) {
+            if let Some(answer) = answer {
+                lock(&report.cell).take_answer(report.what, *answer);
+            }
+        }
+        let mut listed = lock(&fleet.listed);
+        listed.retain(|cell| lock(cell).part.as_ref().is_some_and(|part| part.is_listed));
+        fleet.count.store(listed.len() + lock(&fleet.fresh).len(), Ordering::Relaxed);
+    }
+
+    /// Notes that the store answers, and how many replicas it has heard of lately.
+    pub fn store_answers(&self, replicas: u64) {
+        let Some(fleet) = &self.fleet else { return };
+        fleet.replicas.store(replicas.max(1), Ordering::Relaxed);
+        fleet.is_away.store(false, Ordering::Relaxed);
+    }
+
+    /// Notes that the store has not answered for a while: shares stay, and nobody has less than an even part.
+    pub fn store_is_away(&self) {
+        if let Some(fleet) = &self.fleet {
+            fleet.is_away.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn cell(&self, account: Account, now_ns: u64) -> Arc<Mutex<Cell>> {
         let shard = self.hasher.hash_one(&account) as usize % SHARDS;
-        lock(&self.shards[shard]).cell(account, now_ns)
+        lock(&self.shards[shard]).cell(account, now_ns, self.fleet.is_some())
+    }
+}
+
+impl Fleet {
+    /// Takes an account in, unless there are too many.
+    fn enlist(&self, cell: &Arc<Mutex<Cell>>) -> bool {
+        if self.count.fetch_add(1, Ordering::Relaxed) >= LISTED_MAX {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            return false;
+        }
+        lock(&self.fresh).push(Arc::clone(cell));
+        (self.wake)();
+        true
+    }
+
+    /// What may be admitted of a limit without a share.
+    fn open(&self, limit: u64, is_listed: bool) -> u64 {
+        let is_open = !is_listed || self.is_away.load(Ordering::Relaxed);
+        if is_open { limit.div_ceil(self.replicas.load(Ordering::Relaxed)) } else { 0 }
     }
 }
 
@@ -380,14 +547,17 @@ impl fmt::Debug for Limiter {
 }
 
 impl Shard {
-    fn cell(&mut self, account: Account, now_ns: u64) -> Arc<Mutex<Cell>> {
+    fn cell(&mut self, account: Account, now_ns: u64, is_shared: bool) -> Arc<Mutex<Cell>> {
         if let Some(cell) = self.accounts.get(&account) {
             return Arc::clone(cell);
         }
         if self.accounts.len() >= self.sweep_at {
             self.sweep(now_ns);
         }
-        Arc::clone(self.accounts.entry(account).or_default())
+        let part = is_shared.then(|| Box::new(Part::new(&account)));
+        let cell = Arc::new(Mutex::new(Cell { part, ..Cell::default() }));
+        self.accounts.insert(account, Arc::clone(&cell));
+        cell
     }
 
     /// Drops idle accounts; where that is not enough, all that no call holds. Looking again only once the number has doubled
@@ -413,23 +583,102 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Cell {
     /// Whether the call fits all three counts; nothing is taken yet.
-    fn check(&mut self, limit: &Limit, tokens: u64, now_ns: u64) -> Result<(), Limited> {
-        let limited =
-            |what, retry_after, quota| Err(Limited { limit: Arc::clone(&limit.name), what, retry_after, quota });
+    fn check(&mut self, limit: &Limit, most: &Rates, tokens: u64, now_ns: u64) -> Result<(), Limited> {
+        let limited = |what, retry_after, standing: Standing| {
+            let quota = standing.requests.or(standing.tokens);
+            Err(Limited { limit: Arc::clone(&limit.name), what, retry_after, quota })
+        };
         if limit.concurrent.is_some_and(|most| self.concurrent >= most) {
-            return limited(Counted::Concurrent, CONCURRENT_RETRY_AFTER, None);
+            return limited(Counted::Concurrent, CONCURRENT_RETRY_AFTER, Standing::default());
         }
-        if let Some(rate) = limit.requests
-            && let Err(retry_after) = self.requests.check(now_ns, 1, rate)
+        if let Some(rate) = most.requests
+            && let Err(wait) = self.requests.check(now_ns, 1, rate)
         {
-            return limited(Counted::Requests, retry_after, Some(self.requests.quota(now_ns, rate)));
+            let standing = Standing { tokens: None, ..self.standing(limit, most, now_ns) };
+            return limited(Counted::Requests, self.wait(Counted::Requests, 1, wait), standing);
         }
-        if let Some(rate) = limit.tokens
-            && let Err(retry_after) = self.tokens.check(now_ns, tokens, rate)
+        if let Some(rate) = most.tokens
+            && let Err(wait) = self.tokens.check(now_ns, tokens, rate)
         {
-            return limited(Counted::Tokens, retry_after, Some(self.tokens.quota(now_ns, rate)));
+            let standing = Standing { requests: None, ..self.standing(limit, most, now_ns) };
+            return limited(Counted::Tokens, self.wait(Counted::Tokens, tokens, wait), standing);
         }
         Ok(())
+    }
+
+    /// How long a refused call should wait: until its window has room, or until this replica's share may have grown.
+    fn wait(&self, what: Counted, cost: u64, window: Duration) -> Duration {
+        let share = self.part.as_ref().filter(|part| part.is_listed).map(|part| part.share(what));
+        if share.is_some_and(|share| share.may_grow(cost)) { window.min(SHARE_RETRY_AFTER) } else { window }
+    }
+
+    /// What may be in the windows for a call: the limit's rates, or this replica's share of them.
+    fn most(
+        &mut self,
+        limit: &Limit,
+        tokens: u64,
+        now_ns: u64,
+        fleet: Option<&Fleet>,
+        own: &Arc<Mutex<Cell>>,
+    ) -> Rates {
+        let rates = Rates { requests: limit.requests, tokens: limit.tokens };
+        let Some((part, fleet)) = self.part.as_deref_mut().zip(fleet) else { return rates };
+        if rates.requests.is_none() && rates.tokens.is_none() {
+            return rates;
+        }
+        part.rates = rates;
+        if !part.is_listed && fleet.enlist(own) {
+            part.is_listed = true;
+            part.requests.join(now_ns, self.requests.used_at(now_ns, rates.requests));
+            part.tokens.join(now_ns, self.tokens.used_at(now_ns, rates.tokens));
+        }
+        part.requests.attempt(1);
+        part.tokens.attempt(tokens);
+        let within = |share: &Share, rate: Rate| {
+            let open = fleet.open(rate.count, part.is_listed);
+            Rate { count: share.most(rate.count, open), ..rate }
+        };
+        Rates {
+            requests: rates.requests.map(|rate| within(&part.requests, rate)),
+            tokens: rates.tokens.map(|rate| within(&part.tokens, rate)),
+        }
+    }
+
+    /// What its windows have to report.
+    fn reports(cell: &Arc<Mutex<Cell>>, now_ns: u64, interval_ms: u64, which: Reported) -> Vec<WindowReport> {
+        let mut state = lock(cell);
+        let Cell { requests, tokens, part, .. } = &mut *state;
+        let Some(part) = part else { return Vec::new() };
+        let Part { name: (limit, account), requests: of_requests, tokens: of_tokens, rates, .. } = &mut **part;
+        let windows = [
+            (Counted::Requests, "requests", requests, of_requests, rates.requests),
+            (Counted::Tokens, "tokens", tokens, of_tokens, rates.tokens),
+        ];
+        let report = |(what, counted, window, share, rate): (_, _, &mut Window, &mut Share, Option<Rate>)| {
+            let rate = rate?;
+            let used = window.used_at(now_ns, Some(rate));
+            if which == Reported::Leaving {
+                share.leave();
+            }
+            let must = which == Reported::All;
+            let report = share.report(now_ns, used, (rate.count, rate.per_ms), interval_ms, must)?;
+            let name = format!("{limit}/{counted}/{}/{account}", rate.per_ms);
+            Some(WindowReport { name, report, what, cell: Arc::clone(cell) })
+        };
+        windows.into_iter().filter_map(report).collect()
+    }
+
+    /// Takes an answer, and leaves once nothing more is to be said of either window.
+    fn take_answer(&mut self, what: Counted, answer: Answer) {
+        let Some(part) = self.part.as_deref_mut() else { return };
+        let share = match what {
+            Counted::Tokens => &mut part.tokens,
+            Counted::Requests | Counted::Concurrent => &mut part.requests,
+        };
+        share.take(answer);
+        let stays = |rate: Option<Rate>, share: &Share, used| rate.is_some() && !share.has_left(used);
+        part.is_listed = stays(part.rates.requests, &part.requests, self.requests.used)
+            || stays(part.rates.tokens, &part.tokens, self.tokens.used);
     }
 
     /// Keeps the account until what was just taken has left its window.
@@ -438,11 +687,31 @@ impl Cell {
         self.idle_from_ns = self.idle_from_ns.max(until_ns);
     }
 
-    fn standing(&mut self, limit: &Limit, now_ns: u64) -> Standing {
+    /// What is left of `most`, told with the limits' own counts.
+    fn standing(&mut self, limit: &Limit, most: &Rates, now_ns: u64) -> Standing {
+        let told = |whole: Option<Rate>, most: Option<Rate>, window: &mut Window| {
+            whole.zip(most).map(|(whole, most)| Quota { limit: whole.count, ..window.quota(now_ns, most) })
+        };
         Standing {
-            requests: limit.requests.map(|rate| self.requests.quota(now_ns, rate)),
-            tokens: limit.tokens.map(|rate| self.tokens.quota(now_ns, rate)),
+            requests: told(limit.requests, most.requests, &mut self.requests),
+            tokens: told(limit.tokens, most.tokens, &mut self.tokens),
         }
+    }
+}
+
+impl Part {
+    fn new(account: &Account) -> Part {
+        Part {
+            name: (Arc::clone(&account.limit), account.account.clone()),
+            requests: Share::default(),
+            tokens: Share::default(),
+            rates: Rates { requests: None, tokens: None },
+            is_listed: false,
+        }
+    }
+
+    fn share(&self, what: Counted) -> &Share {
+        if what == Counted::Tokens { &self.tokens } else { &self.requests }
     }
 }
 
@@ -452,16 +721,18 @@ impl Taken {
         limit: &Limit,
         estimated: Tokens,
         now_ns: u64,
+        fleet: Option<&Fleet>,
     ) -> Result<(Taken, Standing), Limited> {
         let mut state = lock(&cell);
-        state.check(limit, estimated.0, now_ns)?;
+        let most = state.most(limit, estimated.0, now_ns, fleet, &cell);
+        state.check(limit, &most, estimated.0, now_ns)?;
         let requests = limit.requests.map(|rate| state.requests.take(now_ns, 1, rate));
         let tokens = limit.tokens.map(|rate| state.tokens.take(now_ns, estimated.0, rate));
         state.keep_for(now_ns, limit.requests);
         state.keep_for(now_ns, limit.tokens);
         // Counted whether or not there is a limit now: a reload may bring one while the call runs.
         state.concurrent += 1;
-        let standing = state.standing(limit, now_ns);
+        let standing = state.standing(limit, &most, now_ns);
         drop(state);
         Ok((Taken { requests, tokens, call: ConcurrencyGuard(cell) }, standing))
     }
@@ -721,7 +992,7 @@ mod tests {
     fn invented_accounts_are_bounded() {
         let mut shard = Shard::default();
         for n in 0..3 * SHARD_ACCOUNTS_MAX {
-            let cell = shard.cell(Account { limit: "each".into(), account: n.to_string() }, 0);
+            let cell = shard.cell(Account { limit: "each".into(), account: n.to_string() }, 0, false);
             lock(&cell).keep_for(0, Some(per_minute(1)));
             assert!(shard.accounts.len() <= SHARD_ACCOUNTS_MAX);
         }

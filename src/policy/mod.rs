@@ -1,5 +1,7 @@
 //! Decisions as pure functions of facts and time: no I/O, no clock, no tokio.
 
+pub mod alerts;
+pub mod delivery;
 pub mod experiment;
 pub mod keys;
 pub mod limits;
@@ -8,4 +10,5 @@ pub mod prompt;
 pub mod redact;
 pub mod routing;
 pub mod scope;
+pub mod share;
 pub mod tokens;

@@ -40,6 +40,7 @@ pub(super) struct Entry {
     /// Below this, the purse is refilled ahead of need.
     low_water: AtomicU64,
     urgent: AtomicBool,
+    drifted: AtomicBool,
     waiting: AtomicUsize,
     line: Mutex<VecDeque<Waiter>>,
     facts: Mutex<Facts>,
@@ -180,6 +181,7 @@ impl Entry {
             limit: AtomicU64::new(claim.limit.0),
             low_water: AtomicU64::new(0),
             urgent: AtomicBool::new(false),
+            drifted: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             line: Mutex::default(),
             facts: Mutex::new(Facts {
@@ -223,6 +225,11 @@ impl Entry {
     /// Whether this call made it urgent.
     pub(super) fn mark_urgent(&self) -> bool {
         !self.urgent.swap(true, Ordering::SeqCst)
+    }
+
+    /// Whether this is the first time that purse and journal were found to differ.
+    pub(super) fn mark_drifted(&self) -> bool {
+        !self.drifted.swap(true, Ordering::Relaxed)
     }
 
     /// Takes note of the limit that a claim names; says whether it changed.
@@ -310,12 +317,14 @@ impl Entry {
 
     // --- what the background task does ---
 
-    /// Whether the authority would learn something, or be given something back.
+    /// Whether the authority would learn something, or be given something back, or must hear that what this purse holds is in
+    /// use: one that is silent for long can be reclaimed.
     pub(super) fn is_due(&self) -> bool {
         let totals = self.purse.totals();
         let facts = self.facts();
         let limit_changed = facts.limit_version > facts.merged.limit_version;
-        self.has_line() || self.purse.idle() > 0 || totals != facts.merged.totals || (limit_changed && facts.seen)
+        let holds = self.purse.idle() > 0 || self.purse.holds() > 0;
+        self.has_line() || holds || totals != facts.merged.totals || (limit_changed && facts.seen)
     }
 
     /// Notes demand since the last note, and when the account was used last.

@@ -151,6 +151,8 @@ struct Shared {
     closing: AtomicBool,
     dropped: AtomicU64,
     unbooked: AtomicU64,
+    /// By how much purses and journal differed at the last comparison, in nano-USD.
+    drift: AtomicU64,
     /// Held as long as anything may write to the journal.
     _dir: Arc<DataDir>,
 }
@@ -224,6 +226,7 @@ impl Purses {
             closing: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             unbooked: AtomicU64::new(0),
+            drift: AtomicU64::new(0),
             _dir: dir,
         });
         let task = tokio::spawn(syncer::supervise(Arc::clone(&shared), leftovers));
@@ -237,6 +240,25 @@ impl Purses {
     /// # Errors
     /// [`Refused`], before anything was dispatched.
     pub async fn reserve(&self, claims: &[Claim], bound: NanoUsd) -> Result<Reservation, Refused> {
+        self.reserve_by(claims, bound, self.deadline()).await
+    }
+
+    /// Until when a call that begins now may wait for money, in all its steps together.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.shared.pace.budget_wait
+    }
+
+    /// Like [`Purses::reserve`], for one step of several: waits until `deadline` at most, and takes what is at hand after it.
+    ///
+    /// # Errors
+    /// [`Refused`], before anything was dispatched.
+    pub async fn reserve_by(
+        &self,
+        claims: &[Claim],
+        bound: NanoUsd,
+        deadline: Instant,
+    ) -> Result<Reservation, Refused> {
         let shared = &self.shared;
         if claims.len() > journal::PARTS_MAX {
             return Err(Refused::TooManyAccounts);
@@ -244,7 +266,6 @@ impl Purses {
         if shared.closing.load(Ordering::SeqCst) {
             return Err(shared.unavailable());
         }
-        let deadline = Instant::now() + shared.pace.budget_wait;
         let mut holds = Vec::with_capacity(claims.len());
         // One order for all calls: two calls cannot hold what the other waits for.
         for claim in in_order(claims) {
@@ -256,9 +277,8 @@ impl Purses {
     }
 
     /// How much of `wanted` could be reserved in every enforcing claim now; asks the authority at most once per account.
-    /// Nothing is held: another call may take it first.
-    pub async fn most(&self, claims: &[Claim], wanted: NanoUsd) -> NanoUsd {
-        let deadline = Instant::now() + self.shared.pace.budget_wait;
+    /// Nothing is held: another call may take it first. Waits until `deadline` at most.
+    pub async fn most(&self, claims: &[Claim], wanted: NanoUsd, deadline: Instant) -> NanoUsd {
         let mut most = wanted.0.min(NANO_USD_MAX);
         for claim in in_order(claims).filter(|claim| claim.enforce) {
             most = self.shared.most(claim, most, deadline).await;
@@ -289,6 +309,18 @@ impl Purses {
         }
     }
 
+    /// Where the truth about accounts lives.
+    #[must_use]
+    pub fn authority(&self) -> &dyn Authority {
+        &*self.shared.authority
+    }
+
+    /// The random id of this process in the rows of its purses.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.shared.incarnation
+    }
+
     /// Whether the store answered last time.
     #[must_use]
     pub fn store_up(&self) -> bool {
@@ -306,6 +338,13 @@ impl Purses {
     #[must_use]
     pub fn unbooked_calls(&self) -> u64 {
         self.shared.unbooked.load(Ordering::Relaxed)
+    }
+
+    /// By how much purses differ from the sum of what their attempts were settled at: anything but zero is a bug, or a lenient
+    /// budget whose calls could not be written down.
+    #[must_use]
+    pub fn drift(&self) -> NanoUsd {
+        NanoUsd(self.shared.drift.load(Ordering::Relaxed))
     }
 
     /// Refuses new reservations, returns all idle money and ends the background task; at most about two seconds.
@@ -434,13 +473,14 @@ impl Shared {
 
     /// One line per change of state.
     fn note_journal(&self, error: Option<&StoreError>) {
-        let was_up = self.journal_up.load(Ordering::Relaxed);
-        if was_up != error.is_none() {
-            self.journal_up.store(!was_up, Ordering::Relaxed);
-            match error {
-                Some(error) => tracing::error!(%error, "calls cannot be written down; strict budgets refuse them"),
-                None => tracing::info!("calls can be written down again"),
-            }
+        let is_up = error.is_none();
+        // Of calls that notice the same change together, one says so.
+        if self.journal_up.load(Ordering::Relaxed) == is_up || self.journal_up.swap(is_up, Ordering::Relaxed) == is_up {
+            return;
+        }
+        match error {
+            Some(error) => tracing::error!(%error, "calls cannot be written down; strict budgets refuse them"),
+            None => tracing::info!("calls can be written down again"),
         }
     }
 

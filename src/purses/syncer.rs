@@ -141,6 +141,7 @@ impl Syncer {
                 self.retire(entry);
             }
         }
+        self.compare_with_journal(&entries);
         let mut due: Vec<Arc<Entry>> = entries.into_iter().filter(|entry| !entry.purse.is_retired()).collect();
         due.retain(|entry| entry.is_due());
         due.extend(self.retired.iter().cloned());
@@ -149,6 +150,19 @@ impl Syncer {
             return self.probe().await;
         }
         self.fly(&due, true).await;
+    }
+
+    /// What purses were charged must be the sum of what attempts were settled at, as the journal has it.
+    fn compare_with_journal(&self, entries: &[Arc<Entry>]) {
+        let mut drift: u64 = 0;
+        for entry in entries {
+            let amount = drift_of(entry, |purse| self.shared.journal.spent(purse));
+            if amount > 0 && entry.mark_drifted() {
+                tracing::error!(budget = %entry.budget, account = %entry.key, drift_nanousd = amount, "purse and journal differ");
+            }
+            drift = drift.saturating_add(amount);
+        }
+        self.shared.drift.store(drift, Ordering::Relaxed);
     }
 
     fn retire(&mut self, entry: &Arc<Entry>) {
@@ -202,22 +216,47 @@ impl Syncer {
     fn take_in(&mut self, entry: &Arc<Entry>, closed: bool, reply: SyncReply) {
         match reply {
             SyncReply::Merged(_) if closed => self.forget(entry),
+            SyncReply::Merged(merged) if merged.closed => self.reclaimed(entry),
             SyncReply::Merged(merged) => entry.merge(merged),
             SyncReply::NoAccount => {
                 tracing::error!(budget = %entry.budget, "the store lost an account; its holders restore it");
                 entry.lost();
             }
-            SyncReply::BadReport => {
-                tracing::error!(budget = %entry.budget, "the store disbelieves a purse; it is given up as spent");
-                entry.purse.retire();
-                entry.store_away();
-                self.shared.forget(entry);
-                self.retired.retain(|retired| !Arc::ptr_eq(retired, entry));
-            }
+            SyncReply::BadReport => self.disbelieved(entry),
         }
         if entry.has_line() {
             self.short.push(Arc::clone(entry));
             self.ask_again_at.get_or_insert_with(|| Instant::now() + ASK_AGAIN);
+        }
+    }
+
+    /// The account is damaged, or contradicts the purse, which gives nothing more. It goes on reporting what it has spent: once
+    /// an operator has rebuilt the account, it is believed.
+    fn disbelieved(&mut self, entry: &Arc<Entry>) {
+        let is_kept = self.retired.iter().any(|retired| Arc::ptr_eq(retired, entry));
+        if !is_kept {
+            tracing::error!(budget = %entry.budget, "the store disbelieves a purse; it is given up as spent");
+            entry.purse.retire();
+        }
+        entry.store_away();
+        self.shared.forget(entry);
+        let has_news = entry.purse.totals() != Totals::default() || entry.purse.holds() > 0;
+        match (is_kept, has_news) {
+            (false, true) => self.retired.push(Arc::clone(entry)),
+            (true, false) => self.retired.retain(|retired| !Arc::ptr_eq(retired, entry)),
+            _ => {}
+        }
+    }
+
+    /// An operator closed the purse: calls go on with a new one, and what this one spent since is booked as debt.
+    fn reclaimed(&mut self, entry: &Arc<Entry>) {
+        if !entry.purse.is_retired() {
+            tracing::error!(
+                budget = %entry.budget,
+                account = %entry.key,
+                "an operator reclaimed what this gateway held; what it has spent of it since is debt"
+            );
+            self.retire(entry);
         }
     }
 
@@ -274,6 +313,19 @@ impl Syncer {
     }
 }
 
+/// By how much a purse and its journal differ, in nano-USD. An attempt is settled in the journal first: while one is open, only a
+/// purse that was charged more than the journal knows has drifted.
+fn drift_of(entry: &Entry, journaled: impl Fn(u32) -> Option<(u64, u64)>) -> u64 {
+    let is_open = || entry.purse.holds() > 0;
+    let (was_open, before) = (is_open(), entry.purse.totals());
+    let Some((charged, debt)) = journaled(entry.number) else { return 0 };
+    let purse = before.charged.saturating_add(before.debt);
+    let journal = charged.saturating_add(debt);
+    let after = entry.purse.totals();
+    let at_rest = !was_open && !is_open() && (after.charged, after.debt) == (before.charged, before.debt);
+    if at_rest { purse.abs_diff(journal) } else { purse.saturating_sub(journal) }
+}
+
 /// The same purse, with all that it was granted counted as spent.
 fn forfeit(report: &AccountSync) -> AccountSync {
     let mut forfeit = report.clone();
@@ -284,4 +336,32 @@ fn forfeit(report: &AccountSync) -> AccountSync {
 
 fn too_slow() -> StoreError {
     StoreError::Unavailable(format!("no answer within {} s", STORE_TIMEOUT.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Claim, *};
+    use crate::units::NanoUsd;
+
+    #[test]
+    fn a_purse_at_rest_equals_its_journal_and_an_open_one_is_never_ahead() {
+        let claim = Claim {
+            budget: "b".into(),
+            account: "b/all/total".into(),
+            limit: NanoUsd(1000),
+            resets_at: None,
+            enforce: true,
+            open_on_loss: false,
+        };
+        let entry = Arc::new(Entry::new(&claim, 3, 1));
+        entry.purse.merge_granted(100);
+        let drift = |journal| drift_of(&entry, |purse| (purse == 3).then_some(journal));
+        assert_eq!((drift((0, 0)), drift((5, 0))), (0, 5));
+        let hold = entry.take(20).expect("there is enough");
+        assert_eq!(drift((20, 0)), 0, "settled in the journal, and here in a moment");
+        hold.settle(25);
+        assert_eq!((drift((20, 5)), drift((20, 0)), drift((30, 5))), (0, 5, 10));
+        let _open = entry.take(1).expect("there is enough");
+        assert_eq!((drift((20, 4)), drift((21, 5))), (1, 0));
+    }
 }

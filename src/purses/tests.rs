@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
+use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::*;
 use crate::{
-    ledger::account::{self, AccountState, Server},
-    store::ports::{AccountSync, Answer},
+    ledger::{
+        account::{self, AccountState, Server},
+        sync::RowId,
+    },
+    store::ports::{AccountSync, Answer, Held},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -22,6 +26,8 @@ struct Memory {
     hanging: AtomicBool,
     panics: AtomicBool,
     flights: AtomicUsize,
+    /// How often an answer lets others go first.
+    yields: AtomicUsize,
 }
 
 impl Memory {
@@ -31,6 +37,9 @@ impl Memory {
 
     async fn answer(&self) -> Result<(), StoreError> {
         self.flights.fetch_add(1, Ordering::SeqCst);
+        for _ in 0..self.yields.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
         if self.hanging.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
@@ -55,6 +64,20 @@ impl Authority for Memory {
 
     fn accounts(&self, _: Option<Arc<str>>, _: usize) -> Answer<'_, Vec<StoredAccount>> {
         Box::pin(async move { self.answer().await.map(|()| Vec::new()) })
+    }
+
+    fn look_up(&self, account: Arc<str>) -> Answer<'_, Held> {
+        let found = self.accounts.lock().unwrap().get(&account).cloned().flatten();
+        Box::pin(async { Ok(found.map_or(Held::Missing, |state| Held::Whole(state, BTreeMap::new()))) })
+    }
+
+    fn note(&self, _: Arc<str>, _: RowId, _: String) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn replace(&self, account: Arc<str>, _: BTreeMap<String, String>, state: AccountState) -> Answer<'_, bool> {
+        self.accounts.lock().unwrap().insert(account, Some(state));
+        Box::pin(async { Ok(true) })
     }
 }
 
@@ -162,7 +185,7 @@ async fn money_that_settles_lower_can_be_used_to_the_last() {
         spent += 3;
     }
     assert!(spent >= 990, "{spent}");
-    assert_eq!(purses.most(&claims, NanoUsd(500)).await, NanoUsd(1000 - spent));
+    assert_eq!(purses.most(&claims, NanoUsd(500), purses.deadline()).await, NanoUsd(1000 - spent));
     purses.close().await;
 }
 
@@ -237,7 +260,7 @@ async fn after_a_kill_settled_calls_count_what_they_cost_and_open_ones_their_bou
     let killed = as_killed(&temp);
     for start in 0..3 {
         let next = Purses::open(killed.path(), SECOND, PATIENCE).unwrap();
-        assert_eq!(next.most(&claims, NanoUsd(10_000)).await, NanoUsd(8990), "start {start}");
+        assert_eq!(next.most(&claims, NanoUsd(10_000), next.deadline()).await, NanoUsd(8990), "start {start}");
         next.close().await;
         let stored = &next.stored().await.unwrap()[0];
         assert_eq!((stored.held, stored.charged), (1010, 1010), "start {start}");
@@ -260,7 +283,7 @@ async fn a_damaged_journal_counts_all_that_was_granted_as_spent() {
     std::fs::write(&journal, bytes).unwrap();
 
     let next = Purses::open(killed.path(), SECOND, PATIENCE).unwrap();
-    assert_eq!(next.most(&claims, NanoUsd(10_000)).await, NanoUsd(9000));
+    assert_eq!(next.most(&claims, NanoUsd(10_000), next.deadline()).await, NanoUsd(9000));
     next.close().await;
     let stored = &next.stored().await.unwrap()[0];
     assert_eq!((stored.held, stored.charged), (1000, 1000));
@@ -307,7 +330,7 @@ async fn a_cost_above_the_bound_is_debt_and_leaves_less_for_others() {
     purses.reserve(&claims, NanoUsd(10)).await.unwrap().settle(NanoUsd(70));
     let account = &purses.accounts()[0];
     assert_eq!((account.charged, account.debt), (NanoUsd(10), NanoUsd(60)));
-    assert!(purses.most(&claims, NanoUsd(100)).await <= NanoUsd(30));
+    assert!(purses.most(&claims, NanoUsd(100), purses.deadline()).await <= NanoUsd(30));
     purses.close().await;
 }
 
@@ -418,6 +441,99 @@ async fn a_call_that_is_dropped_while_it_waits_holds_nothing() {
     assert!(waiting.await.unwrap_err().is_cancelled());
     assert_eq!(reserved(&purses), 0);
     assert_eq!(purses.dropped_reservations(), 0);
+}
+
+/// A call that is dropped after some of its polls, while the background goes on by as many steps between two of them.
+#[derive(Debug, Clone)]
+struct Dropped {
+    accounts: Vec<u32>,
+    bound: u64,
+    polls: usize,
+    steps: usize,
+    yields: usize,
+    most: bool,
+    settle: bool,
+}
+
+fn dropped() -> impl Strategy<Value = Dropped> {
+    let accounts = prop::collection::vec(0u32..40, 1..5);
+    (accounts, 1u64..600, 0usize..40, 1usize..4, 0usize..4, prop::bool::weighted(0.2), any::<bool>()).prop_map(
+        |(accounts, bound, polls, steps, yields, most, settle)| Dropped {
+            accounts,
+            bound,
+            polls,
+            steps,
+            yields,
+            most,
+            settle,
+        },
+    )
+}
+
+/// Drives it; says whether it came to a reservation.
+async fn drive(memory: &Memory, purses: &Purses, call: &Dropped, era: u32) -> bool {
+    memory.yields.store(call.yields, Ordering::SeqCst);
+    let claims: Vec<Claim> = call.accounts.iter().map(|n| claim(&format!("b{n}-{era}"), 1000)).collect();
+    let mut work = Box::pin(async {
+        if call.most {
+            purses.most(&claims, NanoUsd(call.bound), purses.deadline()).await;
+            return None;
+        }
+        purses.reserve(&claims, NanoUsd(call.bound)).await.ok()
+    });
+    for _ in 0..call.polls {
+        if let std::task::Poll::Ready(reservation) = futures_util::poll!(&mut work) {
+            let Some(reservation) = reservation else { return false };
+            match call.settle {
+                true => reservation.settle(NanoUsd(call.bound / 100)),
+                false => drop(reservation),
+            }
+            return true;
+        }
+        for _ in 0..call.steps {
+            tokio::task::yield_now().await;
+        }
+    }
+    false
+}
+
+#[test]
+fn a_future_dropped_at_any_await_leaves_no_open_reservation() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let memory = Arc::new(Memory::default());
+    let (_temp, (_rich_temp, rich), purses) = runtime.block_on(async {
+        let (temp, purses) = over(&memory, Duration::from_millis(2), PATIENCE);
+        (temp, over(&memory, Duration::from_millis(2), PATIENCE), purses)
+    });
+    let (open, reserved_at_all) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    let cases = std::env::var("TOLLGATE_PROPERTY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(500);
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) };
+    let outcome = TestRunner::new(config).run(&(dropped(), any::<bool>()), |(call, elsewhere)| {
+        // Money is also in the purse of another process, whose calls are dropped as well.
+        let purses = if elsewhere { &rich } else { &purses };
+        // New accounts from time to time: what is dropped when it is reserved is spent.
+        let era = (open.get() + reserved_at_all.get()) / 300;
+        let (before, booked) = (purses.dropped_reservations(), runtime.block_on(drive(&memory, purses, &call, era)));
+        reserved_at_all.set(reserved_at_all.get() + u32::from(booked));
+        open.set(open.get() + u32::from(!booked && !call.most));
+        prop_assert_eq!(reserved(purses), 0);
+        let expected = u64::from(booked && !call.settle);
+        prop_assert_eq!(
+            purses.dropped_reservations() - before,
+            expected,
+            "only a reservation that was handed out counts"
+        );
+        Ok(())
+    });
+    outcome.unwrap();
+    assert!(open.get().min(reserved_at_all.get()) > cases / 20, "{} {}", open.get(), reserved_at_all.get());
+    runtime.block_on(async {
+        purses.close().await;
+        rich.close().await;
+    });
+    for account in memory.accounts.lock().unwrap().values().flatten() {
+        assert_eq!((account.held(), account.debt()), (account.charged(), 0));
+    }
 }
 
 #[tokio::test]
@@ -586,7 +702,7 @@ mod killed {
                 log.lines().filter_map(|line| line.strip_prefix("s ")).map(|n| actual(n.parse().unwrap())).sum();
             let open = log.lines().last().and_then(|line| line.strip_prefix("d "));
             let purses = Purses::open(&temp.path().join("data"), SECOND, PATIENCE).unwrap();
-            purses.most(&[claim("a", LIMIT)], NanoUsd(1)).await;
+            purses.most(&[claim("a", LIMIT)], NanoUsd(1), purses.deadline()).await;
             purses.close().await;
             let stored = purses.stored().await.unwrap().remove(0);
             let charged = stored.charged - charged_before;

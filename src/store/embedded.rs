@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::{
     DataDir,
-    ports::{AccountSync, Answer, Authority, StoreError, StoredAccount},
+    ports::{AccountSync, Answer, Authority, Held, StoreError, StoredAccount},
     private_file,
 };
 use crate::ledger::{
@@ -54,6 +54,12 @@ const SCHEMA: &str = "
         seen_ms INTEGER NOT NULL,
         closed_ms INTEGER,
         PRIMARY KEY (account, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS note (
+        account TEXT NOT NULL,
+        id TEXT NOT NULL,
+        text TEXT NOT NULL,
+        PRIMARY KEY (account, id)
     ) STRICT, WITHOUT ROWID;";
 
 /// An authority in `ledger.db` of a data directory.
@@ -66,7 +72,8 @@ pub struct Embedded {
 
 enum Job {
     Sync(Vec<AccountSync>, oneshot::Sender<Result<Vec<SyncReply>, StoreError>>),
-    List(Option<Arc<str>>, usize, oneshot::Sender<Result<Vec<StoredAccount>, StoreError>>),
+    /// What is not on the way of calls.
+    Other(Box<dyn FnOnce(&mut Connection) + Send>),
 }
 
 impl Embedded {
@@ -88,6 +95,19 @@ impl Embedded {
         };
         let thread = std::thread::Builder::new().name("tollgate-ledger".to_owned()).spawn(work).map_err(unavailable)?;
         Ok(Embedded { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Has the thread do something that is not on the way of calls.
+    fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Answer<'_, T> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.send(Job::Other(Box::new(move |connection| {
+            // The one who asked may be gone; nothing is lost with the answer.
+            let _gone = reply.send(question(connection).map_err(|error| store_error(&error)));
+        })));
+        Box::pin(async move { sent.and(answer.await.unwrap_or_else(|_| Err(thread_gone()))) })
     }
 
     fn send(&self, job: Job) -> Result<(), StoreError> {
@@ -121,9 +141,35 @@ impl Authority for Embedded {
     }
 
     fn accounts(&self, after: Option<Arc<str>>, count_max: usize) -> Answer<'_, Vec<StoredAccount>> {
-        let (reply, answer) = oneshot::channel();
-        let sent = self.send(Job::List(after, count_max, reply));
-        Box::pin(async move { sent.and(answer.await.unwrap_or_else(|_| Err(thread_gone()))) })
+        self.ask(move |connection| list(connection, after.as_deref(), count_max))
+    }
+
+    fn look_up(&self, account: Arc<str>) -> Answer<'_, Held> {
+        self.ask(move |connection| {
+            let state = load(connection, &account)?;
+            let notes = notes(connection, &account)?;
+            Ok(state.map_or(Held::Missing, |state| Held::Whole(state, notes)))
+        })
+    }
+
+    fn note(&self, account: Arc<str>, row: RowId, text: String) -> Answer<'_, ()> {
+        self.ask(move |connection| {
+            let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO note VALUES (?1, ?2, ?3)")?;
+            insert.execute(params![&*account, row.to_string(), text]).map(drop)
+        })
+    }
+
+    /// Columns are typed, so an account is there or is not: what is damaged is the file, and then it cannot be opened.
+    fn replace(&self, account: Arc<str>, _damaged: BTreeMap<String, String>, state: AccountState) -> Answer<'_, bool> {
+        self.ask(move |connection| {
+            let transaction = connection.transaction()?;
+            let missing = load(&transaction, &account)?.is_none();
+            if missing {
+                save(&transaction, &account, None, &state)?;
+            }
+            transaction.commit()?;
+            Ok(missing)
+        })
     }
 }
 
@@ -146,11 +192,7 @@ fn run(mut connection: Connection, queue: &mpsc::Receiver<Job>) {
         for job in jobs {
             match job {
                 Job::Sync(requests, reply) => batch.push((requests, reply)),
-                Job::List(after, count_max, reply) => {
-                    // The one who asked may be gone; nothing is lost with the answer.
-                    let _gone =
-                        reply.send(list(&connection, after.as_deref(), count_max).map_err(|error| store_error(&error)));
-                }
+                Job::Other(work) => work(&mut connection),
             }
         }
         answer(&mut connection, batch);
@@ -285,7 +327,8 @@ fn list(connection: &Connection, after: Option<&str>, count_max: usize) -> rusql
         "SELECT key, limit_nano_usd,
                 archived_charged + ifnull(sum(granted - returned), 0),
                 archived_charged + ifnull(sum(charged), 0),
-                archived_debt + ifnull(sum(debt), 0)
+                archived_debt + ifnull(sum(debt), 0),
+                ifnull(sum(returned) FILTER (WHERE id LIKE '%.4294967295'), 0)
          FROM account LEFT JOIN purse ON purse.account = account.key
          WHERE ?1 IS NULL OR key > ?1 GROUP BY key ORDER BY key LIMIT ?2",
     )?;
@@ -297,9 +340,18 @@ fn list(connection: &Connection, after: Option<&str>, count_max: usize) -> rusql
             held: row.get(2)?,
             charged: row.get(3)?,
             debt: row.get(4)?,
+            credited: row.get(5)?,
+            damaged: false,
         })
     })?;
     rows.collect()
+}
+
+fn notes(connection: &Connection, account: &str) -> rusqlite::Result<BTreeMap<RowId, String>> {
+    let mut select = connection.prepare_cached("SELECT id, text FROM note WHERE account = ?1")?;
+    let rows = select.query_map([account], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
+    let notes = rows.collect::<rusqlite::Result<Vec<(String, String)>>>()?;
+    Ok(notes.into_iter().filter_map(|(id, text)| Some((id.parse().ok()?, text))).collect())
 }
 
 fn store_error(error: &rusqlite::Error) -> StoreError {
@@ -374,7 +426,15 @@ mod tests {
         let replies = store.sync(vec![for_account("a", request(2, Totals::default(), 700))]).await.unwrap();
         assert_eq!(granted(replies[0]), 300);
         let listed = store.accounts(None, 10).await.unwrap();
-        let expected = StoredAccount { account: "a".into(), limit: 1000, held: 1000, charged: 0, debt: 0 };
+        let expected = StoredAccount {
+            account: "a".into(),
+            limit: 1000,
+            held: 1000,
+            charged: 0,
+            debt: 0,
+            credited: 0,
+            damaged: false,
+        };
         assert_eq!(listed, [expected]);
         assert_eq!(store.accounts(Some("a".into()), 10).await.unwrap(), []);
     }

@@ -221,11 +221,16 @@ impl Journal {
 // === impl State ===
 
 impl State {
+    /// A file appears under its name with its header in it: one without would look damaged to the next start.
     fn create(path: &Path, incarnation: u64) -> io::Result<State> {
-        let file = private_file().create_new(true).open(path)?;
+        let beside = path.with_extension("tmp");
+        let file = private_file().create_new(true).open(&beside)?;
         let (slots, book) = (HashMap::new(), Book::default());
         let mut state = State { file, bytes: 0, compact_bytes: COMPACT_BYTES, book, slots, next_attempt: 0 };
-        state.append(&header_record(incarnation))?;
+        let written = state.append(&header_record(incarnation)).and_then(|_| fs::rename(&beside, path));
+        written.inspect_err(|_| {
+            let _gone = fs::remove_file(&beside);
+        })?;
         Ok(state)
     }
 

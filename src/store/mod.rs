@@ -1,5 +1,6 @@
 //! Ports named by their consumer, and their implementations.
 //!
+//! - [`audit`]: who changed what, in a chain of hashes.
 //! - [`ports`]: what the ledger's runtime asks of an authority.
 //! - [`embedded`]: an authority in a local SQLite file.
 //! - [`keys`]: virtual keys that were created at run time.
@@ -7,6 +8,7 @@
 //! - [`records`]: the call log.
 //! - [`journal`]: what this process reserved and settled, exact after it was killed.
 
+pub mod audit;
 pub mod embedded;
 pub mod journal;
 pub mod keys;

@@ -1,8 +1,11 @@
 //! What the ledger's runtime asks of the place where accounts live, be it a local file or Redis.
 
-use std::{path::PathBuf, pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, pin::Pin, sync::Arc};
 
-use crate::ledger::sync::{SyncReply, SyncRequest};
+use crate::ledger::{
+    account::AccountState,
+    sync::{RowId, SyncReply, SyncRequest},
+};
 
 /// A store's answer, some time later.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -43,6 +46,32 @@ pub struct StoredAccount {
     pub charged: u64,
     /// Spent beyond purses.
     pub debt: u64,
+    /// Given back by operators of what was spent.
+    pub credited: u64,
+    /// Not all of it can be read: its calls are refused until an operator rebuilds it.
+    pub damaged: bool,
+}
+
+/// What a store holds under an account's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing.
+    Missing,
+    /// The account, and what operators noted on its rows.
+    Whole(AccountState, BTreeMap<RowId, String>),
+    /// Something that was not written by the ledger, or was changed by something else.
+    Damaged(Damaged),
+}
+
+/// What can still be read of a damaged account.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Damaged {
+    /// All that is there.
+    pub fields: BTreeMap<String, String>,
+    /// What of it makes sense; the rest as of an account without rows.
+    pub readable: AccountState,
+    /// Names of fields that are missing or make no sense.
+    pub unreadable: Vec<String>,
 }
 
 /// Where the truth about accounts lives.
@@ -57,4 +86,14 @@ pub trait Authority: Send + Sync {
 
     /// Accounts in the order of their keys, beginning after `after`, at most `count_max` of them.
     fn accounts(&self, after: Option<Arc<str>>, count_max: usize) -> Answer<'_, Vec<StoredAccount>>;
+
+    /// All that is known of one account.
+    fn look_up(&self, account: Arc<str>) -> Answer<'_, Held>;
+
+    /// Writes an operator's note on a row of an account that exists, in the place of an earlier one.
+    fn note(&self, account: Arc<str>, row: RowId, text: String) -> Answer<'_, ()>;
+
+    /// Puts `state` in the place of an account that is missing (no fields) or damaged (exactly these fields); `false` when
+    /// something else is there by now.
+    fn replace(&self, account: Arc<str>, damaged: BTreeMap<String, String>, state: AccountState) -> Answer<'_, bool>;
 }

@@ -7,7 +7,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,9 +30,14 @@ const PER_OUTPUT_TOKEN: &str = "tollgate_time_per_output_token_seconds";
 const OVERHEAD: &str = "tollgate_overhead_seconds";
 const TOKENS: &str = "tollgate_tokens_total";
 const COST: &str = "tollgate_cost_usd_total";
+const TEAM_COST: &str = "tollgate_team_cost_usd_total";
+const EXPERIMENT_COST: &str = "tollgate_experiment_cost_usd_total";
 const SPENT_RATIO: &str = "tollgate_budget_spent_ratio";
+const BUDGET_STARTED: &str = "tollgate_budget_started_timestamp_seconds";
+const BUDGET_RESETS: &str = "tollgate_budget_resets_timestamp_seconds";
 const REFUSALS: &str = "tollgate_refusals_total";
 const EXPERIMENT_CALLS: &str = "tollgate_experiment_calls_total";
+const EXPERIMENT_FAILURES: &str = "tollgate_experiment_failures_total";
 const ATTEMPTS: &str = "tollgate_upstream_attempts_total";
 const CIRCUIT: &str = "tollgate_circuit_state";
 const STORE_UP: &str = "tollgate_store_up";
@@ -42,6 +50,8 @@ const IN_FLIGHT: &str = "tollgate_in_flight";
 const PANICS: &str = "tollgate_panics_total";
 const DROPPED_RESERVATIONS: &str = "tollgate_reservations_dropped_total";
 const UNBOOKED: &str = "tollgate_calls_unbooked_total";
+const DRIFT: &str = "tollgate_ledger_drift_nanousd";
+const ALERTS: &str = "tollgate_alerts_total";
 
 /// Seconds; from a fast cache answer to a long reasoning call.
 const DURATION_BUCKETS: [f64; 15] =
@@ -51,6 +61,8 @@ const PER_TOKEN_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.
 /// Seconds of our own work.
 const OVERHEAD_BUCKETS: [f64; 12] =
     [0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25];
+
+static RECORDS_DROPPED_SO_FAR: AtomicU64 = AtomicU64::new(0);
 
 static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
 
@@ -78,7 +90,7 @@ pub fn init() {
 #[must_use]
 pub fn render() -> String {
     let mut text = HANDLE.get().map(PrometheusHandle::render).unwrap_or_default();
-    COSTS.render(&mut text);
+    costs().render(&mut text);
     text
 }
 
@@ -101,8 +113,11 @@ fn describe() {
     describe_histogram!(OVERHEAD, Unit::Seconds, "Time that the gateway added before the upstream was called");
     describe_counter!(TOKENS, "Tokens by direction: input, cached, cache_write, output, reasoning");
     describe_gauge!(SPENT_RATIO, "Spent share of a budget in its current period; the fullest account of the budget");
+    describe_gauge!(BUDGET_STARTED, Unit::Seconds, "When a budget's current period began, in seconds since 1970");
+    describe_gauge!(BUDGET_RESETS, Unit::Seconds, "When a budget's current period ends, in seconds since 1970");
     describe_counter!(REFUSALS, "Calls that the gateway refused, by error code");
     describe_counter!(EXPERIMENT_CALLS, "Calls by experiment and assigned variant");
+    describe_counter!(EXPERIMENT_FAILURES, "Calls that failed through no fault of their client, by assigned variant");
     describe_counter!(ATTEMPTS, "Attempts at a provider, by result");
     describe_gauge!(CIRCUIT, "0 closed (healthy), 1 half open (probing), 2 open (ejected)");
     describe_gauge!(STORE_UP, "Whether the ledger's store answers");
@@ -121,11 +136,19 @@ fn describe() {
         UNBOOKED,
         "Calls that a lenient budget let through while they could not be written to its journal"
     );
+    describe_gauge!(
+        DRIFT,
+        "By how much purses differ from what their attempts were settled at, in nano-dollars: 0 unless there is a bug"
+    );
+    describe_counter!(ALERTS, "Alerts for a webhook, by what became of them: sent, failed, dropped");
     counter!(RECORDS_DROPPED).absolute(0);
     counter!(PANICS).absolute(0);
     // A series that begins at 1 shows no increase, and the first refusal is the one to alert on.
     for result in ["ok", "refused"] {
         counter!(RELOADS, "result" => result).absolute(0);
+    }
+    for result in ["sent", "failed", "dropped"] {
+        counter!(ALERTS, "result" => result).absolute(0);
     }
     gauge!(IN_FLIGHT).set(0.0);
 }
@@ -167,13 +190,17 @@ impl CallMetrics {
         }
         self.tokens(record);
         if record.cost > NanoUsd::ZERO {
-            COSTS.add(record);
+            costs().add(record);
         }
         if let Some(code) = record.refusal {
             counter!(REFUSALS, "reason" => code).increment(1);
         }
         for (experiment, variant) in &record.variants {
             counter!(EXPERIMENT_CALLS, "experiment" => experiment.clone(), "variant" => variant.clone()).increment(1);
+            if record.outcome.is_error() {
+                counter!(EXPERIMENT_FAILURES, "experiment" => experiment.clone(), "variant" => variant.clone())
+                    .increment(1);
+            }
         }
     }
 
@@ -219,29 +246,55 @@ fn status_label(status: StatusCode) -> SharedString {
     }
 }
 
-/// Cost by model and provider. The metrics library counts in integers; a counter in dollars needs its own few lines.
-struct Costs(Mutex<BTreeMap<(ModelLabel, ProviderName), NanoUsd>>);
+/// Sums of cost. The metrics library counts in integers; a counter in dollars needs its own few lines.
+#[derive(Default)]
+struct Costs {
+    by_model: BTreeMap<(ModelLabel, ProviderName), NanoUsd>,
+    by_team: BTreeMap<Arc<str>, NanoUsd>,
+    by_variant: BTreeMap<(ExperimentName, VariantName), NanoUsd>,
+}
 
 type ModelLabel = Arc<str>;
 type ProviderName = Arc<str>;
+type ExperimentName = Arc<str>;
+type VariantName = Arc<str>;
 
-static COSTS: Costs = Costs(Mutex::new(BTreeMap::new()));
+static COSTS: Mutex<Costs> =
+    Mutex::new(Costs { by_model: BTreeMap::new(), by_team: BTreeMap::new(), by_variant: BTreeMap::new() });
 
 impl Costs {
-    fn add(&self, record: &Record) {
-        let mut costs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let cost = costs.entry((record.model_label.clone(), record.provider.clone())).or_default();
-        *cost = cost.saturating_add(record.cost);
+    fn add(&mut self, record: &Record) {
+        let add = |sum: &mut NanoUsd| *sum = sum.saturating_add(record.cost);
+        add(self.by_model.entry((record.model_label.clone(), record.provider.clone())).or_default());
+        if let Some(team) = &record.team {
+            add(self.by_team.entry(team.clone()).or_default());
+        }
+        for variant in &record.variants {
+            add(self.by_variant.entry(variant.clone()).or_default());
+        }
     }
 
     fn render(&self, text: &mut String) {
-        let costs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         text.push_str(&format!("# HELP {COST} Cost of all calls in USD\n# TYPE {COST} counter\n"));
-        for ((model, provider), cost) in &*costs {
+        for ((model, provider), cost) in &self.by_model {
             let (model, provider) = (escaped(model), escaped(provider));
             text.push_str(&format!("{COST}{{model=\"{model}\",provider=\"{provider}\"}} {cost}\n"));
         }
+        text.push_str(&format!("# HELP {TEAM_COST} Cost of a team's calls in USD\n# TYPE {TEAM_COST} counter\n"));
+        for (team, cost) in &self.by_team {
+            text.push_str(&format!("{TEAM_COST}{{team=\"{}\"}} {cost}\n", escaped(team)));
+        }
+        text.push_str(&format!("# HELP {EXPERIMENT_COST} Cost of calls in USD, by assigned variant\n"));
+        text.push_str(&format!("# TYPE {EXPERIMENT_COST} counter\n"));
+        for ((experiment, variant), cost) in &self.by_variant {
+            let (experiment, variant) = (escaped(experiment), escaped(variant));
+            text.push_str(&format!("{EXPERIMENT_COST}{{experiment=\"{experiment}\",variant=\"{variant}\"}} {cost}\n"));
+        }
     }
+}
+
+fn costs() -> MutexGuard<'static, Costs> {
+    COSTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A label value as the text format wants it.
@@ -262,6 +315,14 @@ pub fn circuit(provider: &str, state: f64) {
 /// Shows the spent share of a budget.
 pub fn budget_spent(budget: &str, ratio: f64) {
     gauge!(SPENT_RATIO, "budget" => budget.to_owned()).set(ratio);
+}
+
+/// Shows when a budget's period began and ends, in seconds since 1970.
+pub fn budget_period(budget: &str, started: i64, resets: Option<i64>) {
+    gauge!(BUDGET_STARTED, "budget" => budget.to_owned()).set(started as f64);
+    if let Some(resets) = resets {
+        gauge!(BUDGET_RESETS, "budget" => budget.to_owned()).set(resets as f64);
+    }
 }
 
 /// Shows whether the store answers.
@@ -297,6 +358,11 @@ pub fn calls_unbooked(total: u64) {
     counter!(UNBOOKED).absolute(total);
 }
 
+/// By how much purses differ from the journal.
+pub fn ledger_drift(amount: NanoUsd) {
+    gauge!(DRIFT).set(amount.0 as f64);
+}
+
 /// Counts reservations that were dropped unsettled.
 pub fn reservations_dropped(total: u64) {
     counter!(DROPPED_RESERVATIONS).absolute(total);
@@ -304,7 +370,19 @@ pub fn reservations_dropped(total: u64) {
 
 /// Counts records that could not be kept.
 pub fn records_dropped(count: u64) {
+    RECORDS_DROPPED_SO_FAR.fetch_add(count, Ordering::Relaxed);
     counter!(RECORDS_DROPPED).increment(count);
+}
+
+/// Records that could not be kept since the process began: a counter cannot be read back.
+#[must_use]
+pub fn records_dropped_so_far() -> u64 {
+    RECORDS_DROPPED_SO_FAR.load(Ordering::Relaxed)
+}
+
+/// Counts an alert for a webhook: `sent`, `failed`, `dropped`.
+pub fn alert(result: &'static str) {
+    counter!(ALERTS, "result" => result).increment(1);
 }
 
 /// Shows how far the call log is behind, and whether its store takes calls.

@@ -1,4 +1,6 @@
-//! Metrics and logs out.
+//! Metrics, logs, alerts and traces out.
 
+pub mod alerts;
 pub mod logging;
 pub mod metrics;
+pub mod post;

@@ -273,7 +273,7 @@ impl Client {
     pub async fn send(
         &self,
         provider: &Provider,
-        mut request: Request<UpstreamBody>,
+        request: Request<UpstreamBody>,
     ) -> Result<Response<Incoming>, SendError> {
         if !same_origin(request.uri(), &provider.base_url) {
             return Err(SendError::new(SendErrorKind::Unsent, "request leads to another origin than the provider's"));
@@ -286,6 +286,22 @@ impl Client {
                 &of_ca
             }
         };
+        self.exchange(pools, request).await
+    }
+
+    /// Sends one request of the gateway's own to anybody, trusting the public roots.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub async fn send_anywhere(&self, request: Request<UpstreamBody>) -> Result<Response<Incoming>, SendError> {
+        self.exchange(&self.0.public, request).await
+    }
+
+    async fn exchange(
+        &self,
+        pools: &Pools,
+        mut request: Request<UpstreamBody>,
+    ) -> Result<Response<Incoming>, SendError> {
         request.headers_mut().remove(header::HOST);
         *request.version_mut() = Version::HTTP_11;
         let connection = capture_connection(&mut request);

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod health;
+pub mod outlet;
 pub mod request;
 pub mod simulated;
 pub mod tls;

@@ -11,6 +11,7 @@ pub mod output;
 pub mod redis_url;
 pub mod reply;
 pub mod request;
+pub mod revision;
 pub mod sse;
 pub mod stream;
 pub mod usage;

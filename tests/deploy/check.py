@@ -225,7 +225,7 @@ def test_compose_gives_no_service_more_than_it_needs():
 
 @pytest.mark.skipif(run("sh", "-c", "docker compose version").returncode != 0, reason="docker compose is not installed")
 def test_compose_is_what_compose_reads():
-    environment = {**os.environ, "TOLLGATE_ADMIN_TOKEN": SECRET, "TOLLGATE_DEV_KEY": SECRET}
+    environment = {**os.environ, "TOLLGATE_ADMIN_TOKEN": SECRET, "TOLLGATE_DEV_KEY": SECRET, "GRAFANA_PASSWORD": SECRET}
     succeeds("docker", "compose", "--file", DEPLOY / "compose.yaml", "config", "--quiet", env=environment)
 
 
@@ -350,6 +350,16 @@ def test_rules_use_only_metrics_that_the_gateway_exports():
         # Recorded series have colons in their names.
         used = set(re.findall(r"(?<![\w:])tollgate_\w+(?![\w:])", rule["expr"]))
         assert used <= exported | histograms, rule
+
+
+def test_every_alert_names_a_paragraph_that_says_what_to_do():
+    page = (ROOT / "docs" / "operations.md").read_text()
+    # As GitHub makes anchors of headings of one word.
+    anchors = {heading.lower() for heading in re.findall(r"^### (\w+)\n\n\S", page, re.MULTILINE)}
+    alerts = [rule for rule in rules() if "alert" in rule]
+    for rule in alerts:
+        assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}", rule
+    assert anchors == {rule["alert"].lower() for rule in alerts}
 
 
 def test_every_alert_says_what_to_do_and_every_rule_is_tested():

@@ -3,12 +3,15 @@
 //! A file a subject; `support` holds the language they are written in. Port 0 everywhere, no network, no order.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop where it is")]
 
+mod alerts;
 mod auth;
 mod budgets;
+mod budgets_admin;
 mod calls;
 mod charges;
 mod cli;
 mod config;
+mod config_store;
 mod costs;
 mod docs;
 mod drain;
@@ -19,6 +22,7 @@ mod fleet;
 mod hostile;
 mod http;
 mod limits;
+mod limits_fleet;
 mod metrics;
 mod prompts;
 mod ranks;

@@ -13,10 +13,6 @@ impl Check<'_, '_, '_> {
                 "cache: the response cache is not available in this build yet; every call goes upstream",
             ),
             (
-                given(file.alerts.webhook.as_ref().map(|url| url.0.as_str())),
-                "alerts.webhook: alerts are not available in this build yet; they are logged",
-            ),
-            (
                 given(file.telemetry.otlp.as_deref()),
                 "telemetry.otlp: traces are not available in this build yet; metrics and logs are",
             ),

@@ -4,6 +4,7 @@
 //! wrong. References to a part that is wrong itself are not reported a second time.
 
 mod absent;
+mod alerts;
 mod budgets;
 mod calls;
 mod experiments;
@@ -24,7 +25,7 @@ use crate::{
         forms::SecretText,
         problems::{Problem, Problems, suggestion},
         secret::SecretString,
-        snapshot::{OnDisconnect, ResolvedNames, Snapshot, StreamUsage},
+        snapshot::{OnDisconnect, ResolvedNames, Snapshot, Store, StreamUsage},
         sources::Sources,
         tree::{Document, Path},
     },
@@ -71,8 +72,19 @@ pub(super) fn validate(
     }
 }
 
+/// Only where the ledger's store is, whatever else is wrong.
+///
+/// # Errors
+/// What is wrong with that.
+pub(super) fn store_alone(file: &File, document: &Document, sources: &mut Sources<'_>) -> Result<Store, Problems> {
+    let (warnings, not_yet) = (Vec::new(), Vec::new());
+    let problems = Problems::default();
+    let mut check = Check { document, sources, problems, warnings, not_yet, inline_secret: false };
+    check.store(file.store.as_ref()).ok_or_else(|| check.problems.sorted())
+}
+
 impl Check<'_, '_, '_> {
-    /// `None` only where a problem was reported.
+    /// `None` only where a problem was reported, or something is missing that may be.
     fn snapshot(&mut self, mut file: File) -> Option<Snapshot> {
         let prices = self.prices(file.prices.take());
         let file = &file;
@@ -91,11 +103,13 @@ impl Check<'_, '_, '_> {
         let routing = self.routing(&file.routing);
         let store = self.store(file.store.as_ref());
         let ledger = self.ledger(&file.ledger);
+        let alerts = self.alerts(&file.alerts);
         let records = self.records(file.records.as_ref());
         let calls = self.calls(&file.calls, &providers);
         self.name_what_is_not_here_yet(file);
         Some(Snapshot {
             hash: self.sources.hash(),
+            pushed: None,
             server: server?,
             store: store?,
             records: records?,
@@ -117,6 +131,7 @@ impl Check<'_, '_, '_> {
             on_disconnect: on_disconnect(file),
             stream_usage: stream_usage(file),
             ledger,
+            alerts,
             not_yet: std::mem::take(&mut self.not_yet),
             resolved: ResolvedNames::default(),
         })
@@ -163,6 +178,7 @@ impl Check<'_, '_, '_> {
         let secret = match text.0.strip_prefix("file:") {
             Some(path) => match self.sources.secret_file(path) {
                 Ok(secret) => secret,
+                Err(_) if self.sources.tolerates(path) => return None,
                 Err(error) => {
                     self.problem(at, format!("the file {} cannot be read: {error}", shown(path)));
                     return None;

@@ -26,11 +26,11 @@ const SIMULATED_URL: &str = "http://simulated.invalid";
 impl Check<'_, '_, '_> {
     pub(super) fn providers(&mut self, file: &File, prices: &Catalog) -> Providers {
         let section = Path::default().key("providers");
-        if self.document.keys(&section).is_empty() {
-            self.problem(
-                &section,
-                "is missing; name at least one, such as `openai: { kind: openai, api_key: \"${OPENAI_API_KEY}\" }`",
-            );
+        let mend = "name at least one, such as `openai: { kind: openai, api_key: \"${OPENAI_API_KEY}\" }`";
+        match self.document.keys(&section).is_empty() {
+            false => {}
+            true if is_shared(file) => self.warn(&section, format!("there is none until one is pushed; {mend}")),
+            true => self.problem(&section, format!("is missing; {mend}")),
         }
         let mut providers = Providers::new();
         for (name, typed) in &file.providers {
@@ -187,10 +187,17 @@ impl Check<'_, '_, '_> {
 
     /// Reports a file that cannot be opened.
     pub(super) fn readable(&mut self, at: &Path, path: &str) {
-        if let Err(error) = std::fs::File::open(self.sources.resolve(path)) {
+        if let Err(error) = std::fs::File::open(self.sources.resolve(path))
+            && !self.sources.tolerates(path)
+        {
             self.problem(at, format!("the file {} cannot be read: {error}", shown(path)));
         }
     }
+}
+
+/// Whether providers may come from elsewhere: `tollgate config push`.
+fn is_shared(file: &File) -> bool {
+    file.store.as_ref().is_some_and(|store| store.0 != super::store::EMBEDDED)
 }
 
 /// An absolute http or https URL that a path can be appended to. Messages never repeat it: it may hold a password.

@@ -160,6 +160,12 @@ impl Catalog {
         }
     }
 
+    /// Every built-in price.
+    #[cfg(test)]
+    pub(super) fn prices(&self) -> Vec<Arc<Price>> {
+        self.groups.iter().flat_map(Group::rows).filter_map(|row| row.price.clone()).collect()
+    }
+
     fn group(&self, id: &str) -> Option<&Group> {
         self.groups.iter().find(|group| &*group.provider.id == id)
     }

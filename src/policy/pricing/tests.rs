@@ -382,8 +382,70 @@ fn any_tier() -> impl Strategy<Value = Option<&'static str>> {
     proptest::sample::select(vec![None, Some("default"), Some("flex"), Some("priority"), Some("auto")])
 }
 
+/// A report of any size up to ten million tokens, so that every step of long-context pricing is reached.
+fn usage_of_any_size() -> impl Strategy<Value = Usage> {
+    (consistent_usage(), proptest::sample::select(vec![1_u64, 10, 100, 1_000, 5_000])).prop_map(|(usage, times)| {
+        let Usage {
+            input,
+            cached,
+            cache_write,
+            cache_write_1h,
+            input_audio,
+            cached_audio,
+            output,
+            reasoning,
+            output_audio,
+        } = usage;
+        let scaled = |tokens: Tokens| Tokens(tokens.0 * times);
+        Usage {
+            input: scaled(input),
+            cached: scaled(cached),
+            cache_write: scaled(cache_write),
+            cache_write_1h: scaled(cache_write_1h),
+            input_audio: scaled(input_audio),
+            cached_audio: scaled(cached_audio),
+            output: scaled(output),
+            reasoning: scaled(reasoning),
+            output_audio: scaled(output_audio),
+        }
+    })
+}
+
+/// The tier that a call asks for, and one that its reply may report: that one, or the standard one; any after `auto`.
+fn asked_and_reported(price: &Price, asked: prop::sample::Index, reported: prop::sample::Index) -> [Option<&str>; 2] {
+    let of_price: Vec<Option<&str>> =
+        price.tiers.iter().map(|t| Some(&*t.tier)).chain([None, Some("default")]).collect();
+    let asked = *asked.get(&[&of_price[..], &[Some("auto")]].concat());
+    match asked {
+        Some("auto") => [asked, *reported.get(&of_price)],
+        _ => [asked, *reported.get(&[asked, None, Some("default")])],
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+    #[test]
+    fn no_legal_report_costs_more_than_the_bound_at_any_price_of_the_catalog(
+        price in any::<prop::sample::Index>(),
+        usage in usage_of_any_size(),
+        asked: prop::sample::Index,
+        reported: prop::sample::Index,
+        more in 0..500_u64,
+        second in 1_700_000_000_i64..1_900_000_000,
+    ) {
+        static PRICES: std::sync::LazyLock<Vec<Arc<Price>>> = std::sync::LazyLock::new(|| Catalog::builtin().prices());
+        let price = price.get(&PRICES[..]);
+        let at = jiff::Timestamp::from_second(second).unwrap();
+        let [asked, reported] = asked_and_reported(price, asked, reported);
+        let bound = price.bound(Tokens(usage.input.0 + more), Tokens(usage.output.0 + more), asked, at);
+        let cost = price.cost(&usage, reported, at);
+        prop_assert!(cost <= bound, "{}: {cost} > {bound}, {asked:?} {reported:?} {at}", price.row());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
     fn no_usage_within_a_bound_costs_more(price in any_price(), usage in any_usage(), tier in any_tier(), more in 0..500_u64) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline,
     RedisConnectionInfo, RedisError, RedisResult, Value,
-    aio::MultiplexedConnection,
+    aio::{MultiplexedConnection, PubSubStream},
     cluster::{ClusterClient, TlsMode},
     cluster_async::ClusterConnection,
     cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
@@ -89,8 +89,18 @@ async fn connect(
     limit: Duration,
 ) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new().set_connection_timeout(Some(limit)).set_response_timeout(Some(limit));
-    let info = address(url, host).into_connection_info()?.set_redis_settings(login).set_tcp_settings(tcp());
-    Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await
+    client(url, host, login)?.get_multiplexed_async_connection_with_config(&config).await
+}
+
+fn client(url: &RedisUrl, host: &(String, u16), login: RedisConnectionInfo) -> RedisResult<Client> {
+    Client::open(address(url, host).into_connection_info()?.set_redis_settings(login).set_tcp_settings(tcp()))
+}
+
+/// Subscribes to a channel of one server, on a connection of its own. The caller has the deadline.
+pub(super) async fn subscribe(url: &RedisUrl, channel: &str) -> RedisResult<PubSubStream> {
+    let mut subscription = client(url, &url.hosts[0], login(url))?.get_async_pubsub().await?;
+    subscription.subscribe(channel).await?;
+    Ok(subscription.into_on_message())
 }
 
 /// Asks one Sentinel after the other where the primary is, and has the primary itself confirm it.

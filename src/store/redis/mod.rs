@@ -8,13 +8,15 @@
 
 mod advice;
 mod birth;
+pub mod config;
 mod connect;
+pub mod limits;
 mod reply;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -27,17 +29,34 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 
-use self::{birth::Birth, connect::Connection};
-use super::ports::{AccountSync, Answer, Authority, StoreError, StoredAccount};
+use self::{
+    birth::{Birth, Change},
+    connect::Connection,
+};
+use super::ports::{AccountSync, Answer, Authority, Held, StoreError, StoredAccount};
 use crate::{
     ledger::{
         account::AccountState,
-        sync::{Close, SyncReply},
+        sync::{Close, RowId, SyncReply},
     },
     wire::redis_url::{RedisUrl, Topology},
 };
 
 const SYNC: &str = include_str!("sync.lua");
+/// Sets a field of an account that exists.
+const NOTE: &str =
+    "if #redis.call('HGETALL', KEYS[1]) > 0 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end return 1";
+/// Replaces a hash that is exactly as told: a count, so many names and values, and then the new ones.
+const REPLACE: &str = "
+local count, stored, fields = tonumber(ARGV[1]), {}, redis.call('HGETALL', KEYS[1])
+if #fields ~= count then return 0 end
+for at = 1, #fields, 2 do stored[fields[at]] = fields[at + 1] end
+for at = 2, count, 2 do
+  if stored[ARGV[at]] ~= ARGV[at + 1] then return 0 end
+end
+for name in pairs(stored) do redis.call('HDEL', KEYS[1], name) end
+for at = count + 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1]) end
+return 1";
 /// All of a flight: connecting, the reports, and waiting for replicas. Shorter than what the purses wait for a store.
 const FLIGHT_TIMEOUT: Duration = Duration::from_millis(800);
 /// All of a listing's page.
@@ -63,6 +82,8 @@ pub struct Redis {
     reports: Mutex<Line>,
     listings: Mutex<Option<Connection>>,
     replicas_up: AtomicBool,
+    /// Accounts that could not be read when they were last reported to.
+    damaged: std::sync::Mutex<BTreeSet<Arc<str>>>,
 }
 
 /// Where reports go.
@@ -98,6 +119,7 @@ impl Redis {
             reports: Mutex::default(),
             listings: Mutex::default(),
             replicas_up: AtomicBool::new(true),
+            damaged: std::sync::Mutex::default(),
             url,
         };
         store.look_around().await?;
@@ -123,7 +145,7 @@ impl Redis {
         let mark = self.mark();
         let birth = self.within(START_TIMEOUT, Birth::read(&mut connection, &mark, self.learn_ms)).await?;
         if birth.is_young() {
-            tracing::info!(store = %self.url, "an empty store: listening to other gateways before serving");
+            tracing::info!(store = %self.url, "an empty store, or one that was restarted: listening to other gateways before serving");
             sleep_until(birth.of_age_at()).await;
         }
         *self.reports.lock().await = Line { connection: Some(connection), birth: Some(birth) };
@@ -164,14 +186,18 @@ impl Redis {
         if requests.iter().all(|sync| !sync.request.create) {
             return Ok(false);
         }
-        let mark = self.mark();
-        if let Some(known) = birth {
-            if known.holds(connection, &mark).await? {
-                return Ok(known.is_young());
-            }
-            tracing::error!(store = %self.url, "the store lost what it held; accounts listen to their holders before they grant");
+        let read = Birth::read(connection, &self.mark(), self.learn_ms).await?;
+        match birth.as_ref().map_or(Change::None, |known| read.since(known)) {
+            Change::None => {}
+            Change::Server => tracing::warn!(
+                store = %self.url,
+                "another server answers, or it was restarted; accounts that it does not know listen to their holders first"
+            ),
+            Change::Lost => tracing::error!(
+                store = %self.url,
+                "the store lost what it held; accounts listen to their holders before they grant"
+            ),
         }
-        let read = Birth::read(connection, &mark, self.learn_ms).await?;
         Ok(birth.insert(read).is_young())
     }
 
@@ -243,6 +269,7 @@ impl Redis {
         let close = match request.close {
             Some(Close::Settled) => "settled",
             Some(Close::Forfeited) => "forfeited",
+            Some(Close::Reclaimed) => "reclaimed",
             None => "",
         };
         let mut call = redis::cmd(command);
@@ -264,12 +291,20 @@ impl Redis {
             let reply = reply::parse(&answer.text).ok_or_else(|| {
                 StoreError::Damaged(format!("{} answered what cannot be: is it the ledger's?", self.url))
             })?;
-            if reply == reply::Reply::Damaged {
-                tracing::error!(account = %sync.account, "an account in Redis cannot be read; its calls are refused");
-            }
+            self.note_damage(&sync.account, reply == reply::Reply::Damaged);
             Ok(reply.for_purse(&sync.request, answer.acknowledged))
         });
         each.collect()
+    }
+
+    /// One line per account that becomes unreadable.
+    fn note_damage(&self, account: &Arc<str>, is_damaged: bool) {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_damaged {
+            damaged.remove(account);
+        } else if damaged.insert(account.clone()) {
+            tracing::error!(%account, "an account in Redis cannot be read; its calls are refused until it is rebuilt");
+        }
     }
 
     /// One line per change of state.
@@ -297,20 +332,64 @@ impl Redis {
 
     /// The smallest accounts after `after`, with what is stored of them.
     async fn list(&self, after: Option<&str>, count_max: usize) -> Result<Vec<StoredAccount>, StoreError> {
+        self.aside(async |connection| {
+            let names = self.names(connection, after, count_max).await?;
+            self.contents(connection, &names).await
+        })
+        .await
+    }
+
+    /// What is not on the way of calls has a connection of its own.
+    async fn aside<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
+    ) -> Result<T, StoreError> {
         let mut place = self.listings.lock().await;
         let known = place.take();
-        let listing = async {
+        let working = async {
             let mut connection = match known {
                 Some(connection) => connection,
                 None => Connection::open(&self.url, FLIGHT_TIMEOUT).await?,
             };
-            let names = self.names(&mut connection, after, count_max).await?;
-            let accounts = self.contents(&mut connection, &names).await?;
-            Ok((connection, accounts))
+            let done = work(&mut connection).await?;
+            Ok((connection, done))
         };
-        let (connection, accounts) = self.within(LISTING_TIMEOUT, listing).await?;
+        let (connection, done) = self.within(LISTING_TIMEOUT, working).await?;
         *place = Some(connection);
-        Ok(accounts)
+        Ok(done)
+    }
+
+    /// One command for one account.
+    async fn tell(&self, account: &str, command: Cmd) -> Result<Value, StoreError> {
+        let key = self.key(account);
+        let mut pipeline = Pipeline::with_capacity(1);
+        pipeline.add_command(command);
+        self.aside(async |connection| {
+            let answer = connection.send(&pipeline, &key).await?.pop().unwrap_or_default();
+            answer.extract_error()
+        })
+        .await
+    }
+
+    async fn find(&self, account: &str) -> Result<Held, StoreError> {
+        let mut all = redis::cmd("HGETALL");
+        all.arg(self.key(account));
+        let fields = redis::from_redis_value(self.tell(account, all).await?);
+        fields.map(reply::held).map_err(|error| StoreError::Damaged(format!("{}: {error}", self.url)))
+    }
+
+    async fn put(
+        &self,
+        account: &str,
+        replaced: &BTreeMap<String, String>,
+        state: &AccountState,
+    ) -> Result<bool, StoreError> {
+        let mut replace = redis::cmd("EVAL");
+        replace.arg(REPLACE).arg(1).arg(self.key(account)).arg(2 * replaced.len());
+        for (name, text) in replaced.iter().chain(&reply::rebuilt(state, replaced)) {
+            replace.arg(name).arg(text);
+        }
+        Ok(self.tell(account, replace).await? == Value::Int(1))
     }
 
     /// Goes through all keys: Redis has no order to begin in the middle of.
@@ -361,12 +440,11 @@ impl Redis {
                 }
             });
             let stored = try_join_all(each).await?;
-            accounts.extend(
-                chunk
-                    .iter()
-                    .zip(stored)
-                    .filter_map(|(name, fields)| reply::account(&fields).map(|state| stored_account(name, &state))),
-            );
+            accounts.extend(chunk.iter().zip(stored).filter_map(|(name, fields)| match reply::held(fields) {
+                Held::Missing => None,
+                Held::Whole(state, _) => Some(stored_account(name, &state, false)),
+                Held::Damaged(damaged) => Some(stored_account(name, &damaged.readable, true)),
+            }));
         }
         Ok(accounts)
     }
@@ -376,12 +454,21 @@ impl Redis {
         limit: Duration,
         work: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, StoreError> {
-        match timeout(limit, work).await {
-            Ok(done) => done.map_err(|error| StoreError::Unavailable(format!("{}: {error}", self.url))),
-            Err(_) => {
-                let waited_ms = limit.as_millis();
-                Err(StoreError::Unavailable(format!("{}: no answer within {waited_ms} ms", self.url)))
-            }
+        within(&self.url, limit, work).await
+    }
+}
+
+/// A conversation with the servers at `url`, given up after `limit`. Errors name the servers and never the password.
+async fn within<T>(
+    url: &RedisUrl,
+    limit: Duration,
+    work: impl Future<Output = Result<T, RedisError>>,
+) -> Result<T, StoreError> {
+    match timeout(limit, work).await {
+        Ok(done) => done.map_err(|error| StoreError::Unavailable(format!("{url}: {}", explained(&error)))),
+        Err(_) => {
+            let waited_ms = limit.as_millis();
+            Err(StoreError::Unavailable(format!("{url}: no answer within {waited_ms} ms")))
         }
     }
 }
@@ -393,6 +480,29 @@ impl Authority for Redis {
 
     fn accounts(&self, after: Option<Arc<str>>, count_max: usize) -> Answer<'_, Vec<StoredAccount>> {
         Box::pin(async move { self.list(after.as_deref(), count_max).await })
+    }
+
+    fn look_up(&self, account: Arc<str>) -> Answer<'_, Held> {
+        Box::pin(async move { self.find(&account).await })
+    }
+
+    fn note(&self, account: Arc<str>, row: RowId, text: String) -> Answer<'_, ()> {
+        let mut note = redis::cmd("EVAL");
+        note.arg(NOTE).arg(1).arg(self.key(&account)).arg(reply::note_field(row)).arg(text);
+        Box::pin(async move { self.tell(&account, note).await.map(drop) })
+    }
+
+    fn replace(&self, account: Arc<str>, damaged: BTreeMap<String, String>, state: AccountState) -> Answer<'_, bool> {
+        Box::pin(async move { self.put(&account, &damaged, &state).await })
+    }
+}
+
+/// An error, with its mend where that is not plain.
+fn explained(error: &RedisError) -> String {
+    let text = error.to_string();
+    match text.contains("invalid peer certificate") {
+        true => format!("{text}; SSL_CERT_FILE names the certificates of the authorities to trust"),
+        false => text,
     }
 }
 
@@ -424,13 +534,15 @@ fn is_unknown_script(answer: &Value) -> bool {
     matches!(answer, Value::ServerError(error) if error.code() == "NOSCRIPT")
 }
 
-fn stored_account(name: &str, state: &AccountState) -> StoredAccount {
+fn stored_account(name: &str, state: &AccountState, damaged: bool) -> StoredAccount {
     StoredAccount {
         account: name.into(),
         limit: state.limit,
         held: state.held(),
         charged: state.charged(),
         debt: state.debt(),
+        credited: state.credited(),
+        damaged,
     }
 }
 

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::ledger::{
-    account::{AccountState, Row, Starving},
-    sync::{Merged, NANO_USD_MAX, RowId, SyncReply, SyncRequest, Totals},
+use crate::{
+    ledger::{
+        account::{AccountState, Row, Starving},
+        sync::{Merged, NANO_USD_MAX, RowId, SyncReply, SyncRequest, Totals},
+    },
+    store::ports::{Damaged, Held},
 };
 
 /// What the function answered.
@@ -25,14 +28,8 @@ impl Reply {
     /// what calls wait for may still come, as while the authority learns.
     pub(super) fn for_purse(self, request: &SyncRequest, acknowledged: bool) -> SyncReply {
         match self {
-            Reply::Merged(mut merged) => {
-                if !acknowledged && merged.totals.granted > request.totals.granted {
-                    merged.free = merged.free.saturating_add(merged.totals.granted - request.totals.granted);
-                    merged.totals.granted = request.totals.granted;
-                    merged.learning = true;
-                }
-                SyncReply::Merged(merged)
-            }
+            Reply::Merged(merged) if acknowledged => SyncReply::Merged(merged),
+            Reply::Merged(merged) => SyncReply::Merged(merged.unconfirmed(request)),
             Reply::NoAccount => SyncReply::NoAccount,
             // Its purse is given up as spent and its calls are refused; other accounts go on.
             Reply::BadReport | Reply::Damaged => SyncReply::BadReport,
@@ -64,6 +61,8 @@ pub(super) fn parse(text: &str) -> Option<Reply> {
         all_debt,
         learning,
         starving,
+        closed,
+        credited,
     ] = numbers[..]
     else {
         return None;
@@ -79,30 +78,95 @@ pub(super) fn parse(text: &str) -> Option<Reply> {
         debt: all_debt,
         learning: learning == 1,
         starving: starving == 1,
+        closed: closed == 1,
+        credited,
     };
     totals.are_sound().then_some(Reply::Merged(merged))
 }
 
-/// Reads an account's hash; `None` when there is none, or it is not what the function writes.
-pub(super) fn account(fields: &BTreeMap<String, String>) -> Option<AccountState> {
-    let field = |name: &str| fields.get(name).map(String::as_str);
-    if field("schema") != Some("1") {
-        return None;
+/// What operators noted stands under this and its row's id.
+const NOTE: &str = "note:";
+/// The run id of an account that was rebuilt: no server's, so the next report makes it listen to all holders first.
+const REBUILT: &str = "rebuilt";
+
+/// What is held in an account's hash.
+pub(super) fn held(fields: BTreeMap<String, String>) -> Held {
+    if fields.is_empty() {
+        return Held::Missing;
     }
-    let (archived_charged, archived_debt) = field("archived")?.split_once(' ')?;
-    let is_row = |name: &str| name.parse::<RowId>().is_ok_and(|row| row.to_string() == name);
-    let rows =
-        fields.iter().filter(|(name, _)| is_row(name)).map(|(name, text)| Some((name.parse().ok()?, row(text)?)));
-    Some(AccountState {
-        limit: amount(field("limit")?)?,
-        limit_version: amount(field("version")?)?,
-        run: field("run")?.to_owned(),
-        learn_until_ms: amount(field("learn")?)?,
-        starving: field("starving").and_then(starving),
-        archived_charged: amount(archived_charged)?,
-        archived_debt: amount(archived_debt)?,
-        rows: rows.collect::<Option<_>>()?,
-    })
+    match salvage(&fields) {
+        (state, unreadable) if unreadable.is_empty() => Held::Whole(state, notes(&fields)),
+        (readable, unreadable) => Held::Damaged(Damaged { fields, readable, unreadable }),
+    }
+}
+
+/// What makes sense of a hash, and the names of what does not.
+fn salvage(fields: &BTreeMap<String, String>) -> (AccountState, Vec<String>) {
+    let mut unreadable = Vec::new();
+    let mut field = |name: &str, fits: fn(&str) -> bool| {
+        let found = fields.get(name).map(String::as_str).filter(|text| fits(text));
+        if found.is_none() {
+            unreadable.push(name.to_owned());
+        }
+        found.unwrap_or_default()
+    };
+    let is_amount = |text: &str| amount(text).is_some();
+    field("schema", |text| text == "1");
+    let archived = field("archived", |text| pair(text).is_some());
+    let (archived_charged, archived_debt) = pair(archived).unwrap_or_default();
+    let mut state = AccountState {
+        limit: amount(field("limit", is_amount)).unwrap_or_default(),
+        limit_version: amount(field("version", is_amount)).unwrap_or_default(),
+        run: field("run", |_| true).to_owned(),
+        learn_until_ms: amount(field("learn", is_amount)).unwrap_or_default(),
+        starving: fields.get("starving").and_then(|text| starving(text)),
+        archived_charged,
+        archived_debt,
+        rows: BTreeMap::new(),
+    };
+    for (name, text) in fields {
+        let Some(id) = name.parse::<RowId>().ok().filter(|id| id.to_string() == *name) else { continue };
+        match row(text).filter(|row| row.totals.are_sound()) {
+            Some(row) => drop(state.rows.insert(id, row)),
+            None => unreadable.push(name.clone()),
+        }
+    }
+    (state, unreadable)
+}
+
+fn notes(fields: &BTreeMap<String, String>) -> BTreeMap<RowId, String> {
+    let note = |(name, text): (&String, &String)| Some((name.strip_prefix(NOTE)?.parse().ok()?, text.clone()));
+    fields.iter().filter_map(note).collect()
+}
+
+/// The field under which a row's note stands.
+pub(super) fn note_field(row: RowId) -> String {
+    format!("{NOTE}{row}")
+}
+
+/// An account as the function would have written it, notes of the hash that it replaces included.
+pub(super) fn rebuilt(state: &AccountState, replaced: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut fields = BTreeMap::from([
+        ("schema".to_owned(), "1".to_owned()),
+        ("limit".to_owned(), state.limit.to_string()),
+        ("version".to_owned(), state.limit_version.to_string()),
+        ("run".to_owned(), REBUILT.to_owned()),
+        ("learn".to_owned(), "0".to_owned()),
+        ("starving".to_owned(), String::new()),
+        ("archived".to_owned(), format!("{} {}", state.archived_charged, state.archived_debt)),
+    ]);
+    for (id, row) in &state.rows {
+        let Totals { granted, returned, charged, debt } = row.totals;
+        let closed = row.closed_ms.map_or_else(|| "-".to_owned(), |closed_ms| closed_ms.to_string());
+        fields.insert(id.to_string(), format!("{granted} {returned} {charged} {debt} {} {closed}", row.seen_ms));
+    }
+    fields.extend(replaced.iter().filter(|(name, _)| name.starts_with(NOTE)).map(|(n, t)| (n.clone(), t.clone())));
+    fields
+}
+
+fn pair(text: &str) -> Option<(u64, u64)> {
+    let (first, second) = text.split_once(' ')?;
+    Some((amount(first)?, amount(second)?))
 }
 
 fn row(text: &str) -> Option<Row> {
@@ -163,19 +227,19 @@ mod tests {
 
     #[test]
     fn an_answer_that_cannot_be_is_none() {
-        assert!(parse("MERGED 10 1 2 0 90 0 100 1 2 0 0 1").is_some());
+        assert!(parse("MERGED 10 1 2 0 90 0 100 1 2 0 0 1 0 0").is_some());
         for text in [
             "",
             "OK",
             "MERGED",
-            "MERGED 10 1 2 0 90 0 100 1 2 0 0",
-            "MERGED 10 1 2 0 90 0 100 1 2 0 0 1 1",
-            "MERGED -10 1 2 0 90 0 100 1 2 0 0 1",
-            "MERGED +10 1 2 0 90 0 100 1 2 0 0 1",
-            "MERGED 1e1 1 2 0 90 0 100 1 2 0 0 1",
-            "MERGED nan 1 2 0 90 0 100 1 2 0 0 1",
-            "MERGED 9007199254740992 1 2 0 90 0 100 1 2 0 0 1",
-            "MERGED 10 9 2 0 90 0 100 1 2 0 0 1",
+            "MERGED 10 1 2 0 90 0 100 1 2 0 0 1 0",
+            "MERGED 10 1 2 0 90 0 100 1 2 0 0 1 0 0 1",
+            "MERGED -10 1 2 0 90 0 100 1 2 0 0 1 0 0",
+            "MERGED +10 1 2 0 90 0 100 1 2 0 0 1 0 0",
+            "MERGED 1e1 1 2 0 90 0 100 1 2 0 0 1 0 0",
+            "MERGED nan 1 2 0 90 0 100 1 2 0 0 1 0 0",
+            "MERGED 9007199254740992 1 2 0 90 0 100 1 2 0 0 1 0 0",
+            "MERGED 10 9 2 0 90 0 100 1 2 0 0 1 0 0",
         ] {
             assert_eq!(parse(text), None, "{text:?}");
         }
@@ -194,7 +258,7 @@ mod tests {
             create: false,
             close: None,
         };
-        let reply = || parse("MERGED 10 0 0 0 90 0 100 1 0 0 0 0").expect("an answer");
+        let reply = || parse("MERGED 10 0 0 0 90 0 100 1 0 0 0 0 0 0").expect("an answer");
         let told = |reply: SyncReply| match reply {
             SyncReply::Merged(merged) => (merged.totals.granted, merged.free, merged.learning),
             other => panic!("{other:?}"),

@@ -2,8 +2,8 @@
 --
 -- KEYS[1]  the account's hash. Nothing else is touched, so that it runs in a Cluster.
 -- ARGV     row granted returned charged debt need target limit version create close learn_ms wiped [now_ms run]
---          (create, wiped: 1 or 0; close: 'settled', 'forfeited' or ''; clock and run id are the server's own unless given)
--- Replies  'MERGED granted returned charged debt free elsewhere limit version charged debt learning starving',
+--          (create, wiped: 1 or 0; close: 'settled', 'forfeited', 'reclaimed' or ''; clock and run id are the server's own unless given)
+-- Replies  'MERGED granted returned charged debt free elsewhere limit version charged debt learning starving closed credited',
 --          'NOACCOUNT', 'BADREPORT' or 'DAMAGED'.
 --
 -- The hash:  schema '1' · limit · version · run · learn (ms) · starving 'row lacking until_ms' or '' · archived 'charged debt'
@@ -11,7 +11,7 @@
 -- Amounts stay below 2^53, where Lua's numbers are exact; they leave by '%.0f', because '..' keeps 14 digits.
 
 local MAX = 9007199254740991
-local ACTIVE_MS, STARVING_MS, ARCHIVE_MS = 10000, 3000, 3600000
+local ACTIVE_MS, STARVING_MS, ARCHIVE_MS, SILENT_MS = 10000, 3000, 3600000, 30000
 
 local key, own = KEYS[1], ARGV[1]
 local report = { granted = tonumber(ARGV[2]), returned = tonumber(ARGV[3]), charged = tonumber(ARGV[4]), debt = tonumber(ARGV[5]) }
@@ -30,6 +30,7 @@ local function whole(number) return string.format('%.0f', number) end
 local function sub(a, b) return math.max(a - b, 0) end
 local function add(a, b) return math.min(a + b, MAX) end
 local function process(row) return string.sub(row, 1, 16) end
+local function is_credit(row) return string.sub(row, 17) == '.4294967295' end
 
 local function held(row) return sub(row.granted, row.returned) end
 local function is_sound(row)
@@ -78,7 +79,8 @@ local merged = {
   granted = math.max(known.granted, report.granted), returned = math.max(known.returned, report.returned),
   charged = math.max(known.charged, report.charged), debt = math.max(known.debt, report.debt),
 }
-if not known.closed and not is_sound(merged) then return 'BADREPORT' end
+if is_credit(own) and not account then return 'NOACCOUNT' end
+if not is_credit(own) and not known.closed and not is_sound(merged) then return 'BADREPORT' end
 if not account and not create then return 'NOACCOUNT' end
 
 -- === the account, its server, its limit ===
@@ -96,7 +98,7 @@ if account.run ~= run then
   account.learn = now + learn_ms
 end
 account.learn = math.min(account.learn, now + learn_ms)
-if version > account.version then
+if version > account.version and not is_credit(own) then
   account.version = version
   account.limit = limit
 end
@@ -111,7 +113,15 @@ end
 local function total_held() return total(account.archived_charged, held) end
 local function total_charged() return total(account.archived_charged, function(row) return row.charged end) end
 local function total_debt() return total(account.archived_debt, function(row) return row.debt end) end
-local function free() return sub(sub(account.limit, total_held()), total_debt()) end
+local function credited()
+  local sum = 0
+  for id, row in pairs(rows) do
+    if is_credit(id) then sum = add(sum, row.returned) end
+  end
+  return sum
+end
+local function spendable() return add(account.limit, credited()) end
+local function free() return sub(sub(spendable(), total_held()), total_debt()) end
 
 -- Open rows of other processes that were heard of lately: how many, and what could still come back from them.
 local function others()
@@ -140,10 +150,33 @@ local function merge_row()
   -- Half the window is exact enough, and leaves a report without news without a write.
   if math.abs(now - seen) > ACTIVE_MS / 2 then seen = now end
   merged.seen = seen
-  if close == 'settled' then merged.returned = merged.granted - merged.charged end
+  if close == 'settled' or close == 'reclaimed' then merged.returned = merged.granted - merged.charged end
   if close == 'forfeited' then merged.charged = merged.granted - merged.returned end
   if close ~= '' then merged.closed = now end
   rows[own] = merged
+end
+
+-- An operator closes a purse that was silent for long.
+local function reclaim()
+  if rows[own] and math.abs(now - known.seen) >= math.max(SILENT_MS, learn_ms * 4) then merge_row() end
+end
+
+-- What a closed purse turns out to have spent after all is debt, since its money went back.
+local function book_late()
+  if is_sound(report) then
+    known.debt = math.max(known.debt, add(report.debt, sub(report.charged, known.charged)))
+  end
+end
+
+-- Gives back what was spent, each note once; false when that is more than was spent.
+local function credit()
+  if rows[own] then return true end
+  local amount = report.returned
+  local spent = add(total_charged(), total_debt())
+  local is_note = report.granted == amount and report.charged == 0 and report.debt == 0
+  if not is_note or amount > sub(spent, credited()) then return false end
+  rows[own] = { granted = amount, returned = amount, charged = 0, debt = 0, seen = now, closed = now }
+  return true
 end
 
 local function note_starving(lacking)
@@ -177,7 +210,7 @@ end
 local archived = {}
 local function archive()
   for id, row in pairs(rows) do
-    if row.closed and sub(now, row.closed) >= ARCHIVE_MS then archived[#archived + 1] = id end
+    if row.closed and not is_credit(id) and sub(now, row.closed) >= ARCHIVE_MS then archived[#archived + 1] = id end
   end
   for _, id in ipairs(archived) do
     account.archived_charged = add(account.archived_charged, rows[id].charged)
@@ -186,17 +219,25 @@ local function archive()
   end
 end
 
-if not known.closed then
-  merge_row()
-  grant()
+if is_credit(own) then
+  if not credit() then return 'BADREPORT' end
+else
+  if known.closed then
+    book_late()
+  elseif close == 'reclaimed' then
+    reclaim()
+  else
+    merge_row()
+    grant()
+  end
+  archive()
 end
-archive()
 
 -- === write what changed ===
 
 local changes = {}
-local function put(name, text)
-  if stored[name] ~= text then
+local function put(name, text, again)
+  if again or stored[name] ~= text then
     changes[#changes + 1] = name
     changes[#changes + 1] = text
   end
@@ -211,10 +252,12 @@ put('starving', starving and table.concat({ starving.row, whole(starving.lacking
 put('archived', whole(account.archived_charged) .. ' ' .. whole(account.archived_debt))
 local row = rows[own]
 if row then
+  -- A grant that the purse has not heard of is written again when it is told again: the WAIT that follows waits for what its
+  -- own connection wrote, and the one that wrote it first may be gone, with replicas that never got it.
   put(own, table.concat({
     whole(row.granted), whole(row.returned), whole(row.charged), whole(row.debt), whole(row.seen),
     row.closed and whole(row.closed) or '-',
-  }, ' '))
+  }, ' '), row.granted > report.granted)
 end
 -- First what can fail (memory), and only then what would be missing from the sums.
 if #changes > 0 then redis.call('HSET', key, unpack(changes)) end
@@ -224,9 +267,9 @@ for _, id in ipairs(archived) do redis.call('HDEL', key, id) end
 
 row = row or { granted = 0, returned = 0, charged = 0, debt = 0 }
 local _, elsewhere = others()
-local asked_back = starving_other() or total_held() + total_debt() > account.limit
+local asked_back = starving_other() or total_held() + total_debt() > spendable()
 return table.concat({
   'MERGED', whole(row.granted), whole(row.returned), whole(row.charged), whole(row.debt), whole(free()), whole(elsewhere),
   whole(account.limit), whole(account.version), whole(total_charged()), whole(total_debt()),
-  now < account.learn and 1 or 0, asked_back and 1 or 0,
+  now < account.learn and 1 or 0, asked_back and 1 or 0, row.closed and 1 or 0, whole(credited()),
 }, ' ')

@@ -2,20 +2,24 @@
 //! Cluster, and against ones that lie or hang.
 
 #[path = "../../../tests/it/support/redis.rs"]
-mod server;
+pub(super) mod server;
 
 use std::{io::Read as _, net::TcpListener, time::Instant};
 
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use self::server::RedisServer;
-use super::*;
+use super::{
+    config::{ConfigStore, PushOutcome},
+    *,
+};
 use crate::{
     ledger::{
         account::{self, Server},
         sync::{Merged, NANO_USD_MAX, RowId, SyncRequest, Totals},
     },
     store::embedded::Tables,
+    wire::revision::{self, Head, Revision},
 };
 
 /// Learning takes 1.3 s.
@@ -112,15 +116,16 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let elapsed_ms = prop_oneof![
         10 => 0i64..2500,
-        2 => prop::sample::select(vec![1500, 3000, 4999, 5000, 5001, 9_999, 10_000, 60_000]),
+        2 => prop::sample::select(vec![1500, 3000, 4999, 5000, 5001, 9_999, 10_000, 29_999, 30_000, 60_000]),
         1 => prop::sample::select(vec![3_599_999, 3_600_000, 3_600_001]),
         1 => -6000i64..0,
     ];
     let amount = prop_oneof![6 => 0u64..60, 1 => 0u64..2000];
     let wish = prop_oneof![6 => 0u64..1500, 1 => prop::sample::select(vec![NANO_USD_MAX, NANO_USD_MAX + 1, u64::MAX])];
     let limit = prop_oneof![6 => 0u64..3000, 1 => prop::sample::select(vec![NANO_USD_MAX, NANO_USD_MAX + 1, u64::MAX])];
-    let close = prop_oneof![8 => Just(None), 1 => Just(Some(Close::Settled)), 1 => Just(Some(Close::Forfeited))];
-    let who = (0u8..2, 1u64..4, 0u32..2);
+    let closes = vec![Close::Settled, Close::Forfeited, Close::Reclaimed];
+    let close = prop_oneof![8 => Just(None), 3 => prop::sample::select(closes).prop_map(Some)];
+    let who = (0u8..2, 1u64..4, prop_oneof![8 => 0u32..2, 1 => Just(RowId::credit(0).purse)]);
     let server = (prop_oneof![12 => Just(0u8), 1 => Just(1u8)], prop::bool::weighted(0.1));
     let money = (report, [amount.clone(), amount.clone(), amount], [wish.clone(), wish]);
     let rules = (limit, 0u64..4, prop::bool::weighted(0.8), close);
@@ -163,6 +168,7 @@ impl Step {
             debt: known.debt + debt / 20,
         };
         let totals = match self.report {
+            Report::Grown if row.is_credit() => Totals { granted: returned, returned, charged: 0, debt: 0 },
             Report::Grown => grown,
             Report::Stale => Totals { granted: known.granted / 2, returned: 0, charged: known.charged / 2, debt: 0 },
             Report::Beyond => Totals { charged: grown.granted + charged, ..grown },
@@ -222,11 +228,11 @@ async fn compare(store: &Redis, script: u32, steps: &[Step]) -> Result<(), TestC
 }
 
 async fn stored(store: &Redis, account: &str) -> Option<AccountState> {
-    let mut connection = Connection::open(&store.url, PATIENCE).await.unwrap();
-    let mut pipeline = Pipeline::new();
-    pipeline.cmd("HGETALL").arg(store.key(account));
-    let answer = connection.send(&pipeline, &store.key(account)).await.unwrap().remove(0);
-    reply::account(&redis::from_redis_value(answer).unwrap())
+    match store.find(account).await.unwrap() {
+        Held::Missing => None,
+        Held::Whole(state, _) => Some(state),
+        Held::Damaged(damaged) => panic!("the function damaged it: {damaged:?}"),
+    }
 }
 
 // === one server ===
@@ -350,12 +356,61 @@ async fn accounts_are_listed_in_order_and_by_page() {
     );
 }
 
-/// As `docs/ledger.md` has it.
-const ACL: &str = "on >s3cret resetkeys ~tollgate:* resetchannels -@all +evalsha +eval +hgetall +hset +hdel +get +set +time +info +scan +wait";
+#[tokio::test]
+async fn a_damaged_account_is_replaced_by_what_can_be_read_and_listens_before_it_grants() {
+    let server = RedisServer::start();
+    let store = open(&server.url()).await;
+    let charged = Totals { charged: 30, ..granted(100) };
+    store.sync(vec![of("a", request(1, charged, 100)), of("a", request(2, granted(50), 50))]).await.unwrap();
+    let id = RowId { incarnation: 1, purse: 0 };
+    store.note("a".into(), id, "who".to_owned()).await.unwrap();
+    let key = store.key("a");
+    server.command(&["HSET", &key, "limit", "lots", "0000000000000002.0", "1 2 3"]);
+
+    let Held::Damaged(damaged) = store.look_up("a".into()).await.unwrap() else { panic!("it is damaged") };
+    assert_eq!(damaged.unreadable, ["limit", "0000000000000002.0"]);
+    assert_eq!((damaged.readable.charged(), damaged.readable.held()), (30, 100));
+    let listed = &store.accounts(None, 10).await.unwrap()[0];
+    assert_eq!((listed.charged, listed.damaged), (30, true));
+
+    let state = AccountState { limit: 1000, limit_version: 0, ..damaged.readable };
+    let mut outdated = damaged.fields.clone();
+    outdated.insert("limit".to_owned(), "few".to_owned());
+    assert_eq!(store.replace("a".into(), outdated, state.clone()).await, Ok(false), "it has changed");
+    assert_eq!(store.replace("a".into(), damaged.fields, state).await, Ok(true));
+    assert_eq!(store.replace("a".into(), BTreeMap::new(), AccountState::default()).await, Ok(false), "it is there");
+    let Held::Whole(_, notes) = store.look_up("a".into()).await.unwrap() else { panic!("it is whole") };
+    assert_eq!(notes, BTreeMap::from([(id, "who".to_owned())]));
+
+    let newcomer = merged(ask(&store, "a", request(3, Totals::default(), 500)).await);
+    assert_eq!((newcomer.totals.granted, newcomer.learning), (0, true));
+    let holder = SyncRequest { create: false, ..request(2, granted(50), 50) };
+    assert_eq!(merged(ask(&store, "a", holder).await).free, 850, "who holds something says so meanwhile");
+}
+
+/// As `docs/ledger.md` has it: a gateway.
+const ACL: &str = "on >s3cret resetkeys ~tollgate:* resetchannels &tollgate:* -@all +evalsha +eval +hgetall +hset +hdel +get +set +time +info +scan +wait +subscribe";
+/// And who pushes.
+const PUSHER: &str =
+    "on >s3cret resetkeys ~tollgate:{config}:* resetchannels &tollgate:{config}:* -@all +eval +get +set +publish +time";
+/// A gateway's keys where Redis is 7 or later.
+const READS_CONFIG: &str = "resetkeys ~tollgate:account:* ~tollgate:store %R~tollgate:{config}:*";
 
 fn allow(server: &RedisServer, more: &str) {
-    let words = ["ACL", "SETUSER", "ledger"].into_iter().chain(ACL.split(' ')).chain(more.split_whitespace());
+    allow_user(server, "ledger", ACL, more);
+}
+
+fn allow_user(server: &RedisServer, user: &str, rules: &str, more: &str) {
+    let words = ["ACL", "SETUSER", user].into_iter().chain(rules.split(' ')).chain(more.split_whitespace());
     assert_eq!(server.command(&words.collect::<Vec<_>>()), "OK");
+}
+
+#[test]
+fn the_documentation_names_the_users_that_are_tested() {
+    let page = include_str!("../../../docs/ledger.md").replace("password", "s3cret");
+    for rules in [ACL, PUSHER, READS_CONFIG.trim_start_matches("resetkeys ")] {
+        assert!(page.contains(rules), "{rules}");
+    }
 }
 
 #[tokio::test]
@@ -387,6 +442,122 @@ async fn a_wrong_password_and_a_closed_port_are_said_without_the_password() {
         let StoreError::Unavailable(why) = &error else { panic!("{error:?}") };
         assert!(why.starts_with("redis://127.0.0.1:") && !why.contains("topsecret"), "{why}");
     }
+}
+
+// === the pushed configuration ===
+
+fn config_store(url: &str) -> ConfigStore {
+    ConfigStore::new(RedisUrl::parse(url).unwrap())
+}
+
+fn next(head: Option<&Head>, text: &str) -> Revision {
+    Revision {
+        number: head.map_or(0, |head| head.number) + 1,
+        sha256: revision::sha256(text),
+        name: "r.yaml".to_owned(),
+        text: text.to_owned(),
+        author: "ann".to_owned(),
+        at: jiff::Timestamp::UNIX_EPOCH,
+        message: String::new(),
+        parent: head.map(|head| head.number),
+    }
+}
+
+/// Pushes `text` over what is live.
+async fn pushed(store: &ConfigStore, text: &str) -> Head {
+    let head = store.state().await.unwrap().head;
+    let revision = next(head.as_ref(), text);
+    assert_eq!(store.push(head.as_ref(), &revision).await, Ok(PushOutcome::Pushed));
+    assert_eq!(store.head().await, Ok(Some(revision.head())));
+    revision.head()
+}
+
+#[tokio::test]
+async fn of_two_pushes_on_one_base_one_is_stale() {
+    let server = RedisServer::start();
+    let (one, other) = (config_store(&server.url()), config_store(&server.url()));
+    assert_eq!(one.head().await, Ok(None));
+    let first = pushed(&one, "a").await;
+    let (mine, theirs) = (next(Some(&first), "b"), next(Some(&first), "c"));
+    let outcomes = tokio::join!(one.push(Some(&first), &mine), other.push(Some(&first), &theirs));
+    let winner = if outcomes.0 == Ok(PushOutcome::Pushed) { &mine } else { &theirs };
+    let lost = if winner == &mine { outcomes.1 } else { outcomes.0 };
+    assert_eq!(lost, Ok(PushOutcome::Stale(Some(winner.head()))));
+    assert_eq!(one.revision(2).await, Ok(Some(winner.clone())));
+    assert_eq!(other.push(None, &mine).await, Ok(PushOutcome::Stale(Some(winner.head()))));
+    let texts: Vec<String> = one.history(2, 10).await.unwrap().into_iter().map(|revision| revision.text).collect();
+    assert_eq!(texts, [winner.text.clone(), "a".to_owned()]);
+}
+
+#[tokio::test]
+async fn a_revision_that_is_there_is_never_written_again_and_a_wrong_one_never_read() {
+    let server = RedisServer::start();
+    let store = config_store(&server.url());
+    let first = pushed(&store, "a").await;
+    server.command(&["DEL", "tollgate:{config}:head"]);
+    assert!(matches!(store.push(None, &next(None, "b")).await, Err(StoreError::Damaged(_))));
+    assert_eq!(store.revision(1).await.unwrap().unwrap().text, "a");
+    server.command(&["SET", "tollgate:{config}:head", "seven"]);
+    assert!(matches!(store.head().await, Err(StoreError::Damaged(_))));
+    let elsewhere = next(Some(&first), "b").to_json();
+    for wrong in ["", "{}", &elsewhere.replace("\"b\"", "\"c\""), &elsewhere] {
+        server.command(&["SET", "tollgate:{config}:3", wrong]);
+        assert!(matches!(store.revision(3).await, Err(StoreError::Damaged(_))), "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn who_listens_is_told_of_a_push_and_of_the_end() {
+    let server = RedisServer::start();
+    let store = config_store(&server.url());
+    let mut announcements = store.subscribe().await.unwrap().expect("one server");
+    pushed(&store, "a").await;
+    assert!(timeout(PATIENCE, announcements.next()).await.expect("told"));
+    server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    assert!(!timeout(PATIENCE, announcements.next()).await.expect("told"));
+}
+
+#[tokio::test]
+async fn a_gateways_user_follows_and_cannot_push_and_a_pushers_can_do_nothing_else() {
+    let server = RedisServer::start();
+    allow_user(&server, "pusher", PUSHER, "");
+    let as_user = |user: &str| format!("redis://{user}:s3cret@127.0.0.1:{}", server.port);
+    let pusher = config_store(&as_user("pusher"));
+    let mut head = pushed(&pusher, "a").await;
+    for more in ["", READS_CONFIG] {
+        allow(&server, more);
+        let gateway = config_store(&as_user("ledger"));
+        let mut announcements = gateway.subscribe().await.unwrap().expect("one server");
+        let refused = gateway.push(Some(&head), &next(Some(&head), "mine")).await;
+        assert!(matches!(&refused, Err(StoreError::Unavailable(why)) if !why.contains("s3cret")), "{refused:?}");
+        assert_eq!(gateway.head().await, Ok(Some(head.clone())), "nothing was changed");
+        head = pushed(&pusher, &format!("b{more}")).await;
+        assert!(timeout(PATIENCE, announcements.next()).await.expect("told"));
+        assert!(gateway.revision(head.number).await.unwrap().is_some());
+        let store = open(&as_user("ledger")).await;
+        merged(ask(&store, "a", request(1, Totals::default(), 10)).await);
+    }
+    let mut connection = Connection::open(&RedisUrl::parse(&as_user("pusher")).unwrap(), PATIENCE).await.unwrap();
+    for command in [&["GET", "tollgate:store"][..], &["HGETALL", "tollgate:account:{a}"], &["INFO"]] {
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd(command[0]).arg(&command[1..]);
+        let answer = connection.send(&pipeline, "").await.unwrap();
+        assert!(matches!(&answer[0], Value::ServerError(error) if error.code() == "NOPERM"), "{command:?}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_store_that_hangs_is_given_up() {
+    let server = RedisServer::start();
+    let store = config_store(&server.url());
+    pushed(&store, "a").await;
+    server.signal("STOP");
+    let begun = Instant::now();
+    assert!(store.head().await.is_err());
+    assert!(store.subscribe().await.is_err());
+    assert!(begun.elapsed() < Duration::from_millis(2100), "{:?}", begun.elapsed());
+    server.signal("CONT");
+    assert!(store.head().await.is_ok());
 }
 
 // === servers that hang or lie ===
@@ -437,10 +608,10 @@ fn liar(answer: &'static [u8]) -> u16 {
 #[tokio::test]
 async fn a_lie_is_an_error_and_never_money() {
     let lies: [&'static [u8]; 8] = [
-        b"+MERGED 99999999999999999999 0 0 0 0 0 0 0 0 0 0 0\r\n",
-        b"+MERGED -5 0 0 0 0 0 0 0 0 0 0 0\r\n",
-        b"+MERGED 1e30 0 0 0 0 0 0 0 0 0 0 0\r\n",
-        b"+MERGED nan 0 0 0 0 0 0 0 0 0 0 0\r\n",
+        b"+MERGED 99999999999999999999 0 0 0 0 0 0 0 0 0 0 0 0 0\r\n",
+        b"+MERGED -5 0 0 0 0 0 0 0 0 0 0 0 0 0\r\n",
+        b"+MERGED 1e30 0 0 0 0 0 0 0 0 0 0 0 0 0\r\n",
+        b"+MERGED nan 0 0 0 0 0 0 0 0 0 0 0 0 0\r\n",
         b"*2\r\n:1\r\n:2\r\n",
         b":1000\r\n",
         b"$-1\r\n",
@@ -469,6 +640,23 @@ async fn a_grant_that_no_replica_has_is_not_usable() {
     assert_eq!((told.free, told.learning), (970, false));
 }
 
+/// `WAIT` counts what its own connection wrote: told again without being written again, the grant seemed to be everywhere.
+#[tokio::test]
+async fn a_grant_that_no_replica_has_is_not_usable_on_a_new_connection_either() {
+    let server = RedisServer::start();
+    let replica = server.replica();
+    let store = open_waiting(&server.url(), 1).await;
+    assert_eq!(merged(ask(&store, "a", request(1, Totals::default(), 10)).await).totals.granted, 10);
+    replica.signal("STOP");
+    for connection in 1..=3 {
+        let withheld = merged(ask(&store, "a", request(1, granted(10), 30)).await);
+        assert_eq!(withheld.totals.granted, 10, "connection {connection}");
+        store.reports.lock().await.connection = None;
+    }
+    replica.signal("CONT");
+    eventually(&store, "a", request(1, granted(10), 30), |merged| merged.totals.granted == 30).await;
+}
+
 #[tokio::test]
 async fn a_primary_that_missed_a_grant_listens_to_its_holder_first() {
     let mut primary = RedisServer::start();
@@ -495,6 +683,28 @@ async fn a_primary_that_missed_a_grant_listens_to_its_holder_first() {
 }
 
 #[tokio::test]
+async fn a_primary_that_never_heard_of_an_account_lets_newcomers_wait_for_its_holder() {
+    let mut primary = RedisServer::start();
+    let replica = primary.replica();
+    let sentinel = RedisServer::sentinel(&primary, 600_000);
+    let url = format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port);
+    let (holder, newcomer) = (open(&url).await, open(&url).await);
+    while replica.command(&["EXISTS", &holder.mark()]) != "1" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    replica.command(&["REPLICAOF", "NO", "ONE"]);
+    assert_eq!(merged(ask(&holder, "a", request(1, Totals::default(), 900)).await).totals.granted, 900);
+    primary.kill();
+    sentinel.command(&["SENTINEL", "REMOVE", "main"]);
+    assert_eq!(sentinel.command(&["SENTINEL", "MONITOR", "main", "127.0.0.1", &replica.port.to_string(), "1"]), "OK");
+    let first = eventually(&newcomer, "a", request(2, Totals::default(), 1000), |_| true).await;
+    assert_eq!((first.totals.granted, first.learning), (0, true), "it cannot know of the 900");
+    eventually(&holder, "a", request(1, granted(900), 900), |_| true).await;
+    let then = eventually(&newcomer, "a", request(2, Totals::default(), 1000), |merged| !merged.learning).await;
+    assert_eq!(then.totals.granted, 100);
+}
+
+#[tokio::test]
 async fn the_primary_is_found_again_after_the_sentinels_replaced_it() {
     let mut primary = RedisServer::start();
     let replica = primary.replica();
@@ -515,6 +725,9 @@ async fn the_primary_is_found_again_after_the_sentinels_replaced_it() {
     let told = eventually(&store, "a", request(1, granted(100), 200), |merged| merged.totals.granted == 200).await;
     assert_eq!(told.free, 800);
     assert!(replica.command(&["ROLE"]).starts_with("master"));
+    let configs = config_store(&format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port));
+    assert_eq!(pushed(&configs, "a").await.number, 1);
+    assert!(configs.subscribe().await.unwrap().is_none(), "the poll has to do");
 }
 
 #[tokio::test]
@@ -523,6 +736,12 @@ async fn in_a_cluster_each_account_has_its_node() {
     for node in &nodes {
         allow(node, "+cluster|slots +ping");
     }
+    let configs = config_store(&format!("redis+cluster://127.0.0.1:{}", nodes[0].port));
+    pushed(&configs, "a").await;
+    let head = pushed(&configs, "b").await;
+    let follower = config_store(&format!("redis+cluster://ledger:s3cret@127.0.0.1:{}", nodes[1].port));
+    assert_eq!(follower.head().await, Ok(Some(head)));
+    assert_eq!(follower.history(2, 9).await.unwrap().len(), 2);
     let store = open_waiting(&format!("redis+cluster://ledger:s3cret@127.0.0.1:{}", nodes[0].port), 1).await;
     let names: Vec<String> = (0..60).map(|n| format!("a/user=u{n:02}/total")).collect();
     let reports =

@@ -191,6 +191,13 @@ impl RawClient {
         Self { wire: Wire::new(stream) }
     }
 
+    /// Like [`RawClient::connect`], where nobody may be listening.
+    pub(crate) async fn try_connect(address: SocketAddr) -> Option<Self> {
+        let stream = soon("a connection or its refusal", TcpStream::connect(address)).await.ok()?;
+        stream.set_nodelay(true).ok()?;
+        Some(Self { wire: Wire::new(stream) })
+    }
+
     /// Writes; a peer that has closed already is not an error here, its answer is what counts.
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = soon("a write", self.wire.stream.write_all(bytes.as_ref())).await;

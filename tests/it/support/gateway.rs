@@ -35,6 +35,7 @@ pub(crate) struct Setup {
     maps: BTreeMap<&'static str, Vec<String>>,
     lists: BTreeMap<&'static str, Vec<String>>,
     environment: BTreeMap<String, String>,
+    behind: Vec<String>,
     directory: Arc<TempDir>,
 }
 
@@ -44,12 +45,18 @@ impl Setup {
         let (top, maps, lists) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let data = directory.path().join("data").display().to_string();
         let environment = BTreeMap::from([("DATA_DIR".to_owned(), data)]);
-        Self { yaml, top, maps, lists, environment, directory }
+        Self { yaml, top, maps, lists, environment, behind: Vec::new(), directory }
     }
 
     /// Sets an environment variable of the process.
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Starts it by another command that becomes it: `.behind(&["nsenter", …])`.
+    pub(crate) fn behind(mut self, command: &[&str]) -> Self {
+        self.behind = command.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
@@ -132,8 +139,10 @@ impl Setup {
 
     /// `tollgate ARGUMENTS` with this environment, in this directory.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-        command.args(arguments).current_dir(self.directory.path()).env_clear().envs(&self.environment);
+        let binary = env!("CARGO_BIN_EXE_tollgate");
+        let mut words = self.behind.iter().map(String::as_str).chain([binary]);
+        let mut command = Command::new(words.next().expect("the binary at least"));
+        command.args(words).args(arguments).current_dir(self.directory.path()).env_clear().envs(&self.environment);
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command
     }
@@ -145,7 +154,7 @@ impl Setup {
     }
 
     /// Starts it with the file that is there.
-    async fn start(self) -> Gateway {
+    pub(crate) async fn start(self) -> Gateway {
         let config = self.config_path();
         let mut process = self
             .command(&["serve", "--config", config.to_str().expect("a UTF-8 path")])
@@ -417,11 +426,16 @@ impl Gateway {
         status.expect("waited for above")
     }
 
-    /// `kill -9`, then the same configuration and data again.
-    pub(crate) async fn kill_and_restart(mut self) -> Self {
+    /// `kill -9`; what is left can be started again, with the same configuration and data.
+    pub(crate) fn kill(mut self) -> Setup {
         self.process.kill().expect("a live process");
         self.process.wait().expect("our own child");
-        self.setup.clone().start().await
+        self.setup.clone()
+    }
+
+    /// `kill -9`, then the same configuration and data again.
+    pub(crate) async fn kill_and_restart(self) -> Self {
+        self.kill().start().await
     }
 }
 

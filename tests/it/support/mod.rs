@@ -1,9 +1,11 @@
 //! The language of the suite: a scripted [`Upstream`], the real binary as [`Gateway`], and clients of both kinds.
 
 pub(crate) mod client;
+pub(crate) mod fleet;
 pub(crate) mod gateway;
 pub(crate) mod metrics;
 pub(crate) mod postgres;
+pub(crate) mod proxy;
 pub(crate) mod redis;
 pub(crate) mod upstream;
 pub(crate) mod wire;
@@ -80,6 +82,20 @@ impl Dice {
     pub(crate) fn pick<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {
         of[self.below(of.len())]
     }
+}
+
+/// A number of rounds: `few` in every test run, `all` in a campaign (`make campaign`, `TOLLGATE_CAMPAIGN=full`).
+pub(crate) fn rounds(few: usize, all: usize) -> usize {
+    if std::env::var_os("TOLLGATE_CAMPAIGN").is_some_and(|size| size == "full") { all } else { few }
+}
+
+/// The seed of this run's dice, printed so that a failure can be repeated: `TOLLGATE_TEST_SEED`, else one by the clock.
+pub(crate) fn seed() -> u64 {
+    let given = std::env::var("TOLLGATE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let by_clock = || std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_micros() as u64);
+    let seed = given.unwrap_or_else(by_clock);
+    eprintln!("TOLLGATE_TEST_SEED={seed}");
+    seed
 }
 
 /// The `data` of each event of a complete stream, in order; comments and other fields left out.

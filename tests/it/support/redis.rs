@@ -6,6 +6,7 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::{TcpListener, TcpStream},
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -46,20 +47,50 @@ impl RedisServer {
         panic!("redis-server does not start with {arguments:?}");
     }
 
+    /// A server that also speaks TLS, with the `server.crt` and `server.key` of `directory`; and the port of that.
+    pub(crate) fn tls(directory: &Path) -> (RedisServer, u16) {
+        let port = free_port();
+        let file = |name: &str| directory.join(name).to_str().expect("UTF-8").to_owned();
+        let (certificate, key) = (file("server.crt"), file("server.key"));
+        let files = ["--tls-cert-file", &certificate, "--tls-ca-cert-file", &certificate, "--tls-key-file", &key];
+        let rest = ["--tls-auth-clients", "no", "--appendonly", "yes", "--tls-port", &port.to_string()];
+        (RedisServer::with(&[&files[..], &rest[..]].concat()), port)
+    }
+
     /// A replica of this server, in step with it.
     pub(crate) fn replica(&self) -> RedisServer {
-        let replica = RedisServer::with(&["--replicaof", &format!("127.0.0.1 {}", self.port)]);
+        RedisServer::replica_by(self.port)
+    }
+
+    /// A replica of the server that `port` leads to, in step with it.
+    pub(crate) fn replica_by(port: u16) -> RedisServer {
+        let replica = RedisServer::with(&["--appendonly", "yes", "--replicaof", &format!("127.0.0.1 {port}")]);
         until("the replica is in step", || replica.command(&["INFO", "replication"]).contains("master_link_status:up"));
         replica
     }
 
     /// A Sentinel that watches `primary` as `main`, alone, and replaces it once it was silent for `patience_ms`.
     pub(crate) fn sentinel(primary: &RedisServer, patience_ms: u32) -> RedisServer {
+        RedisServer::sentinel_of(primary, patience_ms, 1)
+    }
+
+    /// Sentinels that watch `primary` as `main` and replace it once most of them found it silent for `patience_ms`. They know
+    /// each other.
+    pub(crate) fn sentinels(primary: &RedisServer, patience_ms: u32, count: usize) -> Vec<RedisServer> {
+        let sentinel = || RedisServer::sentinel_of(primary, patience_ms, count / 2 + 1);
+        let sentinels: Vec<RedisServer> = (0..count).map(|_| sentinel()).collect();
+        let knows_all =
+            |sentinel: &RedisServer| sentinel.command(&["INFO", "sentinel"]).contains(&format!("sentinels={count}"));
+        until("the Sentinels know each other", || sentinels.iter().all(knows_all));
+        sentinels
+    }
+
+    fn sentinel_of(primary: &RedisServer, patience_ms: u32, quorum: usize) -> RedisServer {
         let directory = TempDir::new().expect("a temporary directory");
         let config = directory.path().join("sentinel.conf");
         let watched = primary.port;
         let text = format!(
-            "sentinel monitor main 127.0.0.1 {watched} 1\nsentinel down-after-milliseconds main {patience_ms}\nsentinel failover-timeout main 3000\n"
+            "sentinel monitor main 127.0.0.1 {watched} {quorum}\nsentinel down-after-milliseconds main {patience_ms}\nsentinel failover-timeout main 3000\n"
         );
         std::fs::write(&config, text).expect("a writable directory");
         let arguments = vec!["--sentinel".to_owned()];
@@ -109,6 +140,11 @@ impl RedisServer {
     /// When there is no answer.
     pub(crate) fn command(&self, words: &[&str]) -> String {
         ask(self.port, words).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// Whether it takes writes. One that changes its role hangs up meanwhile.
+    pub(crate) fn is_primary(&self) -> bool {
+        ask(self.port, &["ROLE"]).is_ok_and(|role| role.starts_with("master"))
     }
 
     /// Sends a signal: `STOP`, `CONT`.

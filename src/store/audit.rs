@@ -1,0 +1,246 @@
+//! Who changed what, and when: an append-only file of JSON lines in which each line holds the hash of the one before.
+//!
+//! A line that was changed, removed or put in between breaks the chain, and [`verify`] says where. Whoever may write the file
+//! may also write it anew from some line on: copy the last hash elsewhere where that matters.
+//!
+//! ```text
+//! {"at":"2026-11-23T20:00:00.123Z","actor":"ann (admin token)","action":"budgets.reclaim","subject":"all/all/total",
+//!  "reason":"…","before":{…},"after":{…},"prev":"<hash of the line before>","hash":"<SHA-256 of this line without hash>"}
+//! ```
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{create_private_dir, ports::StoreError, private_file};
+
+/// What stands before the first line.
+const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// The longest line, in bytes: the last one is looked for in so much of the file's end.
+const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// The audit log of one data directory. Processes may share it: each line is written under a lock.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    path: PathBuf,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Serialize)]
+pub struct Deed<'a> {
+    /// Who did it, and how they were let in.
+    pub actor: &'a str,
+    /// What, such as `budgets.reclaim`.
+    pub action: &'a str,
+    /// To what.
+    pub subject: &'a str,
+    /// Why, in the actor's words.
+    pub reason: &'a str,
+    /// What was true before.
+    pub before: Value,
+    /// What is true now.
+    pub after: Value,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    at: String,
+    #[serde(flatten)]
+    deed: &'a Deed<'a>,
+    prev: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hash: Option<&'a str>,
+}
+
+/// The file, locked, and known to take a line: opened before a deed, written after it.
+#[derive(Debug)]
+pub struct Page {
+    path: PathBuf,
+    file: File,
+    prev: String,
+}
+
+/// Where a chain breaks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line} of the audit log {why}")]
+pub struct Broken {
+    /// From 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub why: &'static str,
+}
+
+impl Audit {
+    /// `audit.jsonl` in `data_dir`; made with the first deed.
+    #[must_use]
+    pub fn in_dir(data_dir: &Path) -> Audit {
+        Audit { path: data_dir.join("audit.jsonl") }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Locks the file for one deed; waits while another process writes.
+    ///
+    /// # Errors
+    /// When it cannot be opened or read: then the deed must not be done.
+    pub fn open(&self) -> Result<Page, StoreError> {
+        self.open_page().map_err(|error| unavailable(&self.path, &error))
+    }
+
+    fn open_page(&self) -> io::Result<Page> {
+        if let Some(dir) = self.path.parent() {
+            create_private_dir(dir)?;
+        }
+        let mut file = private_file().open(&self.path)?;
+        file.lock()?;
+        let length = file.seek(SeekFrom::End(0))?;
+        let tail_at = length.saturating_sub(LINE_BYTES_MAX as u64);
+        file.seek(SeekFrom::Start(tail_at))?;
+        let mut tail = Vec::new();
+        file.read_to_end(&mut tail)?;
+        // What is not ended by a newline was being written when its process ended: it was never acknowledged.
+        let ended = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        if ended < tail.len() {
+            file.set_len(tail_at + ended as u64)?;
+        }
+        let prev = match tail[..ended].strip_suffix(b"\n").map(last_line) {
+            None if tail_at == 0 => GENESIS.to_owned(),
+            Some(line) => hash_in(line).ok_or(io::ErrorKind::InvalidData)?,
+            None => return Err(io::ErrorKind::InvalidData.into()),
+        };
+        file.seek(SeekFrom::End(0))?;
+        Ok(Page { path: self.path.clone(), file, prev })
+    }
+}
+
+impl Page {
+    /// Writes the deed down, durably; gives the line's hash.
+    ///
+    /// # Errors
+    /// When it cannot be written, or is longer than a mebibyte.
+    pub fn write(mut self, at: jiff::Timestamp, deed: &Deed<'_>) -> Result<String, StoreError> {
+        self.append(at, deed).map_err(|error| unavailable(&self.path, &error))
+    }
+
+    fn append(&mut self, at: jiff::Timestamp, deed: &Deed<'_>) -> io::Result<String> {
+        let at = format!("{at:.3}");
+        let line = Line { at: at.clone(), deed, prev: &self.prev, hash: None };
+        let hash = digest(&serde_json::to_string(&line)?);
+        let mut text = serde_json::to_string(&Line { at, hash: Some(&hash), ..line })?;
+        text.push('\n');
+        if text.len() > LINE_BYTES_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.file.write_all(text.as_bytes())?;
+        self.file.sync_data()?;
+        Ok(hash)
+    }
+}
+
+/// Checks the chain of a whole log; says how many lines it has.
+///
+/// # Errors
+/// The first line that breaks it.
+pub fn verify(text: &str) -> Result<usize, Broken> {
+    let mut prev = GENESIS.to_owned();
+    let mut count = 0;
+    for (index, line) in text.lines().enumerate() {
+        let broken = |why| Broken { line: index + 1, why };
+        let mut value: Value = serde_json::from_str(line).map_err(|_| broken("cannot be read"))?;
+        let fields = value.as_object_mut().ok_or(broken("cannot be read"))?;
+        if fields.get("prev").and_then(Value::as_str) != Some(&prev) {
+            return Err(broken("does not follow the one before"));
+        }
+        let hash = fields.shift_remove("hash");
+        let hash = hash.as_ref().and_then(Value::as_str).ok_or(broken("has no hash"))?;
+        if digest(&value.to_string()) != hash {
+            return Err(broken("was changed"));
+        }
+        hash.clone_into(&mut prev);
+        count += 1;
+    }
+    Ok(count)
+}
+
+fn last_line(lines: &[u8]) -> &[u8] {
+    lines.rsplit(|byte| *byte == b'\n').next().unwrap_or_default()
+}
+
+fn hash_in(line: &[u8]) -> Option<String> {
+    let line: Value = serde_json::from_slice(line).ok()?;
+    line.get("hash")?.as_str().map(str::to_owned)
+}
+
+fn digest(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unavailable(path: &Path, error: &io::Error) -> StoreError {
+    StoreError::Unavailable(format!("the audit log {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn write(audit: &Audit, subject: &str) {
+        let (before, after) = (json!({"charged": 1}), json!({"charged": 2, "note": "ä\n"}));
+        let deed = Deed { actor: "ann", action: "budgets.credit", subject, reason: "a test", before, after };
+        audit.open().unwrap().write(jiff::Timestamp::UNIX_EPOCH, &deed).unwrap();
+    }
+
+    fn three() -> (tempfile::TempDir, Audit) {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = Audit::in_dir(dir.path());
+        for subject in ["a", "b", "c"] {
+            write(&audit, subject);
+        }
+        (dir, audit)
+    }
+
+    #[test]
+    fn what_was_done_is_chained_and_any_change_is_seen() {
+        let (_dir, audit) = three();
+        let text = std::fs::read_to_string(audit.path()).unwrap();
+        assert_eq!(verify(&text), Ok(3));
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with(r#"{"at":"1970-01-01T00:00:00.000Z","actor":"ann","action":"budgets.credit""#));
+        let broken_at = |lines: &[&str]| verify(&lines.join("\n")).unwrap_err().line;
+        assert_eq!(broken_at(&[lines[1], lines[2]]), 1);
+        assert_eq!(broken_at(&[lines[0], lines[2]]), 2);
+        assert_eq!(broken_at(&[lines[0], &lines[1].replace("\"charged\":2", "\"charged\":3"), lines[2]]), 2);
+        assert_eq!(broken_at(&[lines[0], "nonsense"]), 2);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_by_a_crash_is_taken_back() {
+        let (_dir, audit) = three();
+        let whole = std::fs::read(audit.path()).unwrap();
+        let second_ends = whole.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(1).unwrap().0;
+        std::fs::write(audit.path(), &whole[..second_ends + 20]).unwrap();
+        write(&audit, "d");
+        let text = std::fs::read_to_string(audit.path()).unwrap();
+        assert_eq!(verify(&text), Ok(3));
+        assert!(text.contains(r#""subject":"d""#) && !text.contains(r#""subject":"c""#));
+    }
+
+    #[test]
+    fn a_log_that_is_none_is_not_continued() {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = Audit::in_dir(dir.path());
+        std::fs::write(audit.path(), "nonsense\n").unwrap();
+        assert!(audit.open().is_err());
+    }
+}

@@ -1,0 +1,198 @@
+//! Alerts on their way to a webhook: a bounded queue and one task that sends, patiently and in order.
+//!
+//! What is worth an alert is found by [`crate::gateway::alarms`]; when it is told is decided by [`crate::policy::alerts`]. What
+//! other parts notice meanwhile, such as a refused configuration, they leave in [`signals`].
+
+mod format;
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use http::StatusCode;
+use jiff::Timestamp;
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use crate::{
+    policy::alerts::{Message, State, Webhook},
+    record::{Outcome, Record},
+    telemetry::{
+        metrics,
+        post::{self, Patience, Post},
+    },
+};
+
+/// Alerts that may wait for a receiver that is slow or away.
+const QUEUE_MAX: usize = 256;
+/// About four minutes in all: a receiver that restarts is back by then.
+const PATIENCE: Patience = Patience { timeout: Duration::from_secs(10), attempts_max: 10 };
+
+// === what goes out ===
+
+/// One message and where it comes from.
+#[derive(Debug, Clone)]
+struct Alert {
+    /// The same at every attempt.
+    id: String,
+    /// This gateway.
+    source: Arc<str>,
+    message: Message,
+}
+
+/// Takes alerts and never waits.
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    queue: mpsc::Sender<(Arc<Webhook>, Alert)>,
+    waiting: Arc<AtomicUsize>,
+    source: Arc<str>,
+}
+
+impl Outbox {
+    /// Starts the task that sends, which ends when the last clone of the outbox is gone and all is sent. `source` is this gateway.
+    #[must_use]
+    pub fn start(post: Arc<dyn Post>, source: Arc<str>) -> (Outbox, JoinHandle<()>) {
+        let (queue, alerts) = mpsc::channel(QUEUE_MAX);
+        let outbox = Outbox { queue, waiting: Arc::default(), source };
+        let task = tokio::spawn(send_all(alerts, post, outbox.waiting.clone()));
+        (outbox, task)
+    }
+
+    /// Alerts that have not arrived yet.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Acquire)
+    }
+
+    /// Writes `message` to the log, and has it sent where there is somebody to send it to.
+    pub fn tell(&self, webhook: Option<&Arc<Webhook>>, message: Message) {
+        log(&message);
+        let Some(webhook) = webhook else { return };
+        let alert = Alert { id: uuid::Uuid::now_v7().to_string(), source: self.source.clone(), message };
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        if self.queue.try_send((webhook.clone(), alert)).is_err() {
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+            tracing::error!("an alert was dropped: {QUEUE_MAX} wait for a receiver that does not take them");
+            metrics::alert("dropped");
+        }
+    }
+}
+
+/// The line that is there whether or not anybody receives alerts.
+fn log(message: &Message) {
+    if message.superseded {
+        return;
+    }
+    let condition = &message.condition;
+    let (key, kind, severity) = (condition.key(), condition.kind.label(), condition.severity.label());
+    let state = message.state.label();
+    match message.state {
+        State::Resolved => {
+            tracing::info!(
+                alert.key = key,
+                alert.kind = kind,
+                alert.state = state,
+                "alert over: {}",
+                condition.summary
+            );
+        }
+        State::Raised | State::Repeated => tracing::warn!(
+            alert.key = key,
+            alert.kind = kind,
+            alert.state = state,
+            alert.severity = severity,
+            alert.mend = condition.mend,
+            "alert: {}",
+            condition.summary
+        ),
+    }
+}
+
+async fn send_all(mut alerts: mpsc::Receiver<(Arc<Webhook>, Alert)>, post: Arc<dyn Post>, waiting: Arc<AtomicUsize>) {
+    while let Some((webhook, alert)) = alerts.recv().await {
+        send(&*post, &webhook, &alert).await;
+        waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+async fn send(post: &dyn Post, webhook: &Webhook, alert: &Alert) {
+    if format::request(webhook, alert, Timestamp::now()).is_none() {
+        return;
+    }
+    // Signed anew each time, since receivers refuse old signatures.
+    let request = || format::request(webhook, alert, Timestamp::now()).expect("it was one just now");
+    match post::deliver(post, PATIENCE, request).await {
+        Ok(_) => metrics::alert("sent"),
+        Err(error) => {
+            let key = alert.message.condition.key();
+            tracing::error!(alert.key = key, %error, "an alert could not be delivered; look at `alerts:`");
+            metrics::alert("failed");
+        }
+    }
+}
+
+// === what other parts notice ===
+
+/// What other parts noticed: it stands until they say otherwise.
+#[derive(Debug, Default)]
+pub struct Signals {
+    refused: Mutex<Option<Arc<str>>>,
+    rejecting: Mutex<BTreeSet<Arc<str>>>,
+    /// Whether `rejecting` holds any, so that a call that went well takes no lock.
+    any_rejecting: AtomicBool,
+}
+
+static SIGNALS: Signals = Signals {
+    refused: Mutex::new(None),
+    rejecting: Mutex::new(BTreeSet::new()),
+    any_rejecting: AtomicBool::new(false),
+};
+
+/// The signals of this process.
+#[must_use]
+pub fn signals() -> &'static Signals {
+    &SIGNALS
+}
+
+impl Signals {
+    /// A changed configuration was refused, for this reason; `None`: one was taken.
+    pub fn configuration(&self, refused: Option<&str>) {
+        *lock(&self.refused) = refused.map(Arc::from);
+    }
+
+    /// Why the configuration on disk does not serve.
+    #[must_use]
+    pub fn refused(&self) -> Option<Arc<str>> {
+        lock(&self.refused).clone()
+    }
+
+    /// Learns from a finished call whether its provider takes the key that it was called with.
+    pub fn call_ended(&self, record: &Record) {
+        let rejected = record.status == StatusCode::UNAUTHORIZED && record.outcome == Outcome::UpstreamError;
+        if rejected {
+            lock(&self.rejecting).insert(record.provider.clone());
+            self.any_rejecting.store(true, Ordering::Release);
+        } else if record.outcome == Outcome::Ok && self.any_rejecting.load(Ordering::Acquire) {
+            let mut rejecting = lock(&self.rejecting);
+            rejecting.remove(&record.provider);
+            self.any_rejecting.store(!rejecting.is_empty(), Ordering::Release);
+        }
+    }
+
+    /// Providers whose last word was that the key is wrong.
+    #[must_use]
+    pub fn rejecting(&self) -> Vec<Arc<str>> {
+        if !self.any_rejecting.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        lock(&self.rejecting).iter().cloned().collect()
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
