@@ -90,6 +90,8 @@ enum Command {
         #[command(subcommand)]
         command: keys::KeysCommand,
     },
+    /// Show what was spent and what is left; reclaim, credit, rebuild
+    Budgets(budgets::BudgetsArguments),
     /// Look into the call log, and write it to files
     Calls {
         /// Configuration that says where the log is; default as for `serve`
@@ -101,8 +103,6 @@ enum Command {
         #[command(subcommand)]
         command: calls::CallsCommand,
     },
-    /// Show what was spent and what is left; reclaim, credit, rebuild
-    Budgets(budgets::BudgetsArguments),
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -146,10 +146,10 @@ pub fn main() -> ExitCode {
         Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
+        Command::Budgets(arguments) => manage_budgets(&arguments),
         Command::Calls { config, data_dir, command } => {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
         }
-        Command::Budgets(arguments) => manage_budgets(&arguments),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -191,6 +191,16 @@ fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys:
     code_of(keys::run(command, &data_dir, pepper, &mut io::stdout()), UNREACHABLE)
 }
 
+fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {
+    logging::init("warn");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a process that can't have a runtime can't ask anybody");
+    match runtime.block_on(budgets::run(arguments, &mut io::stdout())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => fail(&failure.error, failure.code),
+    }
+}
+
 /// The call log is where the configuration says, or else in the directory that is named.
 fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: calls::CallsCommand) -> ExitCode {
     let place = match (crate::config::load(config), data_dir) {
@@ -209,16 +219,6 @@ fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: call
         Ok(()) => ExitCode::SUCCESS,
         Err(calls::CallsError::Unknown(id)) => fail(&anyhow::anyhow!("no call in the log has the id {id}"), FAILED),
         Err(calls::CallsError::Failed(error)) => fail(&error, UNREACHABLE),
-    }
-}
-
-fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {
-    logging::init("warn");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.expect("a process that can't have a runtime can't ask anybody");
-    match runtime.block_on(budgets::run(arguments, &mut io::stdout())) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => fail(&failure.error, failure.code),
     }
 }
 
