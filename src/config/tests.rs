@@ -493,8 +493,8 @@ fn the_call_log_is_sqlite_unless_said_otherwise_and_its_url_is_never_shown() {
             "calls: { bodies: sampled, sample: 120%, redact: { patterns: [ ok, \"(a\" ], paths: [ a..b ] } }",
             &[
                 "t.yaml:4:35: calls.sample: must be at most 100%",
-                "t.yaml:4:68: calls.redact.patterns[1]: is no regular expression: error: unclosed group",
-                "t.yaml:4:83: calls.redact.paths[0]: is no path; write it as `messages[*].content` or `metadata.user_id`",
+                "t.yaml:4:67: calls.redact.patterns[1]: is no regular expression: error: unclosed group",
+                "t.yaml:4:84: calls.redact.paths[0]: is no path; write it as `messages[*].content` or `metadata.user_id`",
             ],
         ),
         (
