@@ -17,6 +17,7 @@ use crate::{
         pricing::{Catalog, Price},
         prompt::Template,
         scope::Scope,
+        traces::Otlp,
     },
     record::UserIds,
     units::{NanoUsd, Tokens},
@@ -74,6 +75,8 @@ pub struct Snapshot {
     pub ledger: LedgerSettings,
     /// Who is told when something is wrong.
     pub alerts: Alerts,
+    /// Where traces and metrics go; `None`: nowhere.
+    pub telemetry: Option<Arc<Otlp>>,
     /// What was asked for that this build does not have yet: named at start and on reload, never silently ignored.
     pub not_yet: Vec<String>,
     /// Names that clients used, resolved once.
