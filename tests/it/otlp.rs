@@ -207,8 +207,8 @@ async fn metrics_are_the_conventions_and_add_up() {
 
     let points = |name: &str| {
         let requests = collector.requests();
-        let reports = requests.iter().filter(|request| request.path() == "/otlp/v1/metrics");
-        let report = reports.last().map(|last| ExportMetricsServiceRequest::decode(&last.body[..]).expect("OTLP"));
+        let mut reports = requests.iter().filter(|request| request.path() == "/otlp/v1/metrics");
+        let report = reports.next_back().map(|last| ExportMetricsServiceRequest::decode(&last.body[..]).expect("OTLP"));
         let resources = report.into_iter().flat_map(|report| report.resource_metrics);
         let metrics = resources.flat_map(|resource| resource.scope_metrics).flat_map(|scope| scope.metrics);
         let mut named = metrics.filter(|metric| metric.name == name);
