@@ -10,6 +10,7 @@ use crate::{
     layers::{Inner, Step},
     record::Captured,
     recorder::{self, Recorder},
+    wire::traceparent::TraceParent,
 };
 
 /// See the module.
@@ -29,6 +30,9 @@ impl Step for OpenRecords {
         let identity = &quoted.planned.call.identity;
         let plan = &quoted.planned.plan;
         let mut record = recorder::blank(head.id.clone(), head.endpoint.label());
+        if quoted.planned.call.snapshot.telemetry.is_some() {
+            record.trace = TraceParent::of(&head.headers);
+        }
         record.key = caller.name.clone();
         record.team = caller.team.clone();
         record.user = identity.user.clone();

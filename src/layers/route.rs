@@ -254,8 +254,9 @@ impl Route {
         let outgoing = journey.outgoing(&target);
         let call = &journey.quoted.planned.call;
         let eject = call.snapshot.routing.eject;
-        let request = outgoing::build(call, &target.provider, outgoing.body, outgoing.travel, &self.via)
+        let mut request = outgoing::build(call, &target.provider, outgoing.body, outgoing.travel, &self.via)
             .map_err(|_| NoReply::Unsendable)?;
+        outgoing::trace(&mut request, call, journey.attempts + 1);
         journey.begin_attempt(&target, outgoing.sent);
 
         let began = Instant::now();

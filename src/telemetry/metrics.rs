@@ -52,6 +52,7 @@ const DROPPED_RESERVATIONS: &str = "tollgate_reservations_dropped_total";
 const UNBOOKED: &str = "tollgate_calls_unbooked_total";
 const DRIFT: &str = "tollgate_ledger_drift_nanousd";
 const ALERTS: &str = "tollgate_alerts_total";
+const OTLP: &str = "tollgate_otlp_total";
 
 /// Seconds; from a fast cache answer to a long reasoning call.
 const DURATION_BUCKETS: [f64; 15] =
@@ -140,6 +141,7 @@ fn describe() {
         DRIFT,
         "By how much purses differ from what their attempts were settled at, in nano-dollars: 0 unless there is a bug"
     );
+    describe_counter!(OTLP, "Messages to the OTLP collector, calls and spans that did not get there, by result");
     describe_counter!(ALERTS, "Alerts for a webhook, by what became of them: sent, failed, dropped");
     counter!(RECORDS_DROPPED).absolute(0);
     counter!(PANICS).absolute(0);
@@ -383,6 +385,12 @@ pub fn records_dropped(count: u64) {
 #[must_use]
 pub fn records_dropped_so_far() -> u64 {
     RECORDS_DROPPED_SO_FAR.load(Ordering::Relaxed)
+}
+
+/// Counts what became of `count` messages of `traces` or `metrics` (`sent`, `failed`, `dropped`), of `calls` that were never
+/// encoded (`dropped`), or of `spans` that the collector refused (`rejected`).
+pub fn otlp(signal: &'static str, result: &'static str, count: u64) {
+    counter!(OTLP, "signal" => signal, "result" => result).increment(count);
 }
 
 /// Counts an alert for a webhook: `sent`, `failed`, `dropped`.

@@ -8,10 +8,12 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::{
     call::{Call, Head},
     config::snapshot::{Provider, ProviderKind},
+    policy::traces,
     upstream::client::UpstreamBody,
     wire::{
         endpoint::{Dialect, Endpoint},
         headers,
+        traceparent::{TRACEPARENT, TraceParent},
     },
 };
 
@@ -45,6 +47,14 @@ pub fn build(
     let mut request = Request::builder().method(call.head.method.clone()).uri(uri(&call.head, provider)?).body(body)?;
     *request.headers_mut() = outgoing_headers(call, provider, travel, via);
     Ok(request)
+}
+
+/// Tells the provider of the span that this attempt is, where traces go out; else what the client said of its own goes on.
+pub fn trace(request: &mut Request<UpstreamBody>, call: &Call, attempt: u32) {
+    let Some(otlp) = &call.snapshot.telemetry else { return };
+    let span = traces::for_attempt(&call.head.id, TraceParent::of(&call.head.headers), attempt, otlp.sample);
+    let value = HeaderValue::from_str(&span.to_string()).expect("hexadecimal digits and dashes");
+    request.headers_mut().insert(TRACEPARENT, value);
 }
 
 /// `base_url` and what follows `/v1` in the client's path.
