@@ -9,7 +9,10 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{units::NanoUsd, wire::usage::Usage};
+use crate::{
+    units::NanoUsd,
+    wire::{traceparent::TraceParent, usage::Usage},
+};
 
 /// How a call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -128,6 +131,8 @@ impl UsageSource {
 pub struct Record {
     /// The call's id, as in `x-tollgate-call`.
     pub id: Arc<str>,
+    /// The span of the client's that the call belongs to, where traces go out and the client sent one.
+    pub trace: Option<TraceParent>,
     /// The endpoint's label, such as `chat_completions`.
     pub endpoint: &'static str,
     /// The key's name.

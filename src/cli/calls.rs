@@ -398,7 +398,7 @@ async fn export(
     progress: Progress,
 ) -> anyhow::Result<()> {
     let mut writing = match format {
-        Format::Parquet => Writing::Parquet(ParquetWriter::new(out)?),
+        Format::Parquet => Writing::Parquet(Box::new(ParquetWriter::new(out)?)),
         Format::Jsonl => Writing::Lines(out),
     };
     let (mut after, mut count) = (None, 0);
@@ -420,7 +420,7 @@ async fn export(
 /// A file in the making.
 enum Writing<W: Write + Send> {
     Lines(W),
-    Parquet(ParquetWriter<W>),
+    Parquet(Box<ParquetWriter<W>>),
 }
 
 impl<W: Write + Send> Writing<W> {

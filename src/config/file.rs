@@ -707,12 +707,24 @@ pub enum AlertKind {
     Records,
 }
 
-/// Traces.
+/// Traces and metrics out.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Telemetry {
-    /// OTLP endpoint. Empty: none.
+    /// The OTLP/HTTP collector, such as `http://collector:4318`. Empty: none. Default: `$OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub otlp: Option<String>,
     /// Whether prompts and replies are in traces. Default: off.
     pub content: Option<Switch>,
+    /// The edition of OpenTelemetry's conventions for generative AI: `1.36`, `1.37` or `1.41`. Default: 1.41.
+    pub semconv: Option<String>,
+    /// Header fields for the collector, or `file:PATH`. Default: `$OTEL_EXPORTER_OTLP_HEADERS`.
+    pub headers: BTreeMap<String, SecretText>,
+    /// The share of calls that are traced where the client has not decided. Default: 100%.
+    pub sample: Option<Share>,
+    /// Whether metrics are sent too. Default: on.
+    pub metrics: Option<Switch>,
+    /// Between two reports of metrics. Default: 60s.
+    pub interval: Option<DurationText>,
+    /// The service's name. Default: `$OTEL_SERVICE_NAME`, or tollgate.
+    pub service: Option<String>,
 }

@@ -19,6 +19,7 @@ use crate::{
         prompt::Template,
         redact::Redactor,
         scope::Scope,
+        traces::Otlp,
     },
     record::UserIds,
     units::{NanoUsd, Tokens},
@@ -76,6 +77,8 @@ pub struct Snapshot {
     pub ledger: LedgerSettings,
     /// Who is told when something is wrong.
     pub alerts: Alerts,
+    /// Where traces and metrics go; `None`: nowhere.
+    pub telemetry: Option<Arc<Otlp>>,
     /// What was asked for that this build does not have yet: named at start and on reload, never silently ignored.
     pub not_yet: Vec<String>,
     /// Names that clients used, resolved once.

@@ -69,8 +69,8 @@ pub struct Route {
     pub drain: Drain,
     /// WebSockets.
     pub tunnels: Tunnels,
-    /// Our name in `Via`.
-    pub via: Arc<str>,
+    /// What is added to `Via`.
+    pub via: HeaderValue,
 }
 
 /// A call on its way: what changes from attempt to attempt.
@@ -254,8 +254,9 @@ impl Route {
         let outgoing = journey.outgoing(&target);
         let call = &journey.quoted.planned.call;
         let eject = call.snapshot.routing.eject;
-        let request = outgoing::build(call, &target.provider, outgoing.body, outgoing.travel, &self.via)
+        let mut request = outgoing::build(call, &target.provider, outgoing.body, outgoing.travel, &self.via)
             .map_err(|_| NoReply::Unsendable)?;
+        outgoing::trace(&mut request, call, journey.attempts + 1);
         journey.begin_attempt(&target, outgoing.sent);
 
         let began = Instant::now();
@@ -576,11 +577,11 @@ impl Journey {
             set(VERSION, &version.name);
         }
         if !plan.variants.is_empty() {
-            let variants: Vec<String> = plan.variants.iter().map(|(e, v)| format!("{e}={v}")).collect();
+            let variants: Vec<String> = plan.variants.iter().map(|(e, v)| [&**e, "=", &**v].concat()).collect();
             set(VARIANT, &variants.join(","));
         }
         if let Some(prompt) = &plan.prompt {
-            set(PROMPT, &format!("{}@{}", prompt.prompt.name, prompt.version));
+            set(PROMPT, &[&*prompt.prompt.name, "@", &*prompt.version].concat());
         }
         if let Some(cap) = self.cap() {
             headers.insert(CLAMPED, HeaderValue::from(cap.0));
@@ -702,7 +703,7 @@ fn named(target: &Target) -> String {
     if target.model.is_empty() {
         target.provider.name.to_string()
     } else {
-        format!("{}/{}", target.provider.name, target.model)
+        [&*target.provider.name, "/", &*target.model].concat()
     }
 }
 

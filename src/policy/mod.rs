@@ -12,3 +12,4 @@ pub mod routing;
 pub mod scope;
 pub mod share;
 pub mod tokens;
+pub mod traces;

@@ -11,7 +11,7 @@ pub const REDACTED: &str = "[redacted]";
 
 /// Always taken out: keys of ours and of the usual providers, and whatever is sent as a bearer token.
 const BUILTIN: [&str; 9] = [
-    r"\btg-[0-9A-Za-z]{8}-[0-9A-Za-z]{20,}",
+    r"\btg-[0-9A-Za-z_-]{20,}",
     r"\b(?:sk|pk|rk|gsk|xai|pplx|r8|hf|nvapi)[-_][0-9A-Za-z_-]{16,}",
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
     r"\bAIza[0-9A-Za-z_-]{30,}",

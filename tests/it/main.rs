@@ -25,6 +25,7 @@ mod http;
 mod limits;
 mod limits_fleet;
 mod metrics;
+mod otlp;
 mod prompts;
 mod ranks;
 mod realtime;

@@ -503,11 +503,14 @@ fn histogram(row: &Row, column: usize) -> Histogram {
 }
 
 fn parameters(values: &[Value]) -> Vec<&(dyn ToSql + Sync)> {
-    let parameter = |value| match value {
-        &Value::Text(ref text) => text as &(dyn ToSql + Sync),
-        &Value::Integer(ref integer) => integer,
-    };
-    values.iter().map(parameter).collect()
+    let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::with_capacity(values.len());
+    for value in values {
+        match value {
+            Value::Text(text) => parameters.push(text),
+            Value::Integer(integer) => parameters.push(integer),
+        }
+    }
+    parameters
 }
 
 async fn page(
