@@ -6,6 +6,7 @@
 pub mod books;
 mod budgets;
 mod config;
+mod dashboard;
 pub mod extract;
 pub mod guard;
 mod openapi;
@@ -49,6 +50,7 @@ impl Routes {
         let guarded = api
             .merge(status::metrics())
             .merge(openapi::router(&description))
+            .merge(dashboard::router())
             .fallback(nothing_there)
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::from_fn_with_state(admin.clone(), guard::guard));
