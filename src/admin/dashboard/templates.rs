@@ -51,6 +51,9 @@ fn environment() -> Environment<'static> {
     });
     environment
         .add_function("percent", |state: &State, n: Option<f64>| or_dash(n, |n| figures::percent(n, language(state))));
+    environment.add_function("decimal", |state: &State, number: f64, decimals: usize| {
+        figures::decimal(number, decimals, language(state))
+    });
     environment.add_function("absolute", figures::absolute);
     environment.add_function("machine", figures::machine);
     environment.add_function("long", figures::long);

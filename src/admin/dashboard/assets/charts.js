@@ -85,7 +85,7 @@
     const plot = new uPlot({
       width: holder.clientWidth,
       height: holder.clientHeight,
-      padding: [8, 8, 0, 0],
+      padding: [8, 16, 0, 0],
       cursor: { drag: { setScale: false }, y: false, points: { show: !stacked, size: 6 }, sync: { key: 'time' } },
       legend: { show: false },
       scales: {
