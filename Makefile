@@ -21,11 +21,11 @@ demo: build ## calls, variants and budgets at work, with a simulated provider: n
 	target/release/tollgate demo
 
 .PHONY: test
-test: test-rust test-sdk test-dashboard test-deploy ## everything that is tested
+test: test-rust test-sdk test-dashboard test-deploy test-otlp ## everything that is tested
 
 .PHONY: test-rust
 test-rust: ## unit tests and the integration suite
-	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime
+	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime postgresql
 	cargo test --locked
 
 .PHONY: campaign
@@ -50,6 +50,11 @@ test-deploy: $(VENV)/deploy ## the image's recipe, the manifests, rules and dash
 	scripts/packages.sh promtool:prometheus
 	cargo build --locked
 	$(VENV)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy/check.py tests/deploy/dashboards.py
+
+.PHONY: test-otlp
+test-otlp: $(VENV)/otlp ## traces in a real MLflow: a minute, and 850 MB to install
+	cargo build --locked
+	$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/otlp
 
 .PHONY: lint
 lint: ## formatting, clippy, and the committed schema
@@ -100,6 +105,10 @@ $(VENV)/sdk: tests/sdk/python/requirements.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/deploy: tests/deploy/requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+$(VENV)/otlp: tests/otlp/requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 

@@ -156,40 +156,50 @@ fn deciding(c: &mut Criterion) {
 
 fn limiting(c: &mut Criterion) {
     let snapshot = some_snapshot();
-    let limiter = Limiter::new();
-    let mut now_ns = 0;
-    c.bench_function("limits/admit and correct", |b| {
-        b.iter(|| {
-            now_ns += 20_000;
-            let facts = Facts { key: "web", team: Some("product"), user: "user-0042", model: "support", tags: &[] };
-            let mut admission =
-                limiter.admit(&snapshot.limits, &facts, Tokens(600), now_ns).expect("far from the limit");
-            admission.correct(Tokens(249));
+    let mut group = c.benchmark_group("limits/admit and correct");
+    for (name, limiter) in [("alone", Limiter::new()), ("in a fleet", Limiter::shared(|| {}))] {
+        // In a fleet, what is admitted without a share is what an unanswered store leaves.
+        limiter.store_is_away();
+        let mut now_ns = 0;
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                now_ns += 20_000;
+                let facts = Facts { key: "web", team: Some("product"), user: "user-0042", model: "support", tags: &[] };
+                let mut admission =
+                    limiter.admit(&snapshot.limits, &facts, Tokens(600), now_ns).expect("far from the limit");
+                admission.correct(Tokens(249));
+            });
         });
-    });
+    }
+    group.finish();
 }
 
+/// The ledger on a call's path: money is in the purse, so nobody is asked. One account's part of it is the difference.
 fn reserving(c: &mut Criterion) {
     let runtime = runtime();
     let data = tempfile::tempdir().expect("a directory");
     let purses =
         runtime.block_on(async { Purses::open(data.path(), Duration::from_secs(1), Duration::from_millis(250)) });
     let purses = purses.expect("a fresh directory");
-    let claim = |budget: &str, account: &str| Claim {
-        budget: Arc::from(budget),
-        account: account.to_owned(),
+    let claim = |number: usize| Claim {
+        budget: Arc::from(format!("budget-{number}")),
+        account: format!("budget-{number}/team=product/2026-11"),
         limit: NanoUsd(1_000_000_000_000_000),
         resets_at: None,
         enforce: true,
         open_on_loss: false,
     };
-    let claims = [claim("month", "month/team=product/2026-11"), claim("day", "day/user=42/2026-11-23")];
-    c.bench_function("purse/reserve and settle", |b| {
-        b.iter(|| {
-            let reserved = runtime.block_on(purses.reserve(black_box(&claims), NanoUsd(400_000)));
-            reserved.expect("far from the limit").settle(NanoUsd(65_250));
+    let mut group = c.benchmark_group("purse/reserve and settle");
+    for accounts in [1, 2, 8] {
+        let claims: Vec<Claim> = (0..accounts).map(claim).collect();
+        group.bench_function(format!("{accounts} accounts"), |b| {
+            b.iter(|| {
+                let reserved = runtime.block_on(purses.reserve(black_box(&claims), NanoUsd(400_000)));
+                reserved.expect("far from the limit").settle(NanoUsd(65_250));
+            });
         });
-    });
+    }
+    group.finish();
     runtime.block_on(purses.close());
 }
 

@@ -261,10 +261,17 @@ impl Watched {
 
     fn look_at(&mut self, chunk: &Bytes) {
         let Watching { watch, decoder, .. } = &mut self.watching;
+        let mut captured = self.record.as_mut().and_then(|record| record.facts().bodies.as_deref_mut());
+        let mut look = |plain: &[u8]| {
+            watch.push(plain);
+            if let Some(captured) = &mut captured {
+                captured.reply.push(plain);
+            }
+        };
         let readable = match decoder {
-            Some(decoder) => decoder.push(chunk, |plain| watch.push(plain)).is_ok(),
+            Some(decoder) => decoder.push(chunk, look).is_ok(),
             None => {
-                watch.push(chunk);
+                look(chunk);
                 true
             }
         };

@@ -27,14 +27,19 @@ use crate::{
         DataDir,
         ports::StoreError,
         records::{
-            Calls,
+            Calls, bodies,
             ports::CallLog,
+            postgres::Postgres,
             sqlite::Sqlite,
-            writer::{self, Handover},
+            writer::{self, Handover, KeepBodies},
         },
         redis::{Redis, limits::SharedLimits},
     },
-    telemetry::{alerts::Outbox, metrics},
+    telemetry::{
+        alerts::Outbox,
+        metrics,
+        otlp::{self, Exporter, Settings},
+    },
     upstream::{Upstream, client::ClientError, tunnel::Tunnels},
 };
 
@@ -46,6 +51,8 @@ const UPKEEP: Duration = Duration::from_secs(1);
 const ADMIN_CONNECTIONS_MAX: usize = 256;
 /// How long records may take to be written once the last call has ended.
 const RECORDER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long traces and metrics may take to be sent once the last call is recorded.
+const TELEMETRY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long alerts may take to be sent once everything else has ended.
 const ALERTS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the call log may take after that: for a store that is away, the calls go to disk within it.
@@ -98,6 +105,8 @@ pub struct Gateway {
     listeners: Vec<JoinHandle<()>>,
     /// What is wrong, on its way to those who are told, and the task that sends it.
     alerts: (Outbox, JoinHandle<()>),
+    /// Where traces go, and what sends them.
+    telemetry: (Settings, otlp::Running),
 }
 
 /// Rate limits, and their clock.
@@ -126,14 +135,19 @@ impl Gateway {
         let tls = snapshot.server.tls.as_ref().map(TlsAcceptor::new).transpose()?;
         let (client, listen) = bind("server.listen", snapshot.server.listen).await?;
         let (admin, admin_address) = bind("server.admin", snapshot.server.admin).await?;
-        let (calls, handover, calls_thread) = match open_calls(&snapshot)? {
+        let (calls, handover, calls_thread) = match open_calls(&snapshot, live.clone())? {
             Some(OpenCalls { calls, handover, thread }) => (Some(calls), Some(handover), Some(thread)),
             None => (None, None, None),
         };
-        let (recorder, recorder_thread) = Recorder::start(handover).map_err(StartError::Thread)?;
+        let instance: Arc<str> = instance_name().into();
+        let post = Arc::new(upstream.client.clone());
+        let (exporter, telemetry, exporting) =
+            Exporter::start(post.clone(), instance.clone()).map_err(StartError::Thread)?;
+        telemetry.set(snapshot.telemetry.as_ref());
+        let (recorder, recorder_thread) = Recorder::start(handover, exporter).map_err(StartError::Thread)?;
         let (in_flight, shutdown) = (InFlightCount::default(), Shutdown::default());
         let shared = Shared { listen, live, purses, upstream, in_flight, calls, shutdown };
-        let alerts = Outbox::start(Arc::new(shared.upstream.client.clone()), instance_name().into());
+        let alerts = Outbox::start(post, instance);
         let limits = Limits::open(&snapshot, &shared.live).await?;
         let carried = Drain::new(DRAINS_MAX, shared.shutdown.connections.clone(), shared.shutdown.over.clone());
         let mut gateway = Gateway {
@@ -147,6 +161,7 @@ impl Gateway {
             limits,
             listeners: Vec::new(),
             alerts,
+            telemetry: (telemetry, exporting),
         };
         gateway.serve(client, admin, tls, snapshot.server.header_timeout);
         Ok(gateway)
@@ -186,11 +201,13 @@ impl Gateway {
         let listen_admin = serve::listen(admin, None, admin_routes, limits(ADMIN_CONNECTIONS_MAX), admin_shutdown);
         self.listeners.push(tokio::spawn(listen_admin));
         let alarms = Alarms::new(self.alerts.0.clone());
+        let telemetry = self.telemetry.0.clone();
         self.listeners.push(tokio::spawn(delete_old_calls(shared.clone())));
         let (upkept, over) = (shared.clone(), shared.shutdown.over.clone());
         // Not on the runtime: with many accounts a round takes milliseconds, which calls on that worker would wait for.
-        let upkeep =
-            std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || upkeep(&upkept, alarms, &over));
+        let upkeep = std::thread::Builder::new()
+            .name("upkeep".to_owned())
+            .spawn(move || upkeep(&upkept, alarms, &telemetry, &over));
         if let Err(error) = upkeep {
             tracing::error!(%error, "no thread for upkeep: gauges are true only at each scrape");
         }
@@ -211,7 +228,18 @@ impl Gateway {
 
     /// Lets calls in flight end, for `server.limits.drain` at most, then gives all money back and ends.
     pub async fn drain(self) {
-        let Gateway { shared, recorder, recorder_thread, calls_thread, carried, limits, listeners, alerts, .. } = self;
+        let Gateway {
+            shared,
+            recorder,
+            recorder_thread,
+            calls_thread,
+            carried,
+            limits,
+            listeners,
+            alerts,
+            telemetry,
+            ..
+        } = self;
         let open = || shared.in_flight.now() + carried.now();
         let limit = shared.live.load_full().server.drain;
         shared.shutdown.draining.cancel();
@@ -240,6 +268,7 @@ impl Gateway {
         if let Some(thread) = calls_thread {
             ended(&thread, CALLS_TIMEOUT).await;
         }
+        telemetry.1.finish(TELEMETRY_TIMEOUT).await;
         let (outbox, sender) = alerts;
         let waited = Instant::now();
         while outbox.waiting() > 0 && waited.elapsed() < ALERTS_TIMEOUT {
@@ -292,13 +321,20 @@ struct OpenCalls {
 }
 
 /// The call log that the configuration names, and its writer.
-fn open_calls(snapshot: &Snapshot) -> Result<Option<OpenCalls>, StartError> {
+fn open_calls(snapshot: &Snapshot, live: Arc<Live>) -> Result<Option<OpenCalls>, StartError> {
     let log: Arc<dyn CallLog> = match &snapshot.records {
-        Records::None | Records::Postgres(_) => return Ok(None),
+        Records::None => return Ok(None),
         Records::Sqlite => Arc::new(Sqlite::open(&snapshot.data_dir)?),
+        Records::Postgres(url) => Arc::new(Postgres::open(url.expose())?),
     };
+    // As the configuration says when they are written: a redaction that was added counts from then on.
+    let keep: KeepBodies = Box::new(move |captured| {
+        let calls = &live.load_full().calls;
+        bodies::kept(captured, &calls.redactor, calls.body_bytes_max)
+    });
+    let spill_bytes_max = snapshot.calls.spill_bytes_max;
     let (handover, progress, thread) =
-        writer::start(log.clone(), &snapshot.data_dir, snapshot.calls.spill_bytes_max).map_err(StartError::Thread)?;
+        writer::start(log.clone(), &snapshot.data_dir, spill_bytes_max, keep).map_err(StartError::Thread)?;
     Ok(Some(OpenCalls { calls: Calls { log, progress }, handover, thread }))
 }
 
@@ -327,11 +363,12 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<(TcpListener, S
 }
 
 /// Keeps gauges true, folds histograms while nobody scrapes, and looks for what is worth an alert.
-fn upkeep(shared: &Shared, mut alarms: Alarms, over: &CancellationToken) {
+fn upkeep(shared: &Shared, mut alarms: Alarms, telemetry: &Settings, over: &CancellationToken) {
     while !over.is_cancelled() {
         metrics::upkeep();
         shared.refresh_gauges();
         alarms.look(shared);
+        telemetry.set(shared.live.load_full().telemetry.as_ref());
         std::thread::sleep(UPKEEP);
     }
 }

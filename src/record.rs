@@ -9,7 +9,10 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{units::NanoUsd, wire::usage::Usage};
+use crate::{
+    units::NanoUsd,
+    wire::{traceparent::TraceParent, usage::Usage},
+};
 
 /// How a call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -128,6 +131,8 @@ impl UsageSource {
 pub struct Record {
     /// The call's id, as in `x-tollgate-call`.
     pub id: Arc<str>,
+    /// The span of the client's that the call belongs to, where traces go out and the client sent one.
+    pub trace: Option<TraceParent>,
     /// The endpoint's label, such as `chat_completions`.
     pub endpoint: &'static str,
     /// The key's name.
@@ -184,12 +189,65 @@ pub struct Record {
     pub read: Duration,
     /// Time that the call waited for money, before its first attempt.
     pub waited: Duration,
+    /// Its bodies, where they are kept.
+    pub bodies: Option<Box<Captured>>,
     /// From the request's head to the end of the reply.
     pub duration: Duration,
     /// From the request's head to the first token.
     pub first_token: Option<Duration>,
     /// What the gateway added before the upstream was called.
     pub overhead: Option<Duration>,
+}
+
+/// What a call sent and received, as it is captured on the way: neither redacted nor cut to its size in the log yet.
+#[derive(Debug, Clone, Default)]
+pub struct Captured {
+    /// The request's body, content coding removed.
+    pub request: Capture,
+    /// The reply's body as the provider sent it, content coding removed.
+    pub reply: Capture,
+}
+
+/// The first bytes of a body.
+#[derive(Clone, Default)]
+pub struct Capture {
+    /// So many bytes are captured at most; 0: none, only their number.
+    pub limit: usize,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// How many there were in all.
+    pub length: u64,
+}
+
+impl Captured {
+    /// Captures at most `limit` bytes of each body.
+    #[must_use]
+    pub fn new(limit: usize) -> Captured {
+        let capture = || Capture { limit, ..Capture::default() };
+        Captured { request: capture(), reply: capture() }
+    }
+
+    /// Bytes that it takes in memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.request.bytes.len() + self.reply.bytes.len()
+    }
+}
+
+impl Capture {
+    /// Takes the next bytes.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.length += bytes.len() as u64;
+        let room = self.limit.saturating_sub(self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+}
+
+/// Without the bytes, which are nobody's business but the log's.
+impl std::fmt::Debug for Capture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Capture({} of {} bytes)", self.bytes.len(), self.length)
+    }
 }
 
 /// One attempt at a provider. Times are counted from the request's head.

@@ -15,7 +15,7 @@ use crate::{
     purses::Reservation,
     record::{Outcome, Record, UsageSource, UserIds},
     store::records::writer::Handover,
-    telemetry::{alerts::signals, logging::CallLog, metrics::CallMetrics},
+    telemetry::{alerts::signals, logging::CallLog, metrics::CallMetrics, otlp::Exporter},
     units::{NanoUsd, Tokens},
     wire::{output::Output, usage::Usage},
 };
@@ -131,14 +131,14 @@ impl Sent {
 // === impl Recorder ===
 
 impl Recorder {
-    /// Starts the recorder's thread, which hands finished calls on to `calls`, the way into the call log, where there is one. It
-    /// ends, with everything closed, after [`Recorder::stop`].
+    /// Starts the recorder's thread, which hands finished calls on to `calls`, the way into the call log, where there is one, and to
+    /// `traces`. It ends, with everything closed, after [`Recorder::stop`].
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(calls: Option<Handover>) -> std::io::Result<(Recorder, JoinHandle<()>)> {
+    pub fn start(calls: Option<Handover>, traces: Exporter) -> std::io::Result<(Recorder, JoinHandle<()>)> {
         let (slots, finished) = mpsc::channel(OPEN_RECORDS_MAX);
-        let close = move || close_all(finished, calls.as_ref());
+        let close = move || close_all(finished, calls.as_ref(), &traces);
         let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(close)?;
         Ok((Recorder { slots }, thread))
     }
@@ -339,7 +339,7 @@ fn with_margin(counted: Tokens) -> Tokens {
 
 // === the thread ===
 
-fn close_all(mut messages: mpsc::Receiver<Message>, calls: Option<&Handover>) {
+fn close_all(mut messages: mpsc::Receiver<Message>, calls: Option<&Handover>, traces: &Exporter) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut records = Vec::new();
     let mut log = CallLog::start();
@@ -349,6 +349,7 @@ fn close_all(mut messages: mpsc::Receiver<Message>, calls: Option<&Handover>) {
         if received == 0 {
             break;
         }
+        log.set_time();
         for message in batch.drain(..) {
             let Message::Ended(mut finished) = message else {
                 messages.close();
@@ -358,17 +359,18 @@ fn close_all(mut messages: mpsc::Receiver<Message>, calls: Option<&Handover>) {
             metrics.call_ended(&finished.record);
             signals().call_ended(&finished.record);
             log.add(&finished.record);
+            traces.add(&finished.record);
             if calls.is_some() {
                 records.push(finished.record);
             }
         }
-        log.flush();
         if let Some(calls) = calls {
             calls.push(&mut records);
         }
         if received < BATCH {
             std::thread::sleep(GATHER);
         }
+        log.flush_if_due(messages.is_empty());
     }
     log.finish();
 }
@@ -376,9 +378,10 @@ fn close_all(mut messages: mpsc::Receiver<Message>, calls: Option<&Handover>) {
 /// A record that says nothing yet, for a call that has just begun.
 #[must_use]
 pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
-    let nobody: Arc<str> = Arc::from("");
+    let nobody: Arc<str> = Arc::default();
     Record {
         id,
+        trace: None,
         endpoint,
         key: nobody.clone(),
         team: None,
@@ -407,6 +410,7 @@ pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
         attempt_list: Vec::new(),
         read: Duration::ZERO,
         waited: Duration::ZERO,
+        bodies: None,
         duration: Duration::ZERO,
         first_token: None,
         overhead: None,

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
 pub mod budgets;
+pub mod calls;
 pub mod check;
 pub mod config;
 pub mod count;
@@ -91,6 +92,17 @@ enum Command {
     },
     /// Show what was spent and what is left; reclaim, credit, rebuild
     Budgets(budgets::BudgetsArguments),
+    /// Look into the call log, and write it to files
+    Calls {
+        /// Configuration that says where the log is; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        /// Directory of a log in SQLite, instead of the configuration's
+        #[arg(long, value_name = "DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        #[command(subcommand)]
+        command: calls::CallsCommand,
+    },
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -109,7 +121,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 7] = ["plan", "models", "prompts", "experiments", "calls", "eval", "import"];
+const NOT_YET: [&str; 6] = ["plan", "models", "prompts", "experiments", "eval", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -135,6 +147,9 @@ pub fn main() -> ExitCode {
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
         Command::Budgets(arguments) => manage_budgets(&arguments),
+        Command::Calls { config, data_dir, command } => {
+            look_into_calls(config.as_deref(), data_dir.as_deref(), command)
+        }
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -183,6 +198,27 @@ fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {
     match runtime.block_on(budgets::run(arguments, &mut io::stdout())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => fail(&failure.error, failure.code),
+    }
+}
+
+/// The call log is where the configuration says, or else in the directory that is named.
+fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: calls::CallsCommand) -> ExitCode {
+    let place = match (crate::config::load(config), data_dir) {
+        (Ok(loaded), None) => calls::Place {
+            records: loaded.snapshot.records,
+            data_dir: loaded.snapshot.data_dir,
+            users: loaded.snapshot.calls.users,
+        },
+        (Ok(loaded), Some(dir)) => calls::Place { users: loaded.snapshot.calls.users, ..calls::beside(dir) },
+        (Err(ConfigError::NothingConfigured), dir) => calls::beside(dir.unwrap_or(Path::new("data"))),
+        (Err(error), _) => return fail(&error.into(), WRONG),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a process that gets no timer and no socket can't ask a store");
+    match runtime.block_on(calls::run(command, &place, &mut io::stdout())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(calls::CallsError::Unknown(id)) => fail(&anyhow::anyhow!("no call in the log has the id {id}"), FAILED),
+        Err(calls::CallsError::Failed(error)) => fail(&error, UNREACHABLE),
     }
 }
 

@@ -523,6 +523,40 @@ pub struct Calls {
     pub users: Option<UserIds>,
     /// Disk for calls that wait for the store while it is away. Default: 256MiB.
     pub spill: Option<Size>,
+    /// Whether prompts and replies are kept. Default: off.
+    pub bodies: Option<BodiesKept>,
+    /// Of which share of calls, with `bodies: sampled`. Default: 1%.
+    pub sample: Option<Share>,
+    /// How much of each body is kept, at most 8MiB. Default: 64KiB.
+    pub body_max: Option<Size>,
+    /// What is taken out of bodies, besides keys and tokens of known forms.
+    pub redact: Redact,
+}
+
+/// Whether prompts and replies are kept.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BodiesKept {
+    /// No.
+    Off,
+    /// Their lengths only.
+    Metadata,
+    /// Those of a share of all calls.
+    Sampled,
+    /// Yes.
+    Full,
+}
+
+/// What is taken out of bodies.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redact {
+    /// What matches these regular expressions.
+    pub patterns: Vec<String>,
+    /// What stands at these places of JSON documents: `messages[*].content`.
+    pub paths: Vec<String>,
+    /// What looks like an e-mail address. Default: off.
+    pub emails: Option<Switch>,
 }
 
 /// How users' ids are stored.
@@ -645,12 +679,24 @@ pub enum AlertKind {
     Records,
 }
 
-/// Traces.
+/// Traces and metrics out.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Telemetry {
-    /// OTLP endpoint. Empty: none.
+    /// The OTLP/HTTP collector, such as `http://collector:4318`. Empty: none. Default: `$OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub otlp: Option<String>,
     /// Whether prompts and replies are in traces. Default: off.
     pub content: Option<Switch>,
+    /// The edition of OpenTelemetry's conventions for generative AI: `1.36`, `1.37` or `1.41`. Default: 1.41.
+    pub semconv: Option<String>,
+    /// Header fields for the collector, or `file:PATH`. Default: `$OTEL_EXPORTER_OTLP_HEADERS`.
+    pub headers: BTreeMap<String, SecretText>,
+    /// The share of calls that are traced where the client has not decided. Default: 100%.
+    pub sample: Option<Share>,
+    /// Whether metrics are sent too. Default: on.
+    pub metrics: Option<Switch>,
+    /// Between two reports of metrics. Default: 60s.
+    pub interval: Option<DurationText>,
+    /// The service's name. Default: `$OTEL_SERVICE_NAME`, or tollgate.
+    pub service: Option<String>,
 }

@@ -34,14 +34,17 @@ pub const SECTIONS: [&str; 15] = [
 ];
 
 /// The sections that belong to each gateway's own file.
-const LOCAL: [&str; 8] = ["server", "store", "records", "data_dir", "key_pepper", "auth", "ledger", "telemetry"];
+const LOCAL: [&str; 9] =
+    ["server", "store", "records", "calls", "data_dir", "key_pepper", "auth", "ledger", "telemetry"];
 
 /// Where secrets stand in [`SECTIONS`]; `*` is any name or item. A test compares this with the schema.
-const SECRETS: [&[&str]; 4] = [
+const SECRETS: [&[&str]; 6] = [
     &["providers", "*", "api_key"],
     &["providers", "*", "api_keys", "*"],
     &["keys", "*", "secret"],
     &["alerts", "webhook"],
+    &["alerts", "secret"],
+    &["alerts", "routing_key"],
 ];
 
 /// A pushed revision that is part of a configuration.

@@ -5,6 +5,7 @@ use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time:
 use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
 use quick_cache::sync::Cache;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     config::{pushed::InForce, secret::SecretString},
@@ -16,7 +17,9 @@ use crate::{
         limits::Limit,
         pricing::{Catalog, Price},
         prompt::Template,
+        redact::Redactor,
         scope::Scope,
+        traces::Otlp,
     },
     record::UserIds,
     units::{NanoUsd, Tokens},
@@ -74,6 +77,8 @@ pub struct Snapshot {
     pub ledger: LedgerSettings,
     /// Who is told when something is wrong.
     pub alerts: Alerts,
+    /// Where traces and metrics go; `None`: nowhere.
+    pub telemetry: Option<Arc<Otlp>>,
     /// What was asked for that this build does not have yet: named at start and on reload, never silently ignored.
     pub not_yet: Vec<String>,
     /// Names that clients used, resolved once.
@@ -152,7 +157,7 @@ pub enum Records {
 }
 
 /// What is kept of finished calls. `spill_bytes_max` needs a restart to change.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct CallsKept {
     /// How long.
     pub retention: Duration,
@@ -160,6 +165,40 @@ pub struct CallsKept {
     pub users: UserIds,
     /// Disk for calls that wait for the store, in bytes.
     pub spill_bytes_max: u64,
+    /// Whose bodies are kept.
+    pub bodies: BodiesKept,
+    /// How much of each body is kept, in bytes.
+    pub body_bytes_max: usize,
+    /// What is taken out of them before.
+    pub redactor: Arc<Redactor>,
+}
+
+/// Whose bodies are kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum BodiesKept {
+    /// Nobody's.
+    None,
+    /// Of all calls, their lengths.
+    Lengths,
+    /// Of a share of all calls (0 to 1), their texts.
+    Share(f64),
+}
+
+impl CallsKept {
+    /// How many bytes of each body of a call are captured; `None`: not even their number. More than is kept, so that what is to be
+    /// taken out is not cut in two, and a document is whole.
+    #[must_use]
+    pub fn captured_max(&self, call: &str) -> Option<usize> {
+        const CAPTURED_MIN: usize = 1 << 20;
+        match self.bodies {
+            BodiesKept::None => None,
+            BodiesKept::Lengths => Some(0),
+            BodiesKept::Share(share) => {
+                let drawn = (xxh3_64(call.as_bytes()) >> 11) as f64 / (1_u64 << 53) as f64;
+                (drawn < share).then_some((self.body_bytes_max * 2).max(CAPTURED_MIN))
+            }
+        }
+    }
 }
 
 /// How clients prove who they are.

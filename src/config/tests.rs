@@ -418,6 +418,48 @@ fn alerts_are_checked_and_show_no_address() {
 }
 
 #[test]
+fn telemetry_is_checked_and_shows_no_header() {
+    each_is_refused(&[
+        (
+            "telemetry: { otlp: \"collector:4318\" }",
+            &["t.yaml:4:20: telemetry.otlp: is not an absolute URL; write it as `http://collector:4318`"],
+        ),
+        (
+            "telemetry: { semconv: \"2.0\" }",
+            &["t.yaml:4:23: telemetry.semconv: `2.0` is not an edition that is known; write one of 1.36, 1.37, 1.41"],
+        ),
+        ("telemetry: { sample: 101% }", &["t.yaml:4:22: telemetry.sample: must be at most 100%"]),
+        (
+            "telemetry: { headers: { \"bad name\": CANARY } }",
+            &["t.yaml:4:37: telemetry.headers.bad name: is not a header that can be sent"],
+        ),
+    ]);
+    let loaded = loads(&with("telemetry: { otlp: http://h:4318, headers: { authorization: Bearer CANARY } }"));
+    assert!(!format!("{loaded:?}").contains("CANARY"));
+    let otlp = loaded.snapshot.telemetry.expect("it is on");
+    assert_eq!(otlp.traces, "http://h:4318/v1/traces");
+    assert_eq!(otlp.headers[0].1.to_str().expect("text"), "Bearer CANARY");
+    assert!(loads(&with("telemetry: { otlp: \"${EMPTY:-}\" }")).snapshot.telemetry.is_none());
+}
+
+#[test]
+fn the_environment_says_where_telemetry_goes_as_for_any_exporter() {
+    let environment = |name: &str| match name {
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => Some("http://collector:4318/".to_owned()),
+        "OTEL_EXPORTER_OTLP_HEADERS" => Some("api-key=a%20b".to_owned()),
+        "OTEL_SERVICE_NAME" => Some("llm".to_owned()),
+        _ => None,
+    };
+    let load = |text: &str| parse_str(text, "t.yaml", &environment, &repository()).expect("valid").snapshot.telemetry;
+    let from_environment = load("auth: none\nproviders: { sim: { kind: simulated } }").expect("it is on");
+    assert_eq!(from_environment.traces, "http://collector:4318/v1/traces");
+    assert_eq!((&*from_environment.service, from_environment.headers[0].1.as_bytes()), ("llm", &b"a b"[..]));
+    let own =
+        load("auth: none\nproviders: { sim: { kind: simulated } }\ntelemetry: { otlp: http://own:1 }").expect("on");
+    assert_eq!(own.traces, "http://own:1/v1/traces");
+}
+
+#[test]
 fn a_value_from_the_environment_fits_wherever_a_value_is_due_and_adds_no_key() {
     let snapshot = loads(&with(
         "routing: { attempts: \"${NUMBER}\" }\nbudgets: [ { name: b, limit: \"${NUMBER} USD\", per: day } ]\nstore: ${STORE:-embedded}",
@@ -448,10 +490,10 @@ fn parameters_keep_the_type_that_they_were_written_with() {
 
 #[test]
 fn what_this_build_lacks_is_named() {
-    let text = "cache: { ttl: 10m }\ntelemetry: { otlp: http://h }";
+    let text = "cache: { ttl: 10m }\ntelemetry: { content: on }";
     let not_yet = loads(&with(text)).snapshot.not_yet;
     let names: Vec<&str> = not_yet.iter().filter_map(|line| line.split(':').next()).collect();
-    assert_eq!(names, ["cache", "telemetry.otlp"]);
+    assert_eq!(names, ["cache", "telemetry.content"]);
     each_is_refused(&[
         (
             "store: mysql://u:p@h",
@@ -477,10 +519,31 @@ fn the_call_log_is_sqlite_unless_said_otherwise_and_its_url_is_never_shown() {
     assert_eq!(of("records: none").records, Records::None);
     let kept = of("calls: { retention: 7d, users: hash, spill: 1MiB }").calls;
     assert_eq!((kept.retention.as_secs(), kept.users, kept.spill_bytes_max), (7 * 86_400, UserIds::Hash, 1 << 20));
+    let all = "0123456789abcdef".repeat(2);
+    let captured = |text: &str| of(text).calls.captured_max(&all);
+    assert_eq!((captured(""), captured("calls: { bodies: metadata }")), (None, Some(0)));
+    assert_eq!(captured("calls: { bodies: full, body_max: 1KiB }"), Some(1 << 20));
+    let some = of("calls: { bodies: sampled, sample: 25% }").calls;
+    let sampled = (0..4000).filter(|n| some.captured_max(&format!("{n:032x}")).is_some()).count();
+    assert!((900..1100).contains(&sampled), "{sampled}");
     let fleet = of("records: postgres://u:secret@h/db");
     assert!(matches!(&fleet.records, Records::Postgres(url) if url.expose() == "postgres://u:secret@h/db"));
     assert!(!format!("{fleet:?}").contains("secret"));
-    each_is_refused(&[("calls: { retention: 0s }", &["t.yaml:4:21: calls.retention: must be above 0"])]);
+    each_is_refused(&[
+        ("calls: { retention: 0s }", &["t.yaml:4:21: calls.retention: must be above 0"]),
+        (
+            "calls: { bodies: sampled, sample: 120%, redact: { patterns: [ ok, \"(a\" ], paths: [ a..b ] } }",
+            &[
+                "t.yaml:4:35: calls.sample: must be at most 100%",
+                "t.yaml:4:67: calls.redact.patterns[1]: is no regular expression: error: unclosed group",
+                "t.yaml:4:84: calls.redact.paths[0]: is no path; write it as `messages[*].content` or `metadata.user_id`",
+            ],
+        ),
+        (
+            "records: postgres://u:secret@h:port/db",
+            &["t.yaml:4:10: records: is no PostgreSQL URL; write postgres://user:password@host/database"],
+        ),
+    ]);
 }
 
 #[test]

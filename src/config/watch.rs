@@ -68,6 +68,11 @@ impl Live {
     pub fn load_full(&self) -> Arc<Snapshot> {
         self.current.load_full()
     }
+
+    /// One value of the configuration in force, for whoever keeps nothing of it: no count that all cores share is touched.
+    pub fn look<T>(&self, value: impl FnOnce(&Snapshot) -> T) -> T {
+        value(&self.current.load())
+    }
 }
 
 /// What a reload brought.

@@ -465,9 +465,22 @@ fn hex_value(digit: u8) -> u8 {
     }
 }
 
-/// RFC 9110 §5.6.2.
+/// RFC 9110 §5.6.2. A table, since each byte of each header's name is looked up in it.
 fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    const TOKEN: [bool; 256] = {
+        let (mut table, mut byte) = ([false; 256], 0);
+        while byte < 256 {
+            table[byte] = (byte as u8).is_ascii_alphanumeric();
+            byte += 1;
+        }
+        let (others, mut i) = (b"!#$%&'*+-.^_`|~", 0);
+        while i < others.len() {
+            table[others[i] as usize] = true;
+            i += 1;
+        }
+        table
+    };
+    TOKEN[usize::from(byte)]
 }
 
 /// A name, an address in brackets, a port. Narrower than RFC 3986, which would take `host,other` or `(host)`.

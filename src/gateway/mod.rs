@@ -2,6 +2,7 @@
 
 pub mod alarms;
 pub mod framing;
+mod quiet;
 pub mod routes;
 pub mod serve;
 pub mod stack;

@@ -20,13 +20,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::gateway::{
     framing::{self, Guarded, Handle},
+    quiet::Quiet,
     tls::TlsAcceptor,
 };
 
 /// Idle time after which a kept-alive connection is closed: above most clients' own, so that they close first.
 const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(75);
-/// Fields and bytes of a request's head; more is answered with 431.
-const HEADERS_MAX: usize = 100;
+/// Bytes of a request's head; more is answered with 431, as are more than 100 fields. That is hyper's own limit: with one that
+/// is set, be it the same, hyper clears room for so many fields with each message.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Streams at the same time on one HTTP/2 connection, and what each, and all of them, may send ahead.
 const H2_STREAMS_MAX: u32 = 100;
@@ -94,8 +95,9 @@ pub async fn listen<H: Handler>(
         shutdown.connections.spawn(async move {
             let over = connection.shutdown.over.clone();
             tokio::select! {
-                () = over.cancelled() => {}
+                biased;
                 () = connection.run(stream, tls) => {}
+                () = Quiet::new(over.cancelled()) => {}
             }
             drop(permit);
         });
@@ -167,14 +169,14 @@ impl<H: Handler> Connection<H> {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(KEEP_ALIVE_IDLE)
-            .max_headers(HEADERS_MAX)
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TokioIo::new(guarded), service)
             .with_upgrades();
         let mut connection = pin!(connection);
         tokio::select! {
+            biased;
             ended = connection.as_mut() => return Ok(ended?),
-            () = self.draining() => connection.as_mut().graceful_shutdown(),
+            () = Quiet::new(self.draining()) => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
     }
@@ -200,8 +202,9 @@ impl<H: Handler> Connection<H> {
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         tokio::select! {
+            biased;
             ended = connection.as_mut() => return Ok(ended?),
-            () = this.draining() => connection.as_mut().graceful_shutdown(),
+            () = Quiet::new(this.draining()) => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
     }

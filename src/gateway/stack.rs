@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::HeaderValue;
 use tokio::{sync::Semaphore, time::Instant};
 use tower::ServiceBuilder;
 
@@ -12,7 +13,7 @@ use crate::{
     layers::{
         Inner, auth::Authenticate, budget::ReserveBudget, in_flight::LimitInFlight, layer, limits::ApplyLimits,
         local::AnswerLocally, prompt::InjectPrompt, quote::Quote, read::ReadBody, record::OpenRecords,
-        respond::Respond, route::Route, variant::ChooseVariant,
+        respond::Respond, route::Route, turn, variant::ChooseVariant,
     },
     policy::limits::Limiter,
     purses::Purses,
@@ -51,22 +52,23 @@ pub struct Parts {
 /// The whole way of a call. Built once per process; a reload swaps the configuration, never the stack.
 pub fn build(parts: Parts) -> Respond<impl Inner<Arrival>> {
     let Parts { live, limiter, purses, upstream, in_flight, recorder, drain, tunnels, via, epoch } = parts;
-    let route = Route { upstream, purses: purses.clone(), drain, tunnels, via: via.clone() };
+    let via_value = HeaderValue::from_str(&via).expect("a name of letters and digits, made by this process");
+    let route = Route { upstream, purses: purses.clone(), drain, tunnels, via: via_value };
     let stack = ServiceBuilder::new()
         // First, so that too much load costs nothing: no key is looked up, no body read.
         .layer(layer(LimitInFlight { live: live.clone(), count: in_flight }))
         // Before the body: a client that waits for `100 Continue` is refused before it sends. Pins the snapshot.
-        .layer(layer(Authenticate { live }))
+        .layer(turn(Authenticate { live }))
         // After auth, since the answer depends on the key; needs no body.
-        .layer(layer(AnswerLocally))
+        .layer(turn(AnswerLocally))
         // The one place where bodies are read and scanned.
         .layer(layer(ReadBody))
         // Needs the model's name and the user from the body; decides what the prompt and the price will be.
         .layer(layer(ChooseVariant))
         // After the variant, which may choose the prompt; before the quote, which must see its length.
-        .layer(layer(InjectPrompt))
+        .layer(turn(InjectPrompt))
         // Needs everything that will be sent.
-        .layer(layer(Quote))
+        .layer(turn(Quote))
         // From here on something may be counted or spent, so the call has a record that ends exactly once.
         .layer(layer(OpenRecords { recorder: recorder.clone() }))
         // Before money is set aside: a burst must not hold reservations.

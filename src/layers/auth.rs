@@ -5,18 +5,18 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::{
-    call::{Answer, Arrival, Authenticated},
+    call::{Arrival, Authenticated},
     config::{Live, snapshot::Auth},
     error::GatewayError,
-    layers::{Inner, Step},
+    layers::{Early, Turn},
     wire::headers,
 };
 
 /// Where a client may put its key, in the order in which they are looked at.
-const KEY_HEADERS: [&str; 2] = ["x-api-key", "api-key"];
+const KEY_HEADERS: [HeaderName; 2] = [HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
 
 /// See the module.
 #[derive(Debug)]
@@ -25,11 +25,11 @@ pub struct Authenticate {
     pub live: Arc<Live>,
 }
 
-impl Step for Authenticate {
+impl Turn for Authenticate {
     type In = Arrival;
     type Next = Authenticated;
 
-    async fn handle<S: Inner<Authenticated>>(&'static self, arrival: Arrival, mut inner: S) -> Answer {
+    fn turn(&self, arrival: Arrival) -> Result<Authenticated, Early> {
         let snapshot = self.live.load_full();
         let head = &arrival.head;
         if snapshot.auth == Auth::None && headers::is_from_elsewhere(head.host.as_deref(), &head.headers) {
@@ -44,7 +44,7 @@ impl Step for Authenticate {
             Auth::Passthrough => Some(presented.and_then(sensitive).ok_or(GatewayError::InvalidApiKey)?),
             Auth::Required | Auth::None => None,
         };
-        inner.call(Authenticated { arrival, caller, snapshot, own_credential }).await
+        Ok(Authenticated { arrival, caller, snapshot, own_credential })
     }
 }
 
@@ -59,7 +59,7 @@ fn elsewhere() -> GatewayError {
 /// The key of a request, wherever its dialect puts it.
 fn presented_key(headers: &HeaderMap) -> Option<&str> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_token);
-    bearer.or_else(|| KEY_HEADERS.iter().find_map(|name| headers.get(*name)?.to_str().ok()))
+    bearer.or_else(|| KEY_HEADERS.iter().find_map(|name| headers.get(name)?.to_str().ok()))
 }
 
 /// RFC 9110 §11.1: the scheme's name is case-insensitive.

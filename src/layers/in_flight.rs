@@ -24,7 +24,7 @@ impl Step for LimitInFlight {
     type Next = Arrival;
 
     async fn handle<S: Inner<Arrival>>(&'static self, arrival: Arrival, mut inner: S) -> Answer {
-        let max = self.live.load_full().server.in_flight_max;
+        let max = self.live.look(|snapshot| snapshot.server.in_flight_max);
         let guard = self.count.enter(max).ok_or(GatewayError::Overloaded)?;
         let mut reply = inner.call(arrival).await?;
         reply.body = reply.body.in_flight(guard);

@@ -98,7 +98,7 @@ fn standing_headers(standing: &Standing, headers: &mut HeaderMap) {
 fn spelled(duration: Duration) -> String {
     match duration.as_millis() {
         ms @ 0..1000 => format!("{ms}ms"),
-        ms @ 1000..60_000 if ms % 1000 != 0 => format!("{:.3}s", duration.as_secs_f64()),
+        ms @ 1000..60_000 if ms % 1000 != 0 => format!("{}.{:03}s", ms / 1000, ms % 1000),
         ms if ms < 60_000 => format!("{}s", ms / 1000),
         ms => format!("{}m{}s", ms / 60_000, ms / 1000 % 60),
     }

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use crate::{
     body::ReplyBody,
-    call::{Answer, Authenticated, Reply},
+    call::{Authenticated, Reply},
     config::Snapshot,
     error::GatewayError,
-    layers::{Inner, Step},
+    layers::{Early, Turn},
     policy::keys::Caller,
     wire::endpoint::{Dialect, Endpoint},
 };
@@ -18,25 +18,25 @@ use crate::{
 #[derive(Debug)]
 pub struct AnswerLocally;
 
-impl Step for AnswerLocally {
+impl Turn for AnswerLocally {
     type In = Authenticated;
     type Next = Authenticated;
 
-    async fn handle<S: Inner<Authenticated>>(&'static self, call: Authenticated, mut inner: S) -> Answer {
+    fn turn(&self, call: Authenticated) -> Result<Authenticated, Early> {
         // Without a registry the provider's own list is the truth.
         let providers_own = call.snapshot.models.is_empty() && call.snapshot.default_provider.is_some();
         if call.arrival.head.method != Method::GET || providers_own {
-            return inner.call(call).await;
+            return Ok(call);
         }
         let anthropic = call.arrival.head.headers.contains_key("anthropic-version");
         let dialect = if anthropic { Dialect::Anthropic } else { Dialect::OpenAi };
         match &call.arrival.head.endpoint {
-            Endpoint::Models => Ok(reply(&list(&call.snapshot, &call.caller, dialect))),
+            Endpoint::Models => Err(reply(&list(&call.snapshot, &call.caller, dialect)).into()),
             Endpoint::Model(id) => match describe(&call.snapshot, &call.caller, id, dialect) {
-                Some(model) => Ok(reply(&model)),
+                Some(model) => Err(reply(&model).into()),
                 None => Err(GatewayError::ModelNotFound(id.to_string()).into()),
             },
-            _ => inner.call(call).await,
+            _ => Ok(call),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The stack, one layer a file. Each takes one stage of a call and hands on the next; none names another.
 //!
 //! A layer is a [`Step`]: facts in its fields, work in [`Step::handle`], what it takes and hands on in its types. [`layer`] makes
-//! a `tower::Layer` of it, so that `gateway/stack.rs` reads as a list and the compiler refuses a wrong order.
+//! a `tower::Layer` of it, so that `gateway/stack.rs` reads as a list and the compiler refuses a wrong order. A layer that waits
+//! for nothing, and has nothing to do with the reply, is a [`Turn`]: it stands between two others without a future of its own.
 //!
 //! A layer's service is a `&'static` reference: the stack is built once per process and lives as long as it does, so handing
 //! it to a call's future copies a pointer, where cloning ten nested services would bounce as many reference counts between
@@ -28,7 +29,10 @@ use std::{
 
 use tower::{Layer, Service};
 
-use crate::call::{Answer, Failure, Reply};
+use crate::{
+    call::{Answer, Failure, Reply},
+    error::GatewayError,
+};
 
 /// What every layer's service returns: one boxed future (about 40 ns).
 pub type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
@@ -55,6 +59,36 @@ pub trait Step: Send + Sync + 'static {
     fn handle<S: Inner<Self::Next>>(&'static self, input: Self::In, inner: S) -> impl Future<Output = Answer> + Send;
 }
 
+/// A layer's work where nothing is waited for and the reply goes back as it is: a function from one stage to the next.
+pub trait Turn: Send + Sync + 'static {
+    /// The stage that it takes.
+    type In: Send + 'static;
+    /// The stage that it hands on.
+    type Next: Send + 'static;
+
+    /// The next stage.
+    ///
+    /// # Errors
+    /// [`Early`] where the call goes no further.
+    fn turn(&self, input: Self::In) -> Result<Self::Next, Early>;
+}
+
+/// An answer from a [`Turn`]: what stands further in is not asked. Boxed, since it is larger than what is handed on.
+#[derive(Debug)]
+pub struct Early(Box<Answer>);
+
+impl From<Reply> for Early {
+    fn from(reply: Reply) -> Early {
+        Early(Box::new(Ok(reply)))
+    }
+}
+
+impl From<GatewayError> for Early {
+    fn from(error: GatewayError) -> Early {
+        Early(Box::new(Err(error.into())))
+    }
+}
+
 /// A [`Step`] as a `tower::Layer`.
 #[derive(Debug)]
 pub struct StepLayer<L: 'static>(&'static L);
@@ -66,9 +100,25 @@ pub struct Stepped<L: 'static, S> {
     inner: S,
 }
 
+/// A [`Turn`] as a `tower::Layer`.
+#[derive(Debug)]
+pub struct TurnLayer<L: 'static>(&'static L);
+
+/// A [`Turn`] before what stands further in.
+#[derive(Debug)]
+pub struct Turned<L: 'static, S> {
+    turn: &'static L,
+    inner: S,
+}
+
 /// Makes a `tower::Layer` of a step. The step is kept for the life of the process.
 pub fn layer<L: Step>(step: L) -> StepLayer<L> {
     StepLayer(Box::leak(Box::new(step)))
+}
+
+/// Makes a `tower::Layer` of a turn. The turn is kept for the life of the process.
+pub fn turn<L: Turn>(turn: L) -> TurnLayer<L> {
+    TurnLayer(Box::leak(Box::new(turn)))
 }
 
 // The bound on `S` stands here too, so that rustc names the layer that stands in the wrong place.
@@ -100,5 +150,38 @@ impl<L: Step, S: Inner<L::Next>> Service<L::In> for Stepped<L, S> {
 
     fn call(&mut self, input: L::In) -> Answering {
         Box::pin(self.step.handle(input, self.inner))
+    }
+}
+
+impl<L: Turn, S: Inner<L::Next>> Layer<S> for TurnLayer<L> {
+    type Service = Turned<L, S>;
+
+    fn layer(&self, inner: S) -> Turned<L, S> {
+        Turned { turn: self.0, inner }
+    }
+}
+
+impl<L, S: Copy> Clone for Turned<L, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L, S: Copy> Copy for Turned<L, S> {}
+
+impl<L: Turn, S: Inner<L::Next>> Service<L::In> for Turned<L, S> {
+    type Response = Reply;
+    type Error = Failure;
+    type Future = Answering;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, input: L::In) -> Answering {
+        match self.turn.turn(input) {
+            Ok(next) => self.inner.call(next),
+            Err(Early(answer)) => Box::pin(std::future::ready(*answer)),
+        }
     }
 }

@@ -6,10 +6,10 @@ use http::HeaderMap;
 use serde_json::{Map, Value};
 
 use crate::{
-    call::{Answer, Document, Payload, Planned},
+    call::{Document, Payload, Planned},
     config::{Snapshot, snapshot::PromptRef},
     error::GatewayError,
-    layers::{Inner, Step},
+    layers::{Early, Turn},
     policy::prompt::{PromptError, Rendered, Template},
     wire::{
         edit::{self, EditError, Role},
@@ -22,11 +22,11 @@ use crate::{
 #[derive(Debug)]
 pub struct InjectPrompt;
 
-impl Step for InjectPrompt {
+impl Turn for InjectPrompt {
     type In = Planned;
     type Next = Planned;
 
-    async fn handle<S: Inner<Planned>>(&'static self, mut planned: Planned, mut inner: S) -> Answer {
+    fn turn(&self, mut planned: Planned) -> Result<Planned, Early> {
         let call = &planned.call;
         if let (Some(named), Payload::Json(_)) = (call.head.headers.get("x-tollgate-prompt"), &call.payload) {
             let named = named.to_str().unwrap_or_default();
@@ -42,7 +42,7 @@ impl Step for InjectPrompt {
             let rendered = render(template, &call.head.headers, document)?;
             splice(&call.head.endpoint, document, &rendered, &mut planned.edits)?;
         }
-        inner.call(planned).await
+        Ok(planned)
     }
 }
 

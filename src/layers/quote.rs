@@ -8,10 +8,10 @@ use std::{sync::Arc, time::SystemTime};
 use jiff::Timestamp;
 
 use crate::{
-    call::{Answer, Ceiling, Payload, Planned, Quoted},
+    call::{Ceiling, Payload, Planned, Quoted},
     config::snapshot::{Budget, BudgetMode, OnStoreLoss, Target, Unpriced},
     error::GatewayError,
-    layers::{Inner, Step},
+    layers::{Early, Turn},
     policy::{
         pricing::Price,
         scope::Facts,
@@ -35,18 +35,18 @@ const SMALL_SHARE: u64 = 100;
 #[derive(Debug)]
 pub struct Quote;
 
-impl Step for Quote {
+impl Turn for Quote {
     type In = Planned;
     type Next = Quoted;
 
-    async fn handle<S: Inner<Quoted>>(&'static self, mut planned: Planned, mut inner: S) -> Answer {
+    fn turn(&self, mut planned: Planned) -> Result<Quoted, Early> {
         let at = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
         price_unpriced(&mut planned)?;
         let budgets = covering(&planned, at);
-        let claims: Arc<[Claim]> = budgets.iter().map(|(_, claim)| claim.clone()).collect();
-        let ceilings = if claims.is_empty() { Vec::new() } else { ceilings(&planned, &budgets, at)? };
+        let ceilings = if budgets.is_empty() { Vec::new() } else { ceilings(&planned, &budgets, at)? };
+        let claims: Arc<[Claim]> = budgets.into_iter().map(|(_, claim)| claim).collect();
         let estimate = estimate(&planned);
-        inner.call(Quoted { planned, ceilings, claims, estimate, at }).await
+        Ok(Quoted { planned, ceilings, claims, estimate, at })
     }
 }
 
@@ -95,7 +95,7 @@ fn claim(budget: &Budget, account: &str, at: Timestamp) -> Claim {
     let period = budget.period_at(at);
     Claim {
         budget: budget.name.clone(),
-        account: format!("{}/{account}/{}", budget.name, period.id),
+        account: [&*budget.name, "/", account, "/", &*period.id].concat(),
         limit: budget.limit,
         resets_at: period.ends,
         enforce: budget.mode == BudgetMode::Enforce,

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, HeaderName, Method, header};
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -33,9 +33,19 @@ const ID_BYTES_MAX: usize = 256;
 const TAGS_MAX: usize = 16;
 
 /// Where clients of this and other gateways name the user, in the order in which they are looked at.
-const USER_HEADERS: [&str; 4] =
-    ["x-tollgate-user", "helicone-user-id", "x-litellm-end-user-id", "x-litellm-customer-id"];
-const SESSION_HEADERS: [&str; 3] = ["x-tollgate-session", "helicone-session-id", "x-litellm-session-id"];
+const USER_HEADERS: [HeaderName; 4] = [
+    HeaderName::from_static("x-tollgate-user"),
+    HeaderName::from_static("helicone-user-id"),
+    HeaderName::from_static("x-litellm-end-user-id"),
+    HeaderName::from_static("x-litellm-customer-id"),
+];
+const SESSION_HEADERS: [HeaderName; 3] = [
+    HeaderName::from_static("x-tollgate-session"),
+    HeaderName::from_static("helicone-session-id"),
+    HeaderName::from_static("x-litellm-session-id"),
+];
+const TAGS_HEADERS: [HeaderName; 2] =
+    [HeaderName::from_static("x-tollgate-tags"), HeaderName::from_static("x-litellm-tags")];
 
 /// See the module.
 #[derive(Debug)]
@@ -173,8 +183,8 @@ fn identity(headers: &HeaderMap, payload: &Payload, caller: &Caller) -> Result<I
     Ok(Identity { user, session, tags: tags(headers, caller)? })
 }
 
-fn named<'h>(headers: &'h HeaderMap, names: &[&str]) -> Result<Option<&'h str>, GatewayError> {
-    let Some((name, value)) = names.iter().find_map(|name| Some((name, headers.get(*name)?))) else { return Ok(None) };
+fn named<'h>(headers: &'h HeaderMap, names: &[HeaderName]) -> Result<Option<&'h str>, GatewayError> {
+    let Some((name, value)) = names.iter().find_map(|name| Some((name, headers.get(name)?))) else { return Ok(None) };
     match value.to_str() {
         Ok(value) if value.len() <= ID_BYTES_MAX => Ok(Some(value).filter(|value| !value.is_empty())),
         _ => Err(GatewayError::invalid(
@@ -190,8 +200,8 @@ type Tag = (Arc<str>, Arc<str>);
 /// The key's tags, then the call's: `x-tollgate-tags: a=b,c=d` (LiteLLM's list `a,b` reads as `a=true`).
 fn tags(headers: &HeaderMap, caller: &Caller) -> Result<Vec<Tag>, GatewayError> {
     let mut tags = caller.tags.to_vec();
-    for name in ["x-tollgate-tags", "x-litellm-tags"] {
-        let Some(value) = headers.get(name) else { continue };
+    for name in TAGS_HEADERS {
+        let Some(value) = headers.get(&name) else { continue };
         let value = value.to_str().map_err(|_| {
             GatewayError::invalid(format!("header `{name}` must be visible ASCII, as in `a=b,c=d`"), None)
         })?;

@@ -5,10 +5,12 @@
 use std::sync::Arc;
 
 use crate::{
-    call::{Answer, Opened, Quoted},
+    call::{Answer, Call, Opened, Payload, Quoted},
     error::GatewayError,
     layers::{Inner, Step},
+    record::Captured,
     recorder::{self, Recorder},
+    wire::traceparent::TraceParent,
 };
 
 /// See the module.
@@ -28,6 +30,9 @@ impl Step for OpenRecords {
         let identity = &quoted.planned.call.identity;
         let plan = &quoted.planned.plan;
         let mut record = recorder::blank(head.id.clone(), head.endpoint.label());
+        if quoted.planned.call.snapshot.telemetry.is_some() {
+            record.trace = TraceParent::of(&head.headers);
+        }
         record.key = caller.name.clone();
         record.team = caller.team.clone();
         record.user = identity.user.clone();
@@ -39,11 +44,21 @@ impl Step for OpenRecords {
         record.version = plan.version.as_ref().map(|version| version.name.clone());
         record.variants = plan.variants.clone();
         record.units = plan.units.clone();
-        record.prompt = plan.prompt.as_ref().map(|p| Arc::from(format!("{}@{}", p.prompt.name, p.version)));
+        record.prompt = plan.prompt.as_ref().map(|p| Arc::from([&*p.prompt.name, "@", &*p.version].concat()));
         record.priced = plan.targets.first().is_some_and(|target| target.price.is_some());
         record.prices = Some(quoted.planned.call.snapshot.prices.revision().clone());
         record.read = quoted.planned.call.read_for;
+        record.bodies = captured(&quoted.planned.call);
         let record = self.recorder.open(record, head.received).await.ok_or(GatewayError::Draining)?;
         inner.call(Opened { quoted, record }).await
     }
+}
+
+/// The request's body, where bodies are kept of this call.
+fn captured(call: &Call) -> Option<Box<Captured>> {
+    let limit = call.snapshot.calls.captured_max(&call.head.id)?;
+    let Payload::Json(document) = &call.payload else { return None };
+    let mut captured = Box::new(Captured::new(limit));
+    captured.request.push(&document.bytes);
+    Some(captured)
 }

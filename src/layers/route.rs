@@ -69,8 +69,8 @@ pub struct Route {
     pub drain: Drain,
     /// WebSockets.
     pub tunnels: Tunnels,
-    /// Our name in `Via`.
-    pub via: Arc<str>,
+    /// What is added to `Via`.
+    pub via: HeaderValue,
 }
 
 /// A call on its way: what changes from attempt to attempt.
@@ -254,8 +254,9 @@ impl Route {
         let outgoing = journey.outgoing(&target);
         let call = &journey.quoted.planned.call;
         let eject = call.snapshot.routing.eject;
-        let request = outgoing::build(call, &target.provider, outgoing.body, outgoing.travel, &self.via)
+        let mut request = outgoing::build(call, &target.provider, outgoing.body, outgoing.travel, &self.via)
             .map_err(|_| NoReply::Unsendable)?;
+        outgoing::trace(&mut request, call, journey.attempts + 1);
         journey.begin_attempt(&target, outgoing.sent);
 
         let began = Instant::now();
@@ -301,7 +302,8 @@ impl Route {
         let coding = coding(&head.headers);
         let decoder = coding.and_then(|coding| Decoder::for_encoding(coding, DECODED_BYTES_MAX));
         // What can't be decoded is not metered, and so charged at its bound.
-        let readable = metered && coding.is_some() == decoder.is_some();
+        let coded = coding.is_some();
+        let readable = metered && coded == decoder.is_some();
         let watching = Watching {
             filter: (filter && streamed && status.is_success() && coding.is_none()).then(UsageFilter::new),
             decoder: decoder.filter(|_| readable),
@@ -324,6 +326,10 @@ impl Route {
         facts.streamed = streamed;
         facts.attempts = journey.attempts;
         facts.overhead = Some(overhead);
+        if let Some(bodies) = facts.bodies.as_mut().filter(|_| coded && !readable) {
+            // Nobody could redact what nobody can read: its length is all that is kept.
+            bodies.reply.limit = 0;
+        }
         journey.record.attempt().charge = if metered { Charge::Bound } else { charge_of_status(status) };
         Reply { status, headers, body: ReplyBody::watched(body, watching, journey.record) }
     }
@@ -571,11 +577,11 @@ impl Journey {
             set(VERSION, &version.name);
         }
         if !plan.variants.is_empty() {
-            let variants: Vec<String> = plan.variants.iter().map(|(e, v)| format!("{e}={v}")).collect();
+            let variants: Vec<String> = plan.variants.iter().map(|(e, v)| [&**e, "=", &**v].concat()).collect();
             set(VARIANT, &variants.join(","));
         }
         if let Some(prompt) = &plan.prompt {
-            set(PROMPT, &format!("{}@{}", prompt.prompt.name, prompt.version));
+            set(PROMPT, &[&*prompt.prompt.name, "@", &*prompt.version].concat());
         }
         if let Some(cap) = self.cap() {
             headers.insert(CLAMPED, HeaderValue::from(cap.0));
@@ -697,7 +703,7 @@ fn named(target: &Target) -> String {
     if target.model.is_empty() {
         target.provider.name.to_string()
     } else {
-        format!("{}/{}", target.provider.name, target.model)
+        [&*target.provider.name, "/", &*target.model].concat()
     }
 }
 

@@ -22,6 +22,17 @@ pub enum Went {
     Unanswered,
 }
 
+/// How often something was tried, and may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Tries {
+    /// Attempts made, at least 1.
+    pub attempt: u32,
+    /// Attempts in all.
+    pub attempts_max: u32,
+    /// The statuses after which another attempt makes sense.
+    pub may_go_better: fn(StatusCode) -> bool,
+}
+
 /// What follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
@@ -33,9 +44,10 @@ pub enum Next {
     GiveUp,
 }
 
-/// What follows the `attempt`-th attempt (from 1) of `attempts_max`. `dice` is from 0 to 1: it keeps a fleet from knocking in step.
+/// What follows an attempt. `dice` is from 0 to 1: it keeps a fleet from knocking in step.
 #[must_use]
-pub fn next(went: Went, attempt: u32, attempts_max: u32, dice: f64) -> Next {
+pub fn next(went: Went, tries: Tries, dice: f64) -> Next {
+    let Tries { attempt, attempts_max, may_go_better } = tries;
     let asked = match went {
         Went::Replied(status, _) if status.is_success() => return Next::Done,
         Went::Replied(status, _) if !may_go_better(status) => return Next::GiveUp,
@@ -51,8 +63,16 @@ pub fn next(went: Went, attempt: u32, attempts_max: u32, dice: f64) -> Next {
     Next::Again(asked.map_or(pause, |asked| asked.max(pause)))
 }
 
-fn may_go_better(status: StatusCode) -> bool {
+/// Of a webhook: any failure of its own, as PagerDuty wants it, too.
+#[must_use]
+pub fn webhook_may_recover(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status.as_u16(), 408 | 429)
+}
+
+/// Of a collector: <https://opentelemetry.io/docs/specs/otlp/#retryable-response-codes>, and nothing else.
+#[must_use]
+pub fn collector_may_recover(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 429 | 502 | 503 | 504)
 }
 
 /// `Retry-After` (RFC 9110 §10.2.3), in seconds or as a date; `None` when it says nothing sensible.
@@ -70,6 +90,10 @@ pub fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
 mod tests {
     use super::*;
 
+    fn next(went: Went, attempt: u32, attempts_max: u32, dice: f64) -> Next {
+        super::next(went, Tries { attempt, attempts_max, may_go_better: webhook_may_recover }, dice)
+    }
+
     fn replied(status: u16, retry_after: Option<u64>) -> Went {
         Went::Replied(StatusCode::from_u16(status).unwrap(), retry_after.map(Duration::from_secs))
     }
@@ -86,6 +110,13 @@ mod tests {
             assert_eq!(next(replied(status, None), 1, 5, 1.0), Next::Again(PAUSE), "{status}");
         }
         assert_eq!(next(Went::Unanswered, 1, 5, 1.0), Next::Again(PAUSE));
+    }
+
+    #[test]
+    fn a_collector_that_failed_by_itself_is_left_alone() {
+        let retried = |status: &u16| collector_may_recover(StatusCode::from_u16(*status).unwrap());
+        let statuses: Vec<u16> = (400..600).filter(retried).collect();
+        assert_eq!(statuses, [429, 502, 503, 504]);
     }
 
     #[test]

@@ -28,7 +28,7 @@
 //! its even part of a limit, or its last share where that is more.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
     hash::{BuildHasher, RandomState},
     sync::{
@@ -485,13 +485,17 @@ impl Limiter {
     /// Takes what the store answered to reports: an answer each, in their order, or `None` where it had none.
     pub fn take(&self, reports: &[WindowReport], answers: &[Option<Answer>]) {
         let Some(fleet) = &self.fleet else { return };
+        let mut left = HashSet::new();
         for (report, answer) in reports.iter().zip(answers) {
-            if let Some(answer) = answer {
-                lock(&report.cell).take_answer(report.what, *answer);
+            if let Some(answer) = answer
+                && lock(&report.cell).take_answer(report.what, *answer)
+            {
+                left.insert(Arc::as_ptr(&report.cell));
             }
         }
         let mut listed = lock(&fleet.listed);
-        listed.retain(|cell| lock(cell).part.as_ref().is_some_and(|part| part.is_listed));
+        // One that has joined again meanwhile is among the fresh ones.
+        listed.retain(|cell| !left.contains(&Arc::as_ptr(cell)));
         fleet.count.store(listed.len() + lock(&fleet.fresh).len(), Ordering::Relaxed);
     }
 
@@ -668,17 +672,17 @@ impl Cell {
         windows.into_iter().filter_map(report).collect()
     }
 
-    /// Takes an answer, and leaves once nothing more is to be said of either window.
-    fn take_answer(&mut self, what: Counted, answer: Answer) {
-        let Some(part) = self.part.as_deref_mut() else { return };
-        let share = match what {
-            Counted::Tokens => &mut part.tokens,
-            Counted::Requests | Counted::Concurrent => &mut part.requests,
-        };
+    /// Takes an answer. Returns whether the account leaves, because nothing more is to be said of either window.
+    fn take_answer(&mut self, what: Counted, answer: Answer) -> bool {
+        let Some(part) = self.part.as_deref_mut() else { return false };
+        let share = if what == Counted::Tokens { &mut part.tokens } else { &mut part.requests };
         share.take(answer);
         let stays = |rate: Option<Rate>, share: &Share, used| rate.is_some() && !share.has_left(used);
-        part.is_listed = stays(part.rates.requests, &part.requests, self.requests.used)
-            || stays(part.rates.tokens, &part.tokens, self.tokens.used);
+        let leaves = part.is_listed
+            && !stays(part.rates.requests, &part.requests, self.requests.used)
+            && !stays(part.rates.tokens, &part.tokens, self.tokens.used);
+        part.is_listed &= !leaves;
+        leaves
     }
 
     /// Keeps the account until what was just taken has left its window.

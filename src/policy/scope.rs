@@ -41,6 +41,9 @@ pub struct Facts<'a> {
     pub tags: &'a [(Arc<str>, Arc<str>)],
 }
 
+/// Room for most accounts' names, so that they don't grow part by part.
+const ACCOUNT_BYTES: usize = 64;
+
 impl Scope {
     /// The account of this scope that a call belongs to, such as `team=product` or `tenant=product,user=u1`, or `None` when
     /// the scope does not cover the call.
@@ -49,7 +52,7 @@ impl Scope {
     /// Values are escaped so that no client-made value can name another account.
     #[must_use]
     pub fn account(&self, facts: &Facts<'_>) -> Option<String> {
-        let mut account = String::new();
+        let mut account = String::with_capacity(ACCOUNT_BYTES);
         part(&mut account, "key", self.key.as_ref(), Some(facts.key))?;
         part(&mut account, "team", self.team.as_ref(), facts.team)?;
         if let Some(user) = &self.user {

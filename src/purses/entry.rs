@@ -142,13 +142,16 @@ impl Waiting {
         (&mut self.verdict).await.unwrap_or(Verdict::StoreAway)
     }
 
-    /// The verdict when time is up: the account is short if the authority has answered, else the store is away.
+    /// The verdict when time is up: the account is short if the authority has answered so. What it still has free was only not
+    /// brought in time: that is a slow store, and no budget that is spent.
     pub(super) fn overdue(mut self) -> Verdict {
         if let Ok(verdict) = self.verdict.try_recv() {
             return verdict;
         }
         let facts = self.entry.facts();
-        let answered = facts.answers > self.answers && !facts.merged.learning;
+        let (Want::Take(wanted) | Want::Most(wanted)) = self.want;
+        let is_short = !facts.merged.learning && facts.merged.free < wanted;
+        let answered = facts.answers > self.answers && is_short;
         drop(facts);
         match self.want {
             Want::Most(wanted) if answered => Verdict::Most(self.entry.purse.available().min(wanted)),

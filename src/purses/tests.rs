@@ -25,6 +25,7 @@ struct Memory {
     away: AtomicBool,
     hanging: AtomicBool,
     panics: AtomicBool,
+    stingy: AtomicBool,
     flights: AtomicUsize,
     /// How often an answer lets others go first.
     yields: AtomicUsize,
@@ -56,7 +57,11 @@ impl Authority for Memory {
             let server = Server { now_ms: now_ms(), run: "memory", learn_ms: 0, wiped: false };
             let mut accounts = self.accounts.lock().unwrap();
             let each = requests.iter().map(|sync| {
-                account::sync(accounts.entry(Arc::clone(&sync.account)).or_default(), &sync.request, server)
+                let mut request = sync.request;
+                if self.stingy.load(Ordering::SeqCst) {
+                    (request.need, request.target) = (0, 0);
+                }
+                account::sync(accounts.entry(Arc::clone(&sync.account)).or_default(), &request, server)
             });
             Ok(each.collect())
         })
@@ -370,6 +375,18 @@ async fn a_budget_that_warns_never_refuses_and_shows_the_excess_as_debt() {
     assert_eq!(account.charged.0 + account.debt.0, 150);
     assert!(account.debt.0 >= 50 && account.charged.0 <= 100, "{account:?}");
     purses.close().await;
+}
+
+#[tokio::test]
+async fn money_that_was_not_brought_in_time_is_no_budget_that_is_spent() {
+    let memory = Arc::new(Memory::default());
+    memory.stingy.store(true, Ordering::SeqCst);
+    let (_temp, purses) = over(&memory, Duration::from_millis(5), Duration::from_millis(100));
+    let refused = purses.reserve(&[claim("a", 100)], NanoUsd(10)).await.unwrap_err();
+    assert!(matches!(refused, Refused::StoreUnavailable { .. }), "the store answers, and has all of it: {refused:?}");
+    memory.stingy.store(false, Ordering::SeqCst);
+    purses.reserve(&[claim("a", 100)], NanoUsd(100)).await.unwrap().settle(NanoUsd(100));
+    assert_eq!(purses.reserve(&[claim("a", 100)], NanoUsd(1)).await.unwrap_err(), self::refused("a"));
 }
 
 #[tokio::test]

@@ -5,6 +5,10 @@
 //! so nothing is synced to disk: after a power loss (another boot id), or when the file is damaged, all that was granted
 //! counts as spent.
 //!
+//! Places in the file are given out under a lock and written outside of it: a thread that loses its core within the system
+//! call keeps no other one waiting. A process that is killed may so leave places of zeros before the end, whose calls were
+//! never dispatched. A whole page of them is damage.
+//!
 //! Records are 64 bytes, aligned, each with a CRC-32 over its other bytes, so none crosses a page and none is half written
 //! by a process that is killed. Integers are little-endian.
 //!
@@ -14,7 +18,7 @@
 //!     account:  purse 4, key bytes up to 44 (count: in this record, total: of the key)
 //!     totals:   purse 4, unused 4, charged 8, debt 8
 //!     intent:   attempt 8, bound 8, up to 3 × (purse 4, covered 8) (count: in this record, total: of the intent)
-//!     slot:     64 zero bytes after an intent, until overwritten by
+//!     slot:     64 zero bytes at the end of an intent, until overwritten by
 //!     settled:  attempt 8, actual 8
 //!     closed:   purse 4
 //! ```
@@ -25,7 +29,7 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use super::{
@@ -44,6 +48,8 @@ const RECORD: usize = 64;
 const COMPACT_BYTES: u64 = 8 << 20;
 /// Beyond this size it is rewritten before anything else is written.
 const BYTES_MAX: u64 = 32 << 20;
+/// So many records of zeros in a row are a page that was lost, not calls that were never dispatched.
+const PAGE_RECORDS: usize = 4096 / RECORD;
 /// The longest account key, in bytes.
 pub const KEY_BYTES_MAX: usize = 4096;
 /// The most accounts that one attempt can pay from.
@@ -78,13 +84,17 @@ pub struct Attempt(u64);
 pub struct Journal {
     path: PathBuf,
     incarnation: u64,
+    /// Shared by those who write records; whoever puts another file in its place has it alone. Taken before the state.
+    file: RwLock<File>,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
-    file: File,
+    /// Where the next records go.
     bytes: u64,
+    /// Places, as beginning and end, whose write failed while others stood behind them.
+    failed: Vec<(u64, u64)>,
     /// Rewriting is due beyond this size; it grows with what is open, so that a rewrite always wins something.
     compact_bytes: u64,
     book: Book,
@@ -122,8 +132,10 @@ impl Journal {
     /// When the file cannot be created or written.
     pub fn create(dir: &DataDir, incarnation: u64) -> Result<Journal, StoreError> {
         let path = dir.path().join(format!("journal-{incarnation:016x}.log"));
-        let state = State::create(&path, incarnation).map_err(|error| unavailable(&path, &error))?;
-        Ok(Journal { path, incarnation, state: Mutex::new(state) })
+        let header = header_record(incarnation);
+        let file = create_file(&path, &header).map_err(|error| unavailable(&path, &error))?;
+        let state = State { bytes: header.len() as u64, ..State::default() };
+        Ok(Journal { path, incarnation, file: RwLock::new(file), state: Mutex::new(state) })
     }
 
     /// Notes a new purse, before anything is granted to it.
@@ -134,10 +146,8 @@ impl Journal {
         if key.len() > KEY_BYTES_MAX {
             return Err(StoreError::Unavailable(format!("an account's key is longer than {KEY_BYTES_MAX} bytes")));
         }
-        let mut state = self.state();
-        let records = account_records(purse, key);
-        state.append(&records).map_err(|error| unavailable(&self.path, &error))?;
-        state.book.purses.insert(purse, Purse { key: Arc::clone(key), ..Purse::default() });
+        self.append(&account_records(purse, key))?;
+        self.state().book.purses.insert(purse, Purse { key: Arc::clone(key), ..Purse::default() });
         Ok(())
     }
 
@@ -146,16 +156,26 @@ impl Journal {
     /// # Errors
     /// When it cannot be written; then the attempt must not be made.
     pub fn intend(&self, bound: u64, parts: &[Part]) -> Result<Attempt, StoreError> {
-        let mut state = self.state();
-        if state.bytes > BYTES_MAX.max(state.compact_bytes) {
-            state.compact(&self.path, self.incarnation).map_err(|error| unavailable(&self.path, &error))?;
+        if self.is_over(BYTES_MAX) {
+            self.rewrite_if_over(BYTES_MAX)?;
         }
+        let open = Intent { bound, parts: parts.to_vec() };
+        let file = self.file();
+        let mut state = self.state();
         let attempt = state.next_attempt;
         let records = intent_records(attempt, bound, parts);
-        let at = state.append(&records).map_err(|error| unavailable(&self.path, &error))?;
-        state.slots.insert(attempt, at + (records.len() - RECORD) as u64);
-        state.book.open.insert(attempt, Intent { bound, parts: parts.to_vec() });
+        let (at, end) = state.place(records.len());
+        state.slots.insert(attempt, end - RECORD as u64);
+        state.book.open.insert(attempt, open);
         state.next_attempt += 1;
+        drop(state);
+        if let Err(error) = file.write_all_at(&records, at) {
+            let mut state = self.state();
+            state.slots.remove(&attempt);
+            state.book.open.remove(&attempt);
+            state.withdraw(&file, at, end);
+            return Err(unavailable(&self.path, &error));
+        }
         Ok(Attempt(attempt))
     }
 
@@ -164,16 +184,13 @@ impl Journal {
     /// # Errors
     /// When it cannot be written. The attempt then stands at its bound, and must be charged so.
     pub fn settle(&self, attempt: Attempt, actual: u64) -> Result<(), StoreError> {
-        let mut state = self.state();
-        let Some(slot) = state.slots.remove(&attempt.0) else { return Ok(()) };
+        let file = self.file();
+        let Some(slot) = self.state().slots.remove(&attempt.0) else { return Ok(()) };
         let mut record = Record::new(SETTLED);
         record.put_u64(8, attempt.0);
         record.put_u64(16, actual);
-        let written = state.file.write_all_at(&record.seal(), slot);
-        match &written {
-            Ok(()) => state.book.settle(attempt.0, Some(actual)),
-            Err(_) => state.book.settle(attempt.0, None),
-        }
+        let written = file.write_all_at(&record.seal(), slot);
+        self.state().book.settle(attempt.0, written.is_ok().then_some(actual));
         written.map_err(|error| unavailable(&self.path, &error))
     }
 
@@ -182,9 +199,8 @@ impl Journal {
     /// # Errors
     /// When it cannot be written; the purse then stays in the journal.
     pub fn close_purse(&self, purse: u32) -> Result<(), StoreError> {
-        let mut state = self.state();
-        state.append(&closed_record(purse)).map_err(|error| unavailable(&self.path, &error))?;
-        state.book.purses.remove(&purse);
+        self.append(&closed_record(purse))?;
+        self.state().book.purses.remove(&purse);
         Ok(())
     }
 
@@ -199,11 +215,7 @@ impl Journal {
     /// # Errors
     /// When it cannot be rewritten; the old file goes on.
     pub fn compact_if_due(&self) -> Result<(), StoreError> {
-        let mut state = self.state();
-        if state.bytes <= state.compact_bytes {
-            return Ok(());
-        }
-        state.compact(&self.path, self.incarnation).map_err(|error| unavailable(&self.path, &error))
+        self.rewrite_if_over(COMPACT_BYTES)
     }
 
     /// Removes the file if nothing in it is of use: no attempt is open and every purse is closed. Says whether it did.
@@ -212,43 +224,89 @@ impl Journal {
         state.book.open.is_empty() && state.book.purses.is_empty() && fs::remove_file(&self.path).is_ok()
     }
 
-    /// A panic while the lock was held leaves a state that is still true: files are written before it changes.
+    /// Writes records at the end, at once.
+    fn append(&self, records: &[u8]) -> Result<(), StoreError> {
+        let file = self.file();
+        let (at, end) = self.state().place(records.len());
+        file.write_all_at(records, at).map_err(|error| {
+            self.state().withdraw(&file, at, end);
+            unavailable(&self.path, &error)
+        })
+    }
+
+    fn is_over(&self, bytes: u64) -> bool {
+        let state = self.state();
+        state.bytes > bytes.max(state.compact_bytes)
+    }
+
+    /// Writes a new file with what is open, then puts it in the old one's place.
+    fn rewrite_if_over(&self, bytes: u64) -> Result<(), StoreError> {
+        // Alone with the file: whatever was given a place in it has been written.
+        let mut file = self.file.write().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_over(bytes) {
+            return Ok(());
+        }
+        let compacted = self.state().compact(&self.path, self.incarnation);
+        *file = compacted.map_err(|error| unavailable(&self.path, &error))?;
+        Ok(())
+    }
+
+    fn file(&self) -> RwLockReadGuard<'_, File> {
+        self.file.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A panic while the lock was held leaves a state that is still true: each change is one step.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// A file appears under its name with its header in it: one without would look damaged to the next start.
+fn create_file(path: &Path, header: &[u8]) -> io::Result<File> {
+    let beside = path.with_extension("tmp");
+    let file = private_file().create_new(true).open(&beside)?;
+    file.write_all_at(header, 0).and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
+        let _gone = fs::remove_file(&beside);
+    })?;
+    Ok(file)
+}
+
 // === impl State ===
 
-impl State {
-    /// A file appears under its name with its header in it: one without would look damaged to the next start.
-    fn create(path: &Path, incarnation: u64) -> io::Result<State> {
-        let beside = path.with_extension("tmp");
-        let file = private_file().create_new(true).open(&beside)?;
-        let (slots, book) = (HashMap::new(), Book::default());
-        let mut state = State { file, bytes: 0, compact_bytes: COMPACT_BYTES, book, slots, next_attempt: 0 };
-        let written = state.append(&header_record(incarnation)).and_then(|_| fs::rename(&beside, path));
-        written.inspect_err(|_| {
-            let _gone = fs::remove_file(&beside);
-        })?;
-        Ok(state)
-    }
-
-    /// Writes records at the end, at once; says where. After an error nothing of them counts: the next append overwrites
-    /// what was written, and a replay passes over an incomplete end.
-    fn append(&mut self, records: &[u8]) -> io::Result<u64> {
-        let at = self.bytes;
-        if let Err(error) = self.file.write_all_at(records, at) {
-            // Best effort, for the reason above.
-            let _kept = self.file.set_len(at);
-            return Err(error);
+impl Default for State {
+    fn default() -> State {
+        State {
+            bytes: 0,
+            failed: Vec::new(),
+            compact_bytes: COMPACT_BYTES,
+            book: Book::default(),
+            slots: HashMap::new(),
+            next_attempt: 0,
         }
-        self.bytes += records.len() as u64;
-        Ok(at)
+    }
+}
+
+impl State {
+    /// Gives records a place at the end: from where to where.
+    fn place(&mut self, length: usize) -> (u64, u64) {
+        let at = self.bytes;
+        self.bytes += length as u64;
+        (at, self.bytes)
     }
 
-    /// Writes a new file with what is open, then puts it in the old one's place.
-    fn compact(&mut self, path: &Path, incarnation: u64) -> io::Result<()> {
+    /// Gives places back whose write failed, as far as they are the last ones, so that a full disk does not make a file of
+    /// holes. What was written there of an intent stands, at its bound, until it is overwritten: never too little.
+    fn withdraw(&mut self, file: &File, at: u64, end: u64) {
+        self.failed.push((at, end));
+        while let Some(last) = self.failed.iter().position(|(_, end)| *end == self.bytes) {
+            (self.bytes, _) = self.failed.swap_remove(last);
+        }
+        // Best effort, for the reason above.
+        let _cut = file.set_len(self.bytes);
+    }
+
+    /// Writes a new file with what is open, puts it in the old one's place, and gives it back.
+    fn compact(&mut self, path: &Path, incarnation: u64) -> io::Result<File> {
         let beside = path.with_extension("tmp");
         let mut bytes = header_record(incarnation).to_vec();
         for (number, purse) in &self.book.purses {
@@ -264,11 +322,11 @@ impl State {
         file.write_all_at(&bytes, 0).and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
             let _gone = fs::remove_file(&beside);
         })?;
-        self.file = file;
         self.bytes = bytes.len() as u64;
+        self.failed.clear();
         self.compact_bytes = COMPACT_BYTES.max(2 * self.bytes);
         self.slots = slots;
-        Ok(())
+        Ok(file)
     }
 }
 
@@ -510,6 +568,8 @@ struct Replay {
     parts: Vec<Part>,
     /// The last record was a complete intent: this one is its slot.
     slot_of: Option<u64>,
+    /// Records of zeros in a row so far.
+    zeros: usize,
 }
 
 impl Replay {
@@ -517,8 +577,9 @@ impl Replay {
     fn apply(&mut self, bytes: &[u8]) -> Option<()> {
         let slot_of = self.slot_of.take();
         if bytes.iter().all(|byte| *byte == 0) {
-            return slot_of.map(drop);
+            return self.nothing();
         }
+        self.zeros = 0;
         let record = Record::read(bytes)?;
         match record.kind() {
             HEADER => self.header(&record),
@@ -532,6 +593,14 @@ impl Replay {
             CLOSED => self.book.purses.remove(&record.u32(8)).map(drop),
             _ => None,
         }
+    }
+
+    /// A slot that is still open, or a place whose write never came about: what began before it was never dispatched.
+    fn nothing(&mut self) -> Option<()> {
+        self.zeros += 1;
+        self.key.clear();
+        self.parts.clear();
+        (self.header.is_some() && self.zeros < PAGE_RECORDS).then_some(())
     }
 
     fn header(&mut self, record: &Record) -> Option<()> {
@@ -710,12 +779,52 @@ mod tests {
         let attempt = journal.intend(10, &[part(0, 10)]).unwrap();
         // Every write to this device fails with ENOSPC.
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let disk = std::mem::replace(&mut journal.state().file, full);
+        let disk = std::mem::replace(&mut *journal.file.write().unwrap(), full);
         let refused = journal.intend(10, &[part(0, 10)]).unwrap_err();
         assert!(matches!(refused, StoreError::Unavailable(_)), "{refused}");
-        journal.state().file = disk;
+        *journal.file.write().unwrap() = disk;
         journal.settle(attempt, 4).unwrap();
         assert_eq!(spent(&dir), [("a".into(), 4, 0)]);
+    }
+
+    #[test]
+    fn a_place_that_was_never_written_is_a_call_that_was_never_dispatched() {
+        let (_temp, dir) = dir();
+        let journal = Journal::create(&dir, 7).unwrap();
+        journal.open_purse(0, &"a".into()).unwrap();
+        journal.intend(10, &[part(0, 10)]).unwrap();
+        let killed = journal.state().place(3 * RECORD);
+        journal.intend(20, &[part(0, 20)]).unwrap();
+        assert_eq!(spent(&dir), [("a".into(), 30, 0)]);
+        // Of an intent in two records, the first one came to be.
+        let many: Vec<Part> = (0..4).map(|purse| part(purse, 5)).collect();
+        let first = &intent_records(9, 5, &many)[..RECORD];
+        journal.file().write_all_at(first, killed.0).unwrap();
+        assert_eq!(spent(&dir), [("a".into(), 30, 0)]);
+    }
+
+    #[test]
+    fn a_page_of_zeros_forfeits_the_journal() {
+        let (_temp, dir) = dir();
+        let journal = Journal::create(&dir, 7).unwrap();
+        journal.open_purse(0, &"a".into()).unwrap();
+        journal.state().place(PAGE_RECORDS * RECORD);
+        journal.intend(20, &[part(0, 20)]).unwrap();
+        assert_eq!(leftovers(&dir).unwrap().pop().unwrap().forfeited, Some("it is damaged"));
+    }
+
+    #[test]
+    fn places_whose_write_failed_are_given_back_once_they_are_the_last() {
+        let (_temp, dir) = dir();
+        let journal = Journal::create(&dir, 7).unwrap();
+        let before = journal.state().bytes;
+        let [first, second] = [0, 1].map(|_| journal.state().place(2 * RECORD));
+        let file = journal.file();
+        journal.state().withdraw(&file, first.0, first.1);
+        assert_eq!(journal.state().bytes, second.1);
+        journal.state().withdraw(&file, second.0, second.1);
+        assert_eq!(journal.state().bytes, before);
+        assert!(journal.state().failed.is_empty());
     }
 
     #[test]
@@ -725,7 +834,7 @@ mod tests {
         journal.open_purse(0, &"a".into()).unwrap();
         let attempt = journal.intend(10, &[part(0, 10)]).unwrap();
         let read_only = File::open(&journal.path).unwrap();
-        journal.state().file = read_only;
+        *journal.file.write().unwrap() = read_only;
         assert!(journal.settle(attempt, 4).is_err());
         assert_eq!(journal.spent(0), Some((10, 0)));
         assert_eq!(spent(&dir), [("a".into(), 10, 0)]);
@@ -745,7 +854,7 @@ mod tests {
             let mut open = Vec::new();
             for (kind, purse, bound, actual) in steps {
                 match kind {
-                    0 => journal.state().compact(&journal.path, 7).unwrap(),
+                    0 => *journal.file.write().unwrap() = journal.state().compact(&journal.path, 7).unwrap(),
                     1..=5 => open.push(journal.intend(bound, &[part(purse, bound), part(3 - purse, bound / 2)]).unwrap()),
                     _ if open.is_empty() => {}
                     _ => journal.settle(open.swap_remove(actual as usize % open.len()), actual).unwrap(),

@@ -52,6 +52,7 @@ const DROPPED_RESERVATIONS: &str = "tollgate_reservations_dropped_total";
 const UNBOOKED: &str = "tollgate_calls_unbooked_total";
 const DRIFT: &str = "tollgate_ledger_drift_nanousd";
 const ALERTS: &str = "tollgate_alerts_total";
+const OTLP: &str = "tollgate_otlp_total";
 
 /// Seconds; from a fast cache answer to a long reasoning call.
 const DURATION_BUCKETS: [f64; 15] =
@@ -140,6 +141,7 @@ fn describe() {
         DRIFT,
         "By how much purses differ from what their attempts were settled at, in nano-dollars: 0 unless there is a bug"
     );
+    describe_counter!(OTLP, "Messages to the OTLP collector, calls and spans that did not get there, by result");
     describe_counter!(ALERTS, "Alerts for a webhook, by what became of them: sent, failed, dropped");
     counter!(RECORDS_DROPPED).absolute(0);
     counter!(PANICS).absolute(0);
@@ -160,6 +162,7 @@ pub struct CallMetrics {
     requests: HashMap<RequestLabels, Counter>,
     by_endpoint: HashMap<&'static str, EndpointSeries>,
     overhead: Option<Histogram>,
+    experiments: HashMap<(Arc<str>, Arc<str>), Counter>,
     tokens: Option<[Counter; 5]>,
 }
 
@@ -195,11 +198,15 @@ impl CallMetrics {
         if let Some(code) = record.refusal {
             counter!(REFUSALS, "reason" => code).increment(1);
         }
-        for (experiment, variant) in &record.variants {
-            counter!(EXPERIMENT_CALLS, "experiment" => experiment.clone(), "variant" => variant.clone()).increment(1);
+        for assigned in &record.variants {
+            let series = self.experiments.entry(assigned.clone()).or_insert_with(|| {
+                let (experiment, variant) = assigned.clone();
+                counter!(EXPERIMENT_CALLS, "experiment" => experiment, "variant" => variant)
+            });
+            series.increment(1);
             if record.outcome.is_error() {
-                counter!(EXPERIMENT_FAILURES, "experiment" => experiment.clone(), "variant" => variant.clone())
-                    .increment(1);
+                let (experiment, variant) = assigned.clone();
+                counter!(EXPERIMENT_FAILURES, "experiment" => experiment, "variant" => variant).increment(1);
             }
         }
     }
@@ -378,6 +385,12 @@ pub fn records_dropped(count: u64) {
 #[must_use]
 pub fn records_dropped_so_far() -> u64 {
     RECORDS_DROPPED_SO_FAR.load(Ordering::Relaxed)
+}
+
+/// Counts what became of `count` messages of `traces` or `metrics` (`sent`, `failed`, `dropped`), of `calls` that were never
+/// encoded (`dropped`), or of `spans` that the collector refused (`rejected`).
+pub fn otlp(signal: &'static str, result: &'static str, count: u64) {
+    counter!(OTLP, "signal" => signal, "result" => result).increment(count);
 }
 
 /// Counts an alert for a webhook: `sent`, `failed`, `dropped`.

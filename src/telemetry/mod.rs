@@ -3,4 +3,5 @@
 pub mod alerts;
 pub mod logging;
 pub mod metrics;
+pub mod otlp;
 pub mod post;

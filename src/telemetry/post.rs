@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode, header};
 
-use crate::policy::delivery::{self, Next, Went};
+use crate::policy::delivery::{self, Next, Tries, Went};
 
 /// A receiver's answer, some time later.
 pub type Posting<'a> = Pin<Box<dyn Future<Output = Result<Reply, Unreachable>> + Send + 'a>>;
@@ -38,12 +38,14 @@ pub struct Reply {
 pub struct Unreachable(pub String);
 
 /// How long to try.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Patience {
     /// For one attempt.
     pub timeout: Duration,
     /// Attempts in all.
     pub attempts_max: u32,
+    /// The statuses after which another attempt makes sense.
+    pub may_go_better: fn(StatusCode) -> bool,
 }
 
 /// Why something was not delivered.
@@ -76,7 +78,8 @@ pub async fn deliver(
             Ok(Err(unreachable)) => (Went::Unanswered, Undelivered::Unanswered(unreachable.0.clone())),
             Err(_) => (Went::Unanswered, Undelivered::Unanswered("no answer in time".to_owned())),
         };
-        match (delivery::next(went, attempt, patience.attempts_max, dice()), answer) {
+        let tries = Tries { attempt, attempts_max: patience.attempts_max, may_go_better: patience.may_go_better };
+        match (delivery::next(went, tries, dice()), answer) {
             (Next::Done, Ok(Ok(reply))) => return Ok(reply),
             (Next::Again(pause), _) => tokio::time::sleep(pause).await,
             _ => return Err(failure),
@@ -125,7 +128,11 @@ mod tests {
     /// What comes of `statuses`, and how many requests were made.
     async fn run(statuses: &[u16]) -> (Result<StatusCode, Undelivered>, u32) {
         let post = Scripted(Mutex::new(statuses.iter().rev().copied().collect()));
-        let patience = Patience { timeout: Duration::from_millis(20), attempts_max: 2 };
+        let patience = Patience {
+            timeout: Duration::from_millis(20),
+            attempts_max: 2,
+            may_go_better: delivery::webhook_may_recover,
+        };
         let mut requests = 0;
         let result = deliver(&post, patience, || {
             requests += 1;

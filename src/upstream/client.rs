@@ -45,7 +45,8 @@ use crate::{config::snapshot::Provider, upstream::tls};
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Idle connections kept per provider host.
 const POOL_IDLE_PER_HOST_MAX: usize = 256;
-/// Fields in a reply's head.
+/// Fields in a reply's head. It is hyper's own limit for HTTP/1, which is not set: hyper would clear room for so many fields
+/// with each reply.
 const RESPONSE_HEADERS_MAX: usize = 100;
 /// Bytes of a reply's head; hyper's own limit is 400 KiB, more than a hostile server should make us hold.
 const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -358,7 +359,6 @@ fn pool(connector: Connector) -> Pool {
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .pool_max_idle_per_host(POOL_IDLE_PER_HOST_MAX)
-        .http1_max_headers(RESPONSE_HEADERS_MAX)
         .http1_max_buf_size(RESPONSE_HEAD_BYTES_MAX)
         .http2_max_header_list_size(RESPONSE_HEAD_BYTES_MAX as u32)
         .http2_initial_stream_window_size(H2_STREAM_WINDOW_BYTES)

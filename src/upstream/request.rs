@@ -8,10 +8,12 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::{
     call::{Call, Head},
     config::snapshot::{Provider, ProviderKind},
+    policy::traces,
     upstream::client::UpstreamBody,
     wire::{
         endpoint::{Dialect, Endpoint},
         headers,
+        traceparent::{TRACEPARENT, TraceParent},
     },
 };
 
@@ -40,11 +42,19 @@ pub fn build(
     provider: &Provider,
     body: UpstreamBody,
     travel: Travel,
-    via: &str,
+    via: &HeaderValue,
 ) -> Result<Request<UpstreamBody>, http::Error> {
     let mut request = Request::builder().method(call.head.method.clone()).uri(uri(&call.head, provider)?).body(body)?;
     *request.headers_mut() = outgoing_headers(call, provider, travel, via);
     Ok(request)
+}
+
+/// Tells the provider of the span that this attempt is, where traces go out; else what the client said of its own goes on.
+pub fn trace(request: &mut Request<UpstreamBody>, call: &Call, attempt: u32) {
+    let Some(otlp) = &call.snapshot.telemetry else { return };
+    let span = traces::for_attempt(&call.head.id, TraceParent::of(&call.head.headers), attempt, otlp.sample);
+    let value = HeaderValue::from_str(&span.to_string()).expect("hexadecimal digits and dashes");
+    request.headers_mut().insert(TRACEPARENT, value);
 }
 
 /// `base_url` and what follows `/v1` in the client's path.
@@ -52,8 +62,8 @@ fn uri(head: &Head, provider: &Provider) -> Result<Uri, http::Error> {
     let rest = head.path.strip_prefix("/v1").unwrap_or(&head.path);
     let base = provider.base_url.path().trim_end_matches('/');
     let path_and_query = match &head.query {
-        Some(query) => format!("{base}{rest}?{query}"),
-        None => format!("{base}{rest}"),
+        Some(query) => [base, rest, "?", query].concat(),
+        None => [base, rest].concat(),
     };
     let mut parts = uri::Parts::default();
     parts.scheme = provider.base_url.scheme().cloned();
@@ -62,9 +72,8 @@ fn uri(head: &Head, provider: &Provider) -> Result<Uri, http::Error> {
     Ok(Uri::from_parts(parts)?)
 }
 
-fn outgoing_headers(call: &Call, provider: &Provider, travel: Travel, via: &str) -> HeaderMap {
-    let mut out = call.head.headers.clone();
-    headers::strip_request(&mut out);
+fn outgoing_headers(call: &Call, provider: &Provider, travel: Travel, via: &HeaderValue) -> HeaderMap {
+    let mut out = headers::forwarded(&call.head.headers);
     if travel.plain_reply {
         out.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     } else {
@@ -79,41 +88,41 @@ fn outgoing_headers(call: &Call, provider: &Provider, travel: Travel, via: &str)
             out.insert(header::UPGRADE, protocol.clone());
         }
     }
-    if let Ok(via) = HeaderValue::from_str(via) {
-        out.append(header::VIA, via);
-    }
+    out.append(header::VIA, via.clone());
     credentials(call, provider, &mut out);
     out
 }
 
 /// Attached last, to the provider's own origin only.
 fn credentials(call: &Call, provider: &Provider, out: &mut HeaderMap) {
-    let own = call.own_credential.clone();
+    let own = call.own_credential.as_ref().and_then(|key| key.to_str().ok());
     let Some(key) = own.or_else(|| provider_key(provider, &call.head.id)) else { return };
     let anthropic = provider.kind == ProviderKind::Anthropic;
     if anthropic && (call.head.endpoint.dialect() == Dialect::Anthropic || call.head.endpoint == Endpoint::Models) {
-        out.insert(X_API_KEY, key);
+        if let Some(key) = secret(key.to_owned()) {
+            out.insert(X_API_KEY, key);
+        }
         if !out.contains_key(ANTHROPIC_VERSION) {
             out.insert(ANTHROPIC_VERSION, ANTHROPIC_VERSION_DEFAULT);
         }
         return;
     }
-    let mut bearer = Vec::with_capacity(7 + key.len());
-    bearer.extend_from_slice(b"Bearer ");
-    bearer.extend_from_slice(key.as_bytes());
-    if let Ok(mut value) = HeaderValue::from_bytes(&bearer) {
-        value.set_sensitive(true);
-        out.insert(header::AUTHORIZATION, value);
+    if let Some(bearer) = secret(["Bearer ", key].concat()) {
+        out.insert(header::AUTHORIZATION, bearer);
     }
 }
 
-/// One of the provider's keys, spread evenly over calls.
-fn provider_key(provider: &Provider, call: &str) -> Option<HeaderValue> {
-    let count = provider.api_keys.len() as u64;
-    let index = usize::try_from(xxh3_64(call.as_bytes()).checked_rem(count)?).ok()?;
-    let mut value = HeaderValue::from_str(provider.api_keys[index].expose()).ok()?;
+fn secret(text: String) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(text).ok()?;
     value.set_sensitive(true);
     Some(value)
+}
+
+/// One of the provider's keys, spread evenly over calls.
+fn provider_key<'p>(provider: &'p Provider, call: &str) -> Option<&'p str> {
+    let count = provider.api_keys.len() as u64;
+    let index = usize::try_from(xxh3_64(call.as_bytes()).checked_rem(count)?).ok()?;
+    Some(provider.api_keys[index].expose())
 }
 
 /// The client's own time limit, `x-tollgate-timeout: 30s` (also `500ms`, `2m`), where it is given and makes sense.

@@ -11,16 +11,7 @@ use http::{
     header::{self, HeaderName, HeaderValue},
 };
 
-/// Hop-by-hop by RFC 9110 section 7.6.1 and by custom. `TE` is apart: `trailers` may stay.
-const HOP_BY_HOP: [HeaderName; 7] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("proxy-authentication-info"),
-];
+/// Proxies' own credentials: hop-by-hop too.
 const PROXY_AUTH: [HeaderName; 2] = [header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION];
 
 /// Where clients put credentials. None of them is forwarded; each provider's own is attached last.
@@ -30,17 +21,6 @@ pub const CREDENTIALS: [HeaderName; 5] = [
     HeaderName::from_static("api-key"),
     HeaderName::from_static("x-goog-api-key"),
     header::COOKIE,
-];
-
-/// Rebuilt for the request that goes out, or a claim about the client that nobody has checked.
-const NOT_FORWARDED: [HeaderName; 7] = [
-    header::HOST,
-    header::CONTENT_LENGTH,
-    header::EXPECT,
-    header::FORWARDED,
-    HeaderName::from_static("x-real-ip"),
-    HeaderName::from_static("x-original-url"),
-    HeaderName::from_static("x-rewrite-url"),
 ];
 
 /// Headers that control this gateway or one like it: what they ask for is done here or not at all.
@@ -53,49 +33,51 @@ const TRAILERS: [&str; 5] = ["server-timing", "content-digest", "repr-digest", "
 /// The client's own id of a request. It is forwarded; what the gateway logs is its own.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// Headers that are added to those of a request: credentials, codings, `via`, a version, and some room.
+const ADDED_HEADERS: usize = 6;
+
 /// The longest request id that is taken from a client, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
-/// Takes out what is meant for one connection only; for requests and responses alike.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    for name in named_by_connection(headers) {
-        headers.remove(name);
+/// The headers of a request as the provider gets them: without what is hop-by-hop, framing, credentials, claims about the
+/// client, request ids that are none, and what controls gateways.
+///
+/// A new map of what stays: cheaper than a copy of all from which much is then removed.
+#[must_use]
+pub fn forwarded(headers: &HeaderMap) -> HeaderMap {
+    let hop_by_hop = HopByHop::of(headers);
+    let is_own_id = headers.get(REQUEST_ID).is_none_or(|id| is_request_id(id.as_bytes()));
+    let stays = |name: &HeaderName| {
+        !hop_by_hop.holds(name)
+            && !is_credential(name)
+            && !is_rebuilt_or_unchecked(name)
+            && !is_control(name)
+            && (is_own_id || *name != REQUEST_ID)
+    };
+    let mut forwarded = HeaderMap::with_capacity(headers.len() + ADDED_HEADERS);
+    for (name, value) in headers.iter().filter(|(name, _)| stays(name)) {
+        forwarded.append(name.clone(), value.clone());
     }
-    for name in HOP_BY_HOP.iter().chain(&PROXY_AUTH) {
-        headers.remove(name);
-    }
-    let takes_trailers = headers.get_all(header::TE).iter().all(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    if !takes_trailers {
-        headers.remove(header::TE);
-    }
-}
-
-/// Takes out of a request all that the provider must not get: hop-by-hop headers, framing, credentials, claims about
-/// the client, request ids that are none, and what controls gateways.
-pub fn strip_request(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
-    for name in CREDENTIALS.iter().chain(&NOT_FORWARDED) {
-        headers.remove(name);
-    }
-    if headers.get(REQUEST_ID).is_some_and(|id| !is_request_id(id.as_bytes())) {
-        headers.remove(REQUEST_ID);
-    }
-    remove_control(headers);
+    forwarded
 }
 
 /// Takes out of a response all that the client must not get: hop-by-hop headers, what only this gateway may say, and
 /// other services on the provider's host.
 pub fn strip_response(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
-    headers.remove(header::ALT_SVC);
-    remove_control(headers);
+    let hop_by_hop = HopByHop::of(headers);
+    let goes = |name: &&HeaderName| hop_by_hop.holds(name) || is_control(name) || **name == header::ALT_SVC;
+    // One pass that finds nothing, as a rule: looking for each name that may be there costs more.
+    let going: Vec<HeaderName> = headers.keys().filter(goes).cloned().collect();
+    for name in going {
+        headers.remove(name);
+    }
 }
 
 /// Marks credentials, so that no `Debug` shows them.
 pub fn hide_credentials(headers: &mut HeaderMap) {
-    for name in CREDENTIALS.iter().chain(&PROXY_AUTH) {
-        if let header::Entry::Occupied(mut entry) = headers.entry(name) {
-            entry.iter_mut().for_each(|value| value.set_sensitive(true));
+    for (name, value) in headers.iter_mut() {
+        if is_credential(name) || PROXY_AUTH.contains(name) {
+            value.set_sensitive(true);
         }
     }
 }
@@ -112,7 +94,8 @@ pub fn retain_trailers(trailers: &mut HeaderMap) {
 #[must_use]
 pub fn accept_encoding(client: Option<&HeaderValue>) -> HeaderValue {
     const DECODED: [&str; 4] = ["gzip", "deflate", "br", "identity"];
-    let offered = client.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let Some(client) = client else { return HeaderValue::from_static("identity") };
+    let offered = client.to_str().unwrap_or_default();
     let decoded = |member: &&str| {
         let coding = member.split(';').next().unwrap_or_default().trim();
         DECODED.iter().any(|known| coding.eq_ignore_ascii_case(known))
@@ -210,12 +193,55 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
-fn remove_control(headers: &mut HeaderMap) {
-    let is_control = |name: &&HeaderName| CONTROL_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix));
-    let named: Vec<HeaderName> = headers.keys().filter(is_control).cloned().collect();
-    for name in named {
-        headers.remove(name);
+/// What a head says for one connection only.
+struct HopByHop {
+    /// What `Connection` names.
+    named: Vec<HeaderName>,
+    /// Whether `TE` says nothing but `trailers`.
+    te_stays: bool,
+}
+
+impl HopByHop {
+    fn of(headers: &HeaderMap) -> HopByHop {
+        let te_stays = headers.get_all(header::TE).iter().all(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+        HopByHop { named: named_by_connection(headers), te_stays }
     }
+
+    fn holds(&self, name: &HeaderName) -> bool {
+        is_hop_by_hop(name) || (!self.te_stays && *name == header::TE) || self.named.contains(name)
+    }
+}
+
+/// By RFC 9110 section 7.6.1 and by custom. `TE` is apart: `trailers` may stay.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "proxy-authentication-info"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+    )
+}
+
+fn is_credential(name: &HeaderName) -> bool {
+    CREDENTIALS.contains(name)
+}
+
+/// Rebuilt for the request that goes out, or a claim about the client that nobody has checked.
+fn is_rebuilt_or_unchecked(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "host" | "content-length" | "expect" | "forwarded" | "x-real-ip" | "x-original-url" | "x-rewrite-url"
+    )
+}
+
+fn is_control(name: &HeaderName) -> bool {
+    CONTROL_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
 }
 
 #[cfg(test)]
@@ -252,8 +278,10 @@ mod tests {
             ("transfer-encoding", "chunked"),
             ("upgrade", "h2c"),
         ]);
-        strip_hop_by_hop(&mut map);
+        let before = map.clone();
+        strip_response(&mut map);
         assert_eq!(names(&map), ["x-c"]);
+        assert_eq!(names(&forwarded(&before)), ["x-c"]);
     }
 
     #[test]
@@ -267,22 +295,27 @@ mod tests {
             ("content-encoding", "br"),
             ("x-tollgate-user", "u"),
         ]);
-        strip_hop_by_hop(&mut map);
-        assert_eq!(map.len(), 6);
+        strip_response(&mut map);
+        assert_eq!(
+            names(&map),
+            ["authorization", "content-encoding", "content-length", "content-type", "host"],
+            "what controls the gateway is its own matter"
+        );
     }
 
     #[test]
     fn te_stays_for_trailers_only() {
         for (te, stays) in [("trailers", true), ("Trailers", true), ("gzip", false), ("trailers, gzip", false)] {
             let mut map = headers(&[("te", te)]);
-            strip_hop_by_hop(&mut map);
+            assert_eq!(forwarded(&map).contains_key(header::TE), stays, "{te}");
+            strip_response(&mut map);
             assert_eq!(map.contains_key(header::TE), stays, "{te}");
         }
     }
 
     #[test]
     fn nothing_that_identifies_or_controls_reaches_the_provider() {
-        let mut map = headers(&[
+        let map = headers(&[
             ("authorization", "k"),
             ("x-api-key", "k"),
             ("api-key", "k"),
@@ -301,7 +334,7 @@ mod tests {
             ("content-type", "application/json"),
             ("user-agent", "ua"),
         ]);
-        strip_request(&mut map);
+        let map = forwarded(&map);
         assert_eq!(names(&map), ["anthropic-version", "content-type", "openai-beta", "user-agent"]);
     }
 

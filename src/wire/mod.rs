@@ -14,4 +14,5 @@ pub mod request;
 pub mod revision;
 pub mod sse;
 pub mod stream;
+pub mod traceparent;
 pub mod usage;

@@ -3,8 +3,11 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    Call, DEADLINE, Gate, Gateway, Reply, Response, Upstream, eventually, gateway::Setup, redis::RedisServer,
-    upstream::chat_completion, wait_until,
+    Call, DEADLINE, Gate, Gateway, Reply, Response, Upstream, eventually,
+    gateway::Setup,
+    redis::RedisServer,
+    upstream::{DONE, chat_completion, chunk, usage_chunk},
+    wait_until,
 };
 
 const BUDGET: &str = "name: each-user, scope: { user: \"*\" }, limit: 1 USD, per: total";
@@ -170,8 +173,10 @@ async fn a_reclaimed_gateway_that_lives_is_stopped_and_its_spending_is_debt() {
     let stopped = member(&upstream, &redis, "0.02 USD").run().await;
     let gateway = member(&upstream, &redis, "0.02 USD").run().await;
     let gate = Gate::closed();
-    upstream.script(billing().gate(&gate));
-    let call = tokio::spawn(paid(&stopped).send_owned());
+    let usage = Reply::stream().data(chunk("x")).gate(&gate).data(usage_chunk((5, 400))).data(DONE);
+    upstream.script(usage);
+    let body = json!({"model": "upstream/m", "max_tokens": 1000, "stream": true, "messages": [{"role": "user", "content": "hi"}]});
+    let call = tokio::spawn(stopped.chat(&body).send_owned());
     wait_until("a call is under way", DEADLINE, || upstream.request_count() == 1 && holder(&redis).is_some()).await;
     stopped.signal("STOP");
     let id = age(&redis);

@@ -24,6 +24,7 @@ mod http;
 mod limits;
 mod limits_fleet;
 mod metrics;
+mod otlp;
 mod prompts;
 mod ranks;
 mod realtime;

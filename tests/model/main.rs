@@ -51,6 +51,7 @@ fn promises() -> Vec<Scenario> {
         },
         Scenario {
             one_flight: true,
+            known_account: false,
             times: Times { failovers: 1, ..usual },
             ..scenario("one failover, no waiting, all holders report while the new primary listens")
         },
@@ -104,7 +105,11 @@ fn mistakes() -> Vec<Scenario> {
             times: Times { failovers: 1, ..times(3, 2) },
             ..fails("no waiting, and an answer of the old primary comes late")
         },
-        Scenario { known_account: false, ..fails("no waiting, and the replica does not know of the account") },
+        Scenario {
+            known_account: false,
+            without: Some(Rule::NeverStartedFull),
+            ..fails("no waiting, and the new primary starts an account full that it does not know")
+        },
     ]
 }
 

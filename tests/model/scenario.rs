@@ -55,7 +55,7 @@ pub(crate) enum Rule {
     WithheldGrants,
     /// What is told again is written again, or `WAIT` on a new connection waits for nothing.
     RewrittenGrants,
-    /// An account that is missing from an emptied store is not a new one.
+    /// An account that is missing from an emptied store, or from a new primary, is not a new one.
     NeverStartedFull,
     /// Reports are totals.
     Totals,

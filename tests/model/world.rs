@@ -420,6 +420,8 @@ impl World {
                 self.left.failovers -= 1;
                 self.primary = Arc::clone(&self.replica);
                 self.run += u64::from(!scenario.lacks(Rule::Learning));
+                // The store's mark names another server.
+                self.wiped = !scenario.lacks(Rule::NeverStartedFull);
             }
             Action::Wipe => {
                 self.left.wipes -= 1;

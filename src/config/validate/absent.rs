@@ -6,15 +6,14 @@ use crate::config::{file::File, forms::WordOr};
 impl Check<'_, '_, '_> {
     pub(super) fn name_what_is_not_here_yet(&mut self, file: &File) {
         let given_store = file.store.as_ref().is_some_and(|store| store.0 != EMBEDDED);
-        let given = |text: Option<&str>| text.is_some_and(|text| !text.trim().is_empty());
         let asked = [
             (
                 matches!(file.cache, Some(WordOr::Map(_))),
                 "cache: the response cache is not available in this build yet; every call goes upstream",
             ),
             (
-                given(file.telemetry.otlp.as_deref()),
-                "telemetry.otlp: traces are not available in this build yet; metrics and logs are",
+                file.telemetry.content.is_some_and(|content| content.0),
+                "telemetry.content: prompts and replies are in no trace in this build yet",
             ),
             (
                 file.ledger.wait_replicas.is_some_and(|replicas| replicas > 0) && !given_store,

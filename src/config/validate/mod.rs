@@ -16,6 +16,7 @@ mod providers;
 mod routing;
 mod server;
 mod store;
+mod telemetry;
 
 use std::collections::BTreeMap;
 
@@ -104,8 +105,9 @@ impl Check<'_, '_, '_> {
         let store = self.store(file.store.as_ref());
         let ledger = self.ledger(&file.ledger);
         let alerts = self.alerts(&file.alerts);
+        let telemetry = self.telemetry(&file.telemetry);
         let records = self.records(file.records.as_ref());
-        let calls = self.calls(&file.calls);
+        let calls = self.calls(&file.calls, &providers);
         self.name_what_is_not_here_yet(file);
         Some(Snapshot {
             hash: self.sources.hash(),
@@ -132,6 +134,7 @@ impl Check<'_, '_, '_> {
             stream_usage: stream_usage(file),
             ledger,
             alerts,
+            telemetry,
             not_yet: std::mem::take(&mut self.not_yet),
             resolved: ResolvedNames::default(),
         })

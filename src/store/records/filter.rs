@@ -116,18 +116,19 @@ impl Conditions {
             });
             return;
         }
-        let experiment = self.parameter(Value::Text(experiment.to_owned()));
-        let variant = self.parameter(Value::Text(variant.to_owned()));
-        self.sql.push(match self.dialect {
-            Dialect::Sqlite => format!(
-                "variants IS NOT NULL AND EXISTS (SELECT 1 FROM json_each(calls.variants) AS v \
-                 WHERE v.value ->> 'experiment' = {experiment} AND v.value ->> 'variant' = {variant})"
-            ),
-            Dialect::Postgres => format!(
-                "EXISTS (SELECT 1 FROM jsonb_array_elements(variants) AS v \
-                 WHERE v ->> 'experiment' = {experiment} AND v ->> 'variant' = {variant})"
-            ),
-        });
+        let quoted = |name: &str| serde_json::Value::from(name).to_string();
+        let pair = format!("\"experiment\":{},\"variant\":{}", quoted(experiment), quoted(variant));
+        match self.dialect {
+            // As the row's JSON is written. In a string of it the quotes would be escaped, so nothing else reads like this.
+            Dialect::Sqlite => {
+                let pair = self.parameter(Value::Text(pair));
+                self.sql.push(format!("variants IS NOT NULL AND instr(variants, {pair}) > 0"));
+            }
+            Dialect::Postgres => {
+                let pair = self.parameter(Value::Text(format!("[{{{pair}}}]")));
+                self.sql.push(format!("variants <> '[]' AND variants @> {pair}::text::jsonb"));
+            }
+        }
     }
 
     fn tag(&mut self, tag: &str, value: &str) {

@@ -2,13 +2,19 @@
 //!
 //! - [`ports`]: what the gateway asks of a log, with the rules that hold for each of them (`contract`).
 //! - [`sqlite`]: a file in the data directory.
+//! - [`postgres`]: a server that a fleet shares.
+//! - [`bodies`]: what is kept of prompts and replies.
+//! - [`export`]: calls as files.
 //! - [`writer`]: batches on their way into a log, which may be away: off the call's path, bounded, spilled to disk.
 //! - [`histogram`]: latencies that can be summed up.
 
+pub mod bodies;
+pub mod export;
 mod filter;
 pub mod histogram;
 pub mod migrations;
 pub mod ports;
+pub mod postgres;
 mod rollup;
 mod spill;
 pub mod sqlite;

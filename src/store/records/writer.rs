@@ -26,11 +26,11 @@ use tokio::{
 };
 
 use super::{
-    ports::{CallLog, Entry},
+    ports::{Bodies, CallLog, Entry},
     spill::Spill,
 };
 use crate::{
-    record::{CallRow, Record},
+    record::{CallRow, Captured, Record},
     store::ports::StoreError,
 };
 
@@ -38,6 +38,8 @@ use crate::{
 pub const SPILL_FILE: &str = "calls.spill";
 /// Calls in one batch.
 const BATCH_MAX: usize = 1000;
+/// What they may take in memory, bodies included, in bytes.
+const BATCH_BYTES_MAX: usize = 8 << 20;
 /// How long a call may wait for others to be written with.
 const GATHER: Duration = Duration::from_millis(200);
 /// Calls that may wait in memory.
@@ -82,11 +84,11 @@ struct Queue {
     closed: bool,
 }
 
-#[derive(Debug)]
 struct Writer {
     inbox: Arc<Inbox>,
     log: Arc<dyn CallLog>,
     spill: Spill,
+    keep: KeepBodies,
     /// Taken out of the queue, and neither in the store nor in the file: neither can be written.
     held: Vec<Entry>,
     /// The store is left alone until then.
@@ -94,7 +96,10 @@ struct Writer {
     rest: Duration,
 }
 
-/// Starts the thread that writes into `log`. It ends, with everything written or spilled, once the [`Handover`] is dropped.
+/// What is kept of the bodies that a call's way has captured.
+pub type KeepBodies = Box<dyn Fn(&Captured) -> Bodies + Send>;
+
+/// Starts the thread that writes into `log`, with what `keep` leaves of bodies. It ends, with everything written or spilled, once the [`Handover`] is dropped.
 ///
 /// # Errors
 /// When the spilled calls of an earlier process cannot be read, or the system gives no thread.
@@ -102,13 +107,15 @@ pub fn start(
     log: Arc<dyn CallLog>,
     data_dir: &Path,
     spill_bytes_max: u64,
+    keep: KeepBodies,
 ) -> io::Result<(Handover, Arc<Progress>, JoinHandle<()>)> {
     let spill = Spill::open(&data_dir.join(SPILL_FILE), spill_bytes_max)?;
     let progress = Arc::new(Progress::default());
     progress.spilled.store(spill.waiting(), Ordering::Relaxed);
     let inbox = Arc::new(Inbox { queue: Mutex::default(), came: Notify::new(), progress: progress.clone() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let writer = Writer { inbox: inbox.clone(), log, spill, held: Vec::new(), rests_until: None, rest: REST_FIRST };
+    let writer =
+        Writer { inbox: inbox.clone(), log, spill, keep, held: Vec::new(), rests_until: None, rest: REST_FIRST };
     let work = move || runtime.block_on(writer.run());
     let thread = std::thread::Builder::new().name("calls".to_owned()).spawn(work)?;
     Ok((Handover(inbox), progress, thread))
@@ -172,7 +179,8 @@ impl Drop for Handover {
 }
 
 fn size_of(record: &Record) -> usize {
-    RECORD_BYTES + record.named.as_ref().map_or(0, |named| named.len())
+    let bodies = record.bodies.as_ref().map_or(0, |bodies| bodies.bytes());
+    RECORD_BYTES + record.named.as_ref().map_or(0, |named| named.len()) + bodies
 }
 
 // === impl Inbox ===
@@ -182,14 +190,20 @@ impl Inbox {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self) -> Vec<Entry> {
+    fn take(&self) -> Vec<Record> {
         let mut queue = self.queue();
-        let count = queue.records.len().min(BATCH_MAX);
-        let taken: Vec<Record> = queue.records.drain(..count).collect();
-        queue.bytes = queue.bytes.saturating_sub(taken.iter().map(size_of).sum());
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while taken.len() < BATCH_MAX
+            && bytes < BATCH_BYTES_MAX
+            && let Some(record) = queue.records.pop_front()
+        {
+            bytes += size_of(&record);
+            taken.push(record);
+        }
+        queue.bytes = queue.bytes.saturating_sub(bytes);
         self.progress.queued.store(queue.records.len() as u64, Ordering::Relaxed);
-        drop(queue);
-        taken.into_iter().map(entry).collect()
+        taken
     }
 
     /// Waits until a condition of the queue is fulfilled.
@@ -210,17 +224,13 @@ impl Queue {
     }
 }
 
-fn entry(record: Record) -> Entry {
-    Entry { row: CallRow::of(record), bodies: None }
-}
-
 // === impl Writer ===
 
 impl Writer {
     async fn run(mut self) {
         loop {
             let over = self.gather().await;
-            let batch = if self.held.is_empty() { self.inbox.take() } else { std::mem::take(&mut self.held) };
+            let batch = if self.held.is_empty() { self.take() } else { std::mem::take(&mut self.held) };
             let rests = self.rests();
             match batch.is_empty() {
                 false if rests => self.keep(batch),
@@ -251,6 +261,15 @@ impl Writer {
             let _few = timeout(GATHER, enough).await;
         }
         self.inbox.queue().closed
+    }
+
+    /// The next calls as they are stored.
+    fn take(&self) -> Vec<Entry> {
+        let entry = |mut record: Record| {
+            let bodies = record.bodies.take().map(|captured| Box::new((self.keep)(&captured)));
+            Entry { row: CallRow::of(record), bodies }
+        };
+        self.inbox.take().into_iter().map(entry).collect()
     }
 
     fn rests(&self) -> bool {
@@ -330,7 +349,7 @@ impl Writer {
 
     /// Whether there is room for more.
     fn spill_crowd(&mut self) -> bool {
-        let batch = self.inbox.take();
+        let batch = self.take();
         let count = batch.len();
         match self.spill.write(&batch) {
             Ok(written) => {
@@ -384,7 +403,7 @@ mod tests {
         recorder,
         store::{
             ports::Answer,
-            records::ports::{Bodies, Filter, Page, Series, UsageQuery},
+            records::ports::{Filter, Page, Series, UsageQuery},
         },
     };
 
@@ -470,6 +489,10 @@ mod tests {
         }
     }
 
+    fn keep() -> KeepBodies {
+        Box::new(|_| Bodies::default())
+    }
+
     fn id(n: usize) -> Arc<str> {
         crate::store::records::contract::id(crate::store::records::contract::BEGIN_MS, n as u64)
     }
@@ -493,7 +516,7 @@ mod tests {
     #[test]
     fn what_was_handed_over_is_stored_by_the_end() {
         let (dir, log) = (tempfile::tempdir().unwrap(), Arc::new(Fake::default()));
-        let (handover, progress, thread) = start(log.clone(), dir.path(), 1 << 20).unwrap();
+        let (handover, progress, thread) = start(log.clone(), dir.path(), 1 << 20, keep()).unwrap();
         push(&handover, 0..2500);
         drop(handover);
         thread.join().unwrap();
@@ -504,7 +527,7 @@ mod tests {
     #[test]
     fn a_store_that_was_away_gets_each_call_once() {
         let (dir, log) = (tempfile::tempdir().unwrap(), Arc::new(Fake::default()));
-        let (handover, progress, thread) = start(log.clone(), dir.path(), 16 << 20).unwrap();
+        let (handover, progress, thread) = start(log.clone(), dir.path(), 16 << 20, keep()).unwrap();
         log.set(Mode::Away);
         push(&handover, 0..1500);
         until("the store is missed", || !progress.store_up());
@@ -525,14 +548,14 @@ mod tests {
     fn the_next_process_stores_what_this_one_could_not() {
         let (dir, log) = (tempfile::tempdir().unwrap(), Arc::new(Fake::default()));
         log.set(Mode::Away);
-        let (handover, progress, thread) = start(log.clone(), dir.path(), 16 << 20).unwrap();
+        let (handover, progress, thread) = start(log.clone(), dir.path(), 16 << 20, keep()).unwrap();
         push(&handover, 0..1200);
         drop(handover);
         thread.join().unwrap();
         assert_eq!((log.ids(), progress.waiting()), (Vec::new(), 1200));
 
         log.set(Mode::Up);
-        let (handover, progress, thread) = start(log.clone(), dir.path(), 16 << 20).unwrap();
+        let (handover, progress, thread) = start(log.clone(), dir.path(), 16 << 20, keep()).unwrap();
         until("all are stored", || progress.waiting() == 0);
         assert_eq!(log.ids(), all(1200));
         drop(handover);
@@ -543,7 +566,7 @@ mod tests {
     fn a_call_that_the_store_refuses_is_dropped_alone() {
         let (dir, log) = (tempfile::tempdir().unwrap(), Arc::new(Fake::default()));
         log.set(Mode::Refuses(id(3)));
-        let (handover, progress, thread) = start(log.clone(), dir.path(), 1 << 20).unwrap();
+        let (handover, progress, thread) = start(log.clone(), dir.path(), 1 << 20, keep()).unwrap();
         push(&handover, 0..9);
         drop(handover);
         thread.join().unwrap();
@@ -554,7 +577,7 @@ mod tests {
     fn what_has_no_room_anywhere_is_counted() {
         let (dir, log) = (tempfile::tempdir().unwrap(), Arc::new(Fake::default()));
         log.set(Mode::Away);
-        let (handover, progress, thread) = start(log.clone(), dir.path(), 100_000).unwrap();
+        let (handover, progress, thread) = start(log.clone(), dir.path(), 100_000, keep()).unwrap();
         push(&handover, 0..QUEUE_MAX + 10);
         drop(handover);
         thread.join().unwrap();

@@ -16,7 +16,7 @@ mod reply;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -29,7 +29,10 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 
-use self::{birth::Birth, connect::Connection};
+use self::{
+    birth::{Birth, Change},
+    connect::Connection,
+};
 use super::ports::{AccountSync, Answer, Authority, Held, StoreError, StoredAccount};
 use crate::{
     ledger::{
@@ -79,6 +82,8 @@ pub struct Redis {
     reports: Mutex<Line>,
     listings: Mutex<Option<Connection>>,
     replicas_up: AtomicBool,
+    /// Accounts that could not be read when they were last reported to.
+    damaged: std::sync::Mutex<BTreeSet<Arc<str>>>,
 }
 
 /// Where reports go.
@@ -114,6 +119,7 @@ impl Redis {
             reports: Mutex::default(),
             listings: Mutex::default(),
             replicas_up: AtomicBool::new(true),
+            damaged: std::sync::Mutex::default(),
             url,
         };
         store.look_around().await?;
@@ -139,7 +145,7 @@ impl Redis {
         let mark = self.mark();
         let birth = self.within(START_TIMEOUT, Birth::read(&mut connection, &mark, self.learn_ms)).await?;
         if birth.is_young() {
-            tracing::info!(store = %self.url, "an empty store: listening to other gateways before serving");
+            tracing::info!(store = %self.url, "an empty store, or one that was restarted: listening to other gateways before serving");
             sleep_until(birth.of_age_at()).await;
         }
         *self.reports.lock().await = Line { connection: Some(connection), birth: Some(birth) };
@@ -180,14 +186,18 @@ impl Redis {
         if requests.iter().all(|sync| !sync.request.create) {
             return Ok(false);
         }
-        let mark = self.mark();
-        if let Some(known) = birth {
-            if known.holds(connection, &mark).await? {
-                return Ok(known.is_young());
-            }
-            tracing::error!(store = %self.url, "the store lost what it held; accounts listen to their holders before they grant");
+        let read = Birth::read(connection, &self.mark(), self.learn_ms).await?;
+        match birth.as_ref().map_or(Change::None, |known| read.since(known)) {
+            Change::None => {}
+            Change::Server => tracing::warn!(
+                store = %self.url,
+                "another server answers, or it was restarted; accounts that it does not know listen to their holders first"
+            ),
+            Change::Lost => tracing::error!(
+                store = %self.url,
+                "the store lost what it held; accounts listen to their holders before they grant"
+            ),
         }
-        let read = Birth::read(connection, &mark, self.learn_ms).await?;
         Ok(birth.insert(read).is_young())
     }
 
@@ -281,12 +291,20 @@ impl Redis {
             let reply = reply::parse(&answer.text).ok_or_else(|| {
                 StoreError::Damaged(format!("{} answered what cannot be: is it the ledger's?", self.url))
             })?;
-            if reply == reply::Reply::Damaged {
-                tracing::error!(account = %sync.account, "an account in Redis cannot be read; its calls are refused");
-            }
+            self.note_damage(&sync.account, reply == reply::Reply::Damaged);
             Ok(reply.for_purse(&sync.request, answer.acknowledged))
         });
         each.collect()
+    }
+
+    /// One line per account that becomes unreadable.
+    fn note_damage(&self, account: &Arc<str>, is_damaged: bool) {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_damaged {
+            damaged.remove(account);
+        } else if damaged.insert(account.clone()) {
+            tracing::error!(%account, "an account in Redis cannot be read; its calls are refused until it is rebuilt");
+        }
     }
 
     /// One line per change of state.
@@ -348,7 +366,7 @@ impl Redis {
         pipeline.add_command(command);
         self.aside(async |connection| {
             let answer = connection.send(&pipeline, &key).await?.pop().unwrap_or_default();
-            Ok(answer.extract_error()?)
+            answer.extract_error()
         })
         .await
     }

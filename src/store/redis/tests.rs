@@ -389,12 +389,12 @@ async fn a_damaged_account_is_replaced_by_what_can_be_read_and_listens_before_it
 }
 
 /// As `docs/ledger.md` has it: a gateway.
-const ACL: &str = "on >s3cret resetkeys ~tollgate:* resetchannels &tollgate:* -@all +evalsha +eval +hgetall +hset +hdel +get +set +time +info +scan +wait +subscribe";
+const ACL: &str = "on >s3cret resetkeys ~tollgate:* resetchannels &tollgate:* -@all +evalsha +eval +hgetall +hset +hdel +get +set +time +info +scan +wait +pexpire +subscribe";
 /// And who pushes.
 const PUSHER: &str =
     "on >s3cret resetkeys ~tollgate:{config}:* resetchannels &tollgate:{config}:* -@all +eval +get +set +publish +time";
 /// A gateway's keys where Redis is 7 or later.
-const READS_CONFIG: &str = "resetkeys ~tollgate:account:* ~tollgate:store %R~tollgate:{config}:*";
+const READS_CONFIG: &str = "resetkeys ~tollgate:account:* ~tollgate:store ~tollgate:limits:* %R~tollgate:{config}:*";
 
 fn allow(server: &RedisServer, more: &str) {
     allow_user(server, "ledger", ACL, more);
@@ -680,6 +680,28 @@ async fn a_primary_that_missed_a_grant_listens_to_its_holder_first() {
     assert_eq!((holder.totals.granted, holder.free), (900, 100));
     let other = eventually(&store, "a", request(2, Totals::default(), 500), |merged| !merged.learning).await;
     assert_eq!(other.totals.granted, 100);
+}
+
+#[tokio::test]
+async fn a_primary_that_never_heard_of_an_account_lets_newcomers_wait_for_its_holder() {
+    let mut primary = RedisServer::start();
+    let replica = primary.replica();
+    let sentinel = RedisServer::sentinel(&primary, 600_000);
+    let url = format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port);
+    let (holder, newcomer) = (open(&url).await, open(&url).await);
+    while replica.command(&["EXISTS", &holder.mark()]) != "1" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    replica.command(&["REPLICAOF", "NO", "ONE"]);
+    assert_eq!(merged(ask(&holder, "a", request(1, Totals::default(), 900)).await).totals.granted, 900);
+    primary.kill();
+    sentinel.command(&["SENTINEL", "REMOVE", "main"]);
+    assert_eq!(sentinel.command(&["SENTINEL", "MONITOR", "main", "127.0.0.1", &replica.port.to_string(), "1"]), "OK");
+    let first = eventually(&newcomer, "a", request(2, Totals::default(), 1000), |_| true).await;
+    assert_eq!((first.totals.granted, first.learning), (0, true), "it cannot know of the 900");
+    eventually(&holder, "a", request(1, granted(900), 900), |_| true).await;
+    let then = eventually(&newcomer, "a", request(2, Totals::default(), 1000), |merged| !merged.learning).await;
+    assert_eq!(then.totals.granted, 100);
 }
 
 #[tokio::test]

@@ -19,7 +19,10 @@ use jiff::Timestamp;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
-    policy::alerts::{Message, State, Webhook},
+    policy::{
+        alerts::{Message, State, Webhook},
+        delivery,
+    },
     record::{Outcome, Record},
     telemetry::{
         metrics,
@@ -30,7 +33,8 @@ use crate::{
 /// Alerts that may wait for a receiver that is slow or away.
 const QUEUE_MAX: usize = 256;
 /// About four minutes in all: a receiver that restarts is back by then.
-const PATIENCE: Patience = Patience { timeout: Duration::from_secs(10), attempts_max: 10 };
+const PATIENCE: Patience =
+    Patience { timeout: Duration::from_secs(10), attempts_max: 10, may_go_better: delivery::webhook_may_recover };
 
 // === what goes out ===
 

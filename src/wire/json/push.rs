@@ -79,7 +79,7 @@ impl FieldCatcher {
         match self.state {
             State::Start => self.start(bytes[0]),
             State::Between => self.between(bytes[0]),
-            State::Key(escaped) => self.in_key(bytes[0], escaped),
+            State::Key(escaped) => return self.in_key(bytes, escaped),
             State::Colon => self.colon(bytes[0]),
             State::Value(depth) => return self.in_value(bytes, depth),
             State::Text(depth, escaped) => return self.in_text(bytes, depth, escaped),
@@ -108,15 +108,29 @@ impl FieldCatcher {
         };
     }
 
-    fn in_key(&mut self, byte: u8, escaped: bool) {
-        if byte == b'"' && !escaped {
+    fn in_key(&mut self, bytes: &[u8], escaped: bool) -> usize {
+        if escaped {
+            self.push_key(&bytes[..1]);
+            self.state = State::Key(false);
+            return 1;
+        }
+        let Some(at) = memchr2(b'"', b'\\', bytes) else {
+            self.push_key(bytes);
+            return bytes.len();
+        };
+        self.push_key(&bytes[..at]);
+        if bytes[at] == b'"' {
             self.state = State::Colon;
-            return;
+        } else {
+            self.push_key(b"\\");
+            self.state = State::Key(true);
         }
-        if self.key.len() < KEY_BYTES_MAX {
-            self.key.push(byte);
-        }
-        self.state = State::Key(byte == b'\\' && !escaped);
+        at + 1
+    }
+
+    fn push_key(&mut self, bytes: &[u8]) {
+        let kept = bytes.len().min(KEY_BYTES_MAX - self.key.len());
+        self.key.extend_from_slice(&bytes[..kept]);
     }
 
     fn colon(&mut self, byte: u8) {
@@ -131,26 +145,32 @@ impl FieldCatcher {
         };
     }
 
-    fn in_value(&mut self, bytes: &[u8], depth: u32) -> usize {
-        let structural = |byte: &u8| matches!(byte, b'"' | b'{' | b'}' | b'[' | b']') || (depth == 0 && *byte == b',');
-        let Some(at) = bytes.iter().position(structural) else {
-            self.keep(bytes);
-            return bytes.len();
-        };
-        let byte = bytes[at];
-        let ends = depth == 0 && matches!(byte, b',' | b'}' | b']');
-        self.keep(&bytes[..if ends { at } else { at + 1 }]);
-        if ends {
-            self.finish_value();
+    /// Goes on until the value ends, or the bytes do: a reply is mostly values that are passed over.
+    fn in_value(&mut self, bytes: &[u8], mut depth: u32) -> usize {
+        let mut at = 0;
+        while let Some(byte) = bytes.get(at) {
+            match byte {
+                b'"' => match string_end(&bytes[at + 1..]) {
+                    Some(length) => at += length,
+                    None => break,
+                },
+                b'{' | b'[' => depth = depth.saturating_add(1),
+                b',' | b'}' | b']' if depth == 0 => {
+                    self.keep(&bytes[..at]);
+                    self.finish_value();
+                    self.state = if *byte == b',' { State::Between } else { State::Done };
+                    return at + 1;
+                }
+                b'}' | b']' => depth -= 1,
+                _ => {}
+            }
+            at += 1;
         }
-        self.state = match byte {
-            b'"' => State::Text(depth, false),
-            b'{' | b'[' => State::Value(depth.saturating_add(1)),
-            b',' if ends => State::Between,
-            _ if ends => State::Done,
-            _ => State::Value(depth - 1),
-        };
-        at + 1
+        // Up to the quote of a string that is cut; what is in it is followed by itself.
+        let taken = bytes.len().min(at + 1);
+        self.keep(&bytes[..taken]);
+        self.state = if at < bytes.len() { State::Text(depth, false) } else { State::Value(depth) };
+        taken
     }
 
     fn in_text(&mut self, bytes: &[u8], depth: u32, escaped: bool) -> usize {
@@ -183,5 +203,17 @@ impl FieldCatcher {
     fn finish_value(&mut self) {
         let Some(slot) = self.wanted.take().and_then(|index| self.caught.get_mut(index)) else { return };
         *slot = Some(self.value.trim_ascii().to_vec());
+    }
+}
+
+/// The length of a string's rest with its quote, where that is here.
+fn string_end(rest: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        at += memchr2(b'"', b'\\', rest.get(at..)?)?;
+        if rest[at] == b'"' {
+            return Some(at + 1);
+        }
+        at += 2;
     }
 }

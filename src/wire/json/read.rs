@@ -175,7 +175,9 @@ pub fn members(body: &[u8], object: Span) -> impl Iterator<Item = (Span, Span)> 
 #[must_use]
 pub fn key_is(body: &[u8], key: Span, name: &str) -> bool {
     let spelt = inside(body, key);
-    spelt == name.as_bytes() || (has_escape(spelt) && text(body, key).is_some_and(|key| key == name))
+    // With an escape in it a key is longer than what it spells.
+    let may_be_escaped = spelt.len() > name.len();
+    spelt == name.as_bytes() || (may_be_escaped && has_escape(spelt) && text(body, key).is_some_and(|key| key == name))
 }
 
 /// The value of the first field `name` of a nested object.

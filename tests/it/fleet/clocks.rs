@@ -5,17 +5,15 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
 use tempfile::TempDir;
 
 use crate::support::{
-    DEADLINE, Gateway, KEY, eventually,
-    fleet::{
-        BOUND, Books, Load, USD, accounts, billed, billing_upstream, costing, fleet, member, statuses, team_budget,
-    },
+    DEADLINE, Gateway, eventually,
+    fleet::{BOUND, Books, Load, USD, accounts, billed, billing_upstream, costing, fleet, member, statuses},
     gateway::Setup,
     redis::RedisServer,
     wait_until,

@@ -9,8 +9,6 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use serde_json::json;
-
 use crate::support::{
     Budget, DEADLINE, Gateway, KEY, Upstream, eventually,
     fleet::{BOUND, billed, billing_upstream, costing, member, team_budget},

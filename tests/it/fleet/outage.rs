@@ -136,19 +136,19 @@ async fn calls_with_leased_money_take_as_long_as_ever_whatever_redis_does() {
         assert_eq!(statuses(&outcomes).into_keys().collect::<Vec<_>>(), [200], "{what}: a call waited for Redis");
         assert!(most < FLIGHT / 2, "{what}: calls take long: {most:?}");
     };
-    let lease_much = async || {
+    let lease_much = async |fault: &dyn Fn()| {
         // Calls a thousand times as dear as the ones that are measured leave a purse that lasts.
         let load = Load::start(&gateways, 8, Duration::ZERO, |_| costing(1000));
         let begun = Instant::now();
         let warm = || begun.elapsed() > Duration::from_millis(1200) && load.count(|outcome| outcome.is(200)) > 100;
         wait_until("the purse holds much", DEADLINE, warm).await;
+        fault();
         load.stop().await;
     };
 
-    lease_much().await;
+    lease_much(&|| ()).await;
     measure("Redis is well", lasting).await;
-    lease_much().await;
-    redis.signal("STOP");
+    lease_much(&|| redis.signal("STOP")).await;
     measure("stopped", Duration::from_secs(rounds(3, 60) as u64)).await;
     redis.signal("CONT");
     let faults = [
@@ -161,8 +161,7 @@ async fn calls_with_leased_money_take_as_long_as_ever_whatever_redis_does() {
     ];
     for fault in faults {
         eventually("the store is back", DEADLINE, || store_up(&gateways[0]), |up| *up == 1.0).await;
-        lease_much().await;
-        proxy.set(fault);
+        lease_much(&|| proxy.set(fault)).await;
         measure(&format!("{fault:?}"), lasting).await;
         proxy.set(Mode::Pass);
     }

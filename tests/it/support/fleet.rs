@@ -144,8 +144,6 @@ pub(crate) async fn quiet_books(server: &RedisServer) -> Books {
 /// One call as its client saw it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outcome {
-    /// Its number in this load.
-    pub(crate) number: u64,
     /// Which gateway it was sent to.
     pub(crate) gateway: usize,
     pub(crate) begun: Instant,
@@ -184,7 +182,7 @@ pub(crate) fn percentile<'a>(outcomes: impl IntoIterator<Item = &'a Outcome>, pe
 pub(crate) async fn attempt(gateway: SocketAddr, body: &Value) -> Outcome {
     let begun = Instant::now();
     let status = Client::of(gateway).status(body).await;
-    Outcome { number: 0, gateway: 0, begun, took: begun.elapsed(), status }
+    Outcome { gateway: 0, begun, took: begun.elapsed(), status }
 }
 
 /// A client that keeps its connection as long as that lives.
@@ -281,7 +279,7 @@ impl Shared {
             let body = (self.body)(number);
             let begun = Instant::now();
             let status = client.status(&body).await;
-            self.outcomes.lock().unwrap().push(Outcome { number, gateway, begun, took: begun.elapsed(), status });
+            self.outcomes.lock().unwrap().push(Outcome { gateway, begun, took: begun.elapsed(), status });
             if status.is_none() {
                 client = Client::of(self.address(gateway));
             }

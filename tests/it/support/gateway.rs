@@ -332,9 +332,16 @@ impl Gateway {
 
     /// Every account of every budget, as the admin API lists them.
     pub(crate) async fn budgets(&self) -> Vec<Budget> {
-        let listed = self.admin_get("/api/budgets").await.expect(200).json();
-        let rows = listed.as_array().unwrap_or_else(|| panic!("a JSON list of budgets, not {listed}"));
-        rows.iter().map(Budget::of).collect()
+        let (mut all, mut page) = (Vec::new(), Some("/api/budgets".to_owned()));
+        while let Some(target) = page {
+            let response = self.admin_get(&target).await.expect(200);
+            let listed = response.json();
+            let rows = listed.as_array().unwrap_or_else(|| panic!("a JSON list of budgets, not {listed}"));
+            all.extend(rows.iter().map(Budget::of));
+            let next = response.header("link").and_then(|link| link.strip_prefix('<')?.split_once('>'));
+            page = next.map(|(target, _)| target.to_owned());
+        }
+        all
     }
 
     /// The only account of `budget`; zeros where nothing was ever charged to it.

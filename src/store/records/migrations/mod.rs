@@ -23,6 +23,14 @@ pub(super) const SQLITE: [Migration; 1] = [Migration {
     down: include_str!("sqlite/001_calls.down.sql"),
 }];
 
+/// PostgreSQL's schema.
+pub(super) const POSTGRES: [Migration; 1] = [Migration {
+    version: 1,
+    name: "calls",
+    up: include_str!("postgres/001_calls.up.sql"),
+    down: include_str!("postgres/001_calls.down.sql"),
+}];
+
 /// What leads from version `from` to version `to`, in the order in which it is applied. A version that this build does not know
 /// stays as it is.
 pub(super) fn steps(all: &[Migration], from: i64, to: i64) -> Vec<Step> {
@@ -61,6 +69,8 @@ mod tests {
         assert_eq!(path(3, 1), [(3, "down"), (2, "down")]);
         assert_eq!(path(2, 2), []);
         assert_eq!(path(9, 3), [], "what a newer build made is left alone");
-        assert!(SQLITE.iter().zip(1..).all(|(migration, version)| migration.version == version));
+        for all in [SQLITE, POSTGRES] {
+            assert!(all.iter().zip(1..).all(|(migration, version)| migration.version == version));
+        }
     }
 }

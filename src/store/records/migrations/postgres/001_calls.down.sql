@@ -1,0 +1,4 @@
+DROP TABLE cube;
+DROP TABLE rollup;
+DROP TABLE bodies;
+DROP TABLE calls;
