@@ -5,7 +5,7 @@ import { mkdirSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { ROOT, openPage, startBrowser, startDemo } from './demo.mjs';
+import { ROOT, openPage, startBrowser, startDemo, startServe } from './demo.mjs';
 
 const SCREENSHOTS = join(ROOT, 'target/screenshots');
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
@@ -47,6 +47,10 @@ before(async () => {
   await shows('/?by=team', '#by tbody tr:nth-child(3)');
   await shows('/budgets', '[id^=rows] tbody tr');
   await shows('/calls?model=support&outcome=ok', '#calls tbody tr');
+  // An entry for the audit log.
+  const credit = { amount_nanousd: 1000, reason: 'a goodwill gesture' };
+  const credited = await page.request.post(new URL('/api/budgets/trial/credit', demo.url).href, { data: credit, headers: { 'idempotency-key': 'test' } });
+  assert.equal(credited.status(), 200, await credited.text());
   call = await page.locator('#calls tbody a.mono').first().getAttribute('href');
   await page.context().close();
 });
@@ -215,6 +219,36 @@ test('a prompt is played through the gateway, streamed and billed', async () => 
   await page.keyboard.press('Control+Enter');
   await page.waitForFunction(() => document.getElementById('state').textContent.startsWith('401'));
   await page.context().close();
+});
+
+test('what operators did is in the audit log, whose chain is whole', async () => {
+  const page = await openPage(browser, demo);
+  await page.look('/audit');
+  assert.match(await page.locator('tbody').textContent(), /budgets\.credit.*a goodwill gesture/s);
+  assert.match(await page.locator('.banner.calm').textContent(), /chain is whole. Lines: 1/);
+  await page.context().close();
+});
+
+test('without a call log pages say how to turn it on', async () => {
+  const silent = await startServe(`records: none
+server: { listen: "127.0.0.1:0", admin: "127.0.0.1:0" }
+auth: none
+providers: { sim: { kind: simulated } }
+`);
+  const page = await openPage(browser, silent);
+  for (const [name, path] of [['overview', '/'], ['calls', '/calls']]) {
+    assert.equal((await page.look(path)).status(), 200);
+    assert.equal(await page.locator('pre').textContent(), 'records: sqlite');
+    await page.screenshot({ path: join(SCREENSHOTS, `${name}-without-log.png`) });
+  }
+  for (const path of ['/budgets', '/models', '/prompts', '/experiments', '/audit']) {
+    await page.look(path);
+    assert.equal(await page.locator('.empty').count(), 1, `${path} says what to do`);
+    await page.screenshot({ path: join(SCREENSHOTS, `${path.slice(1)}-empty.png`) });
+  }
+  assert.deepEqual(page.wrongs, []);
+  await page.context().close();
+  await silent.stop();
 });
 
 test('without scripts the figures are there as tables', async () => {

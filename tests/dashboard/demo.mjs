@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -15,27 +15,41 @@ const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium';
 const QUIET = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
   '--disable-component-update', '--disable-sync'];
 
-/** The demonstration, with its simulated provider: where its dashboard is, and how it ends. */
-export async function startDemo() {
-  const directory = mkdtempSync(join(tmpdir(), 'tollgate-dashboard-'));
-  const { OPENAI_API_KEY: _, ...environment } = process.env;
-  const child = spawn(BINARY, ['demo'], { env: { ...environment, TOLLGATE_DEMO_DATA: directory }, stdio: ['ignore', 'pipe', 'pipe'] });
+/** Starts the binary and waits for a line of its output in which `address` finds the admin listener. */
+async function start(args, environment, directory, address) {
+  const child = spawn(BINARY, args, { cwd: directory, env: environment, stdio: ['ignore', 'pipe', 'pipe'] });
   const exited = once(child, 'exit');
   const log = [];
   createInterface({ input: child.stderr }).on('line', (line) => log.push(line));
   const told = new Promise((found) => {
     createInterface({ input: child.stdout }).on('line', (line) => {
-      const address = /Dashboard\s+(http:\S+)/.exec(line)?.[1];
-      if (address) found(address);
+      const told = address.exec(line)?.[1];
+      if (told) found(told.startsWith('http') ? told : `http://${told}/`);
     });
   });
-  const url = await Promise.race([told, exited.then(() => { throw new Error(`the demonstration did not start:\n${log.join('\n')}`); })]);
+  const url = await Promise.race([told, exited.then(() => { throw new Error(`${args[0]} did not start:\n${log.join('\n')}`); })]);
   const stop = async () => {
     child.kill('SIGTERM');
     await exited;
     rmSync(directory, { recursive: true });
   };
-  return { url, stop, log };
+  return { url, stop };
+}
+
+const directory = () => mkdtempSync(join(tmpdir(), 'tollgate-dashboard-'));
+
+/** The gateway with this configuration. */
+export function startServe(configuration) {
+  const place = directory();
+  writeFileSync(join(place, 'tollgate.yaml'), configuration);
+  return start(['serve', '--config', 'tollgate.yaml'], process.env, place, /^ready .*admin=(\S+)/);
+}
+
+/** The demonstration, with its simulated provider: where its dashboard is, and how it ends. */
+export function startDemo() {
+  const { OPENAI_API_KEY: _, ...environment } = process.env;
+  const place = directory();
+  return start(['demo'], { ...environment, TOLLGATE_DEMO_DATA: place }, place, /Dashboard\s+(http:\S+)/);
 }
 
 export function startBrowser() {

@@ -29,7 +29,7 @@ pub(super) async fn show(visit: Visit) -> Shown {
     let path = visit.admin.audit.path().to_owned();
     let before = visit.parameter("before").and_then(|before| before.parse().ok());
     let reading = tokio::task::spawn_blocking(move || read(std::fs::read_to_string(path), before)).await;
-    let reading = reading.map_err(|error| io::Error::other(error)).flatten().map_err(|error| {
+    let reading = reading.map_err(io::Error::other).flatten().map_err(|error| {
         let what = word("The audit log cannot be read.");
         visit.sorry(http::StatusCode::SERVICE_UNAVAILABLE, what, &error.to_string())
     })?;

@@ -67,7 +67,9 @@ pub(super) async fn show(visit: Visit) -> Shown {
     }
     let next = accounts.last().filter(|_| more && accounts.len() == found).map(|last| last.account.clone());
     let configured: Vec<Configured> = snapshot.budgets.iter().map(|budget| configured(budget)).collect();
-    let rows: Vec<Row> = accounts.into_iter().map(row).collect();
+    let mut rows: Vec<Row> = accounts.into_iter().map(row).collect();
+    // Those of periods that are over come last.
+    rows.sort_by_key(|row| row.resets_ms.is_none() && row.period != "total");
     let page = json!({ "configured": configured, "chosen": chosen, "next": next, "rows": rows });
     Ok(visit.page("budgets.html", page))
 }

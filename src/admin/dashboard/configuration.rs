@@ -12,7 +12,7 @@ use super::{
 };
 use crate::config::{
     Snapshot,
-    snapshot::{Auth, OnDisconnect, Provider, ProviderKind, Records, Store, StreamUsage, Unpriced},
+    snapshot::{Auth, BodiesKept, OnDisconnect, Provider, ProviderKind, Records, Store, StreamUsage, Unpriced},
 };
 
 /// A section of the configuration.
@@ -70,6 +70,7 @@ fn sections(snapshot: &Snapshot) -> Vec<Section> {
         ("routing", routing(snapshot)),
         ("prices", prices(snapshot)),
         ("alerts", alerts(snapshot)),
+        ("telemetry", telemetry(snapshot)),
     ];
     let pushed = |name: &str| snapshot.pushed.as_ref().is_some_and(|pushed| pushed.sections.iter().any(|s| s == name));
     let section = |(name, entries)| Section { name, pushed: pushed(name), entries };
@@ -131,7 +132,29 @@ fn records(snapshot: &Snapshot) -> Vec<(String, String)> {
         entry("records", kept),
         entry("calls.retention", span(calls.retention)),
         entry("calls.users", format!("{:?}", calls.users).to_lowercase()),
+        entry("calls.bodies", bodies(calls.bodies)),
         entry("calls.spill", format!("{} MiB", calls.spill_bytes_max / (1 << 20))),
+    ]
+}
+
+fn bodies(kept: BodiesKept) -> String {
+    match kept {
+        BodiesKept::None => "off".to_owned(),
+        BodiesKept::Lengths => "metadata".to_owned(),
+        BodiesKept::Share(share) if share >= 1.0 => "full".to_owned(),
+        BodiesKept::Share(share) => format!("sampled, {:.0}%", share * 100.0),
+    }
+}
+
+fn telemetry(snapshot: &Snapshot) -> Vec<(String, String)> {
+    let Some(otlp) = &snapshot.telemetry else { return vec![entry("otlp", "off")] };
+    // The rest of an address, and the headers, may hold what is secret.
+    let host = |uri: &http::Uri| uri.host().unwrap_or_default().to_owned();
+    vec![
+        entry("otlp", host(&otlp.traces)),
+        entry("otlp.metrics", otlp.metrics.as_ref().map_or_else(|| "off".to_owned(), host)),
+        entry("otlp.service", &otlp.service),
+        entry("otlp.sample", format!("{:.0}%", otlp.sample * 100.0)),
     ]
 }
 

@@ -33,7 +33,7 @@ pub(super) fn money(nanousd: u64, language: Language) -> String {
     let places = 10_u64.pow(u32::try_from(9 - decimals).unwrap_or_default());
     let mut rounded = (nanousd.saturating_add(places / 2)) / places;
     let mut kept = decimals;
-    while kept > 2 && rounded % 10 == 0 {
+    while kept > 2 && rounded.is_multiple_of(10) {
         (rounded, kept) = (rounded / 10, kept - 1);
     }
     money_with(nanousd, kept, language)

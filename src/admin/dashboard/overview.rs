@@ -89,14 +89,18 @@ async fn course(calls: &Calls, range: Range, now_ms: u64) -> Result<Course, Stor
     let width_ms = u64::try_from(range.bucket().as_millis()).unwrap_or(u64::MAX);
     let all = calls.log.usage(query).await?.into_iter().next();
     let Series { total, points, .. } = all.unwrap_or_default();
-    let young = points.first().is_some_and(|(first, _)| now_ms.saturating_sub(*first) < YOUNG_MS);
+    let first = points.first().map_or(now_ms, |(first, _)| *first);
+    let begins = now_ms.saturating_sub(range.span_ms());
+    let young = now_ms.saturating_sub(first) < YOUNG_MS;
     if young && total.calls <= FINE_CALLS_MAX {
         let points = fine_points(calls, filter).await?;
         let first = points.first().map_or(now_ms, |(first, _)| *first);
         let from_ms = first.min(now_ms.saturating_sub(DRAWN_MS_MIN));
         return Ok(Course { total, points, width_ms: FINE_MS, from_ms });
     }
-    Ok(Course { total, points, width_ms, from_ms: now_ms.saturating_sub(range.span_ms()) })
+    // Where the first half of the span knows no call, the picture begins with the first one.
+    let from_ms = if first > begins + range.span_ms() / 2 { first } else { begins };
+    Ok(Course { total, points, width_ms, from_ms })
 }
 
 /// Points of few calls.

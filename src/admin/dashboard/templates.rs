@@ -7,7 +7,6 @@ use minijinja::{
     value::{Kwargs, Serde},
 };
 use rust_embed::RustEmbed;
-use serde_json::Map;
 
 use super::{super::paging::percent_encoded, figures, language::Language};
 
@@ -18,10 +17,10 @@ struct Sources;
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(environment);
 
 /// A page, filled in. What is in `context` is known everywhere, in macros too.
-pub(super) fn render(name: &str, context: Map<String, serde_json::Value>) -> Result<String, Error> {
+pub(super) fn render(name: &str, context: &serde_json::Value) -> Result<String, Error> {
     let mut environment = ENVIRONMENT.clone();
-    for (name, value) in context {
-        environment.add_global(name, Value::from(Serde(value)));
+    for (name, value) in context.as_object().into_iter().flatten() {
+        environment.add_global(name.clone(), Value::from(Serde(value)));
     }
     environment.get_template(name)?.render(())
 }
@@ -73,6 +72,7 @@ fn or_dash<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
 }
 
 /// A text in the page's language, its places in braces filled in by name.
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands arguments over")]
 fn translated(state: &State, english: &str, places: Kwargs) -> Result<String, Error> {
     let mut text = language(state).say(english).to_owned();
     for name in places.args() {
@@ -91,6 +91,7 @@ fn ago(state: &State, ms: u64) -> Result<String, Error> {
 }
 
 /// A link within the dashboard: `href("/calls", model="support")`. Keeps the language that was chosen.
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands arguments over")]
 fn href(state: &State, path: &str, parameters: Kwargs) -> Result<String, Error> {
     let mut query = Vec::new();
     for name in parameters.args() {
@@ -104,6 +105,7 @@ fn href(state: &State, path: &str, parameters: Kwargs) -> Result<String, Error> 
 }
 
 /// This page again, with some of its parameters changed: `again(range="7d")`; those that are none are left out.
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands arguments over")]
 fn again(state: &State, changed: Kwargs) -> Result<String, Error> {
     let path = state.lookup("path").unwrap_or_default().to_string();
     let mut query: Vec<(String, Option<Value>)> = Vec::new();

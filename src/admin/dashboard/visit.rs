@@ -102,7 +102,7 @@ impl Visit {
         let shared = &self.admin.shared;
         let snapshot = shared.live.load_full();
         let refusal = shared.live.refusal();
-        let context = json!({
+        let mut context = json!({
             "lang": self.language.tag(),
             "lang_chosen": self.chosen,
             "path": &self.path,
@@ -115,10 +115,9 @@ impl Visit {
             "refusal": refusal.as_ref().map(|refusal| &refusal.reason),
             "ledger_up": shared.purses.store_up(),
             "records_up": shared.calls.as_ref().is_none_or(|calls| calls.progress.store_up()),
-            "page": page,
         });
-        let serde_json::Value::Object(context) = context else { unreachable!("it is written as an object above") };
-        match templates::render(template, context) {
+        context["page"] = page;
+        match templates::render(template, &context) {
             Ok(html) => (status, Html(html)).into_response(),
             Err(error) => {
                 tracing::error!(%error, page.template = template, "a page of the dashboard could not be made");

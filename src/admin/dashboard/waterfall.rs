@@ -88,3 +88,55 @@ fn bar(class: &'static str, start_us: u64, end_us: u64, whole: u64) -> Bar {
 fn percent(us: u64, whole: u64) -> f64 {
     (us as f64 * 100.0 / whole as f64).min(100.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn call(mut changes: serde_json::Value) -> CallRow {
+        let mut row = json!({
+            "id": "019", "received_ms": 0, "endpoint": "chat_completions", "key": "k", "user": "u", "tags": {},
+            "model": "m", "variants": [], "provider": "p", "status": 200, "outcome": "ok", "streamed": true,
+            "input_tokens": 1, "cached_tokens": 0, "cache_write_tokens": 0, "cache_write_1h_tokens": 0,
+            "input_audio_tokens": 0, "cached_audio_tokens": 0, "output_tokens": 1, "reasoning_tokens": 0,
+            "output_audio_tokens": 0, "usage_source": "provider", "cost_nanousd": 1, "priced": true, "attempts": 0,
+            "attempt_list": [], "read_us": 0, "waited_us": 0, "duration_us": 1000,
+        });
+        let fields = row.as_object_mut().expect("an object");
+        fields.append(changes.as_object_mut().expect("an object"));
+        serde_json::from_value(row).expect("a call")
+    }
+
+    fn spans(row: &CallRow) -> Vec<(&'static str, u64, u64)> {
+        steps(row).iter().map(|step| (step.bars[0].class, step.start_us, step.end_us)).collect()
+    }
+
+    #[test]
+    fn steps_follow_each_other_up_to_the_last_attempt() {
+        let attempt = |start: u64, head: Option<u64>, end: u64, result: &str| json!({"provider": "p", "target": "p/m", "start_us": start, "head_us": head, "end_us": end, "result": result});
+        let attempts = [attempt(100, None, 300, "timeout"), attempt(300, Some(600), 1000, "ok")];
+        let row = call(json!({
+            "read_us": 10, "overhead_us": 40, "waited_us": 50, "first_token_us": 700, "attempts": 2, "attempt_list": attempts,
+        }));
+        let expected =
+            [("client", 0, 10), ("gateway", 10, 50), ("waited", 50, 100), ("failed", 100, 300), ("attempt", 300, 1000)];
+        assert_eq!(spans(&row), expected);
+        let moments: Vec<Option<f64>> = steps(&row).iter().map(|step| step.moment).collect();
+        assert_eq!(moments, [None, None, None, None, Some(70.0)], "the first token is the last attempt's");
+    }
+
+    #[test]
+    fn a_refused_call_is_the_gateways_alone() {
+        assert_eq!(spans(&call(json!({"outcome": "refused", "status": 429}))), [("gateway", 0, 1000)]);
+    }
+
+    #[test]
+    fn what_is_too_short_to_be_seen_is_drawn_within_the_picture() {
+        let row = call(json!({"duration_us": 1_000_000, "read_us": 1_000_000}));
+        for bar in steps(&row).iter().flat_map(|step| &step.bars) {
+            assert!(bar.width >= 0.3 && bar.x + bar.width <= 100.1, "{bar:?}");
+        }
+    }
+}
