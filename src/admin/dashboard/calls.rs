@@ -72,7 +72,10 @@ pub(super) async fn show(visit: Visit, Path(id): Path<String>) -> Shown {
     let away = |error: StoreError| visit.store_away(&error);
     let id = call_id(&id).ok_or_else(|| unknown(&visit))?;
     let row = calls.log.get(id.as_str().into()).await.map_err(away)?.ok_or_else(|| unknown(&visit))?;
-    let bodies = calls.log.bodies(id.as_str().into()).await.map_err(away)?;
+    let bodies = match visit.may_read_bodies() {
+        true => calls.log.bodies(id.as_str().into()).await.map_err(away)?,
+        false => None,
+    };
     let steps = waterfall::steps(&row);
     Ok(visit.page("call.html", json!({ "row": row, "bodies": bodies, "steps": steps })))
 }

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use super::{figures, language::Language, templates};
 use crate::{
-    admin::{Admin, guard::Actor},
+    admin::{Admin, guard::Access},
+    config::snapshot::Role,
     store::{ports::StoreError, records::Calls},
 };
 
@@ -28,7 +29,7 @@ pub(super) struct Visit {
     chosen: bool,
     path: String,
     query: Vec<(String, String)>,
-    actor: Option<String>,
+    access: Option<Access>,
 }
 
 /// A page that says why there is no other.
@@ -59,7 +60,7 @@ impl FromRequestParts<Admin> for Visit {
             chosen: chosen.is_some(),
             path: parts.uri.path().to_owned(),
             query,
-            actor: parts.extensions.get::<Actor>().map(|Actor(name)| name.clone()),
+            access: parts.extensions.get::<Access>().cloned(),
         })
     }
 }
@@ -79,6 +80,11 @@ impl Visit {
     /// The call log, where one is kept.
     pub(super) fn calls(&self) -> Option<&Calls> {
         self.admin.shared.calls.as_ref()
+    }
+
+    /// Whether prompts and replies may be shown.
+    pub(super) fn may_read_bodies(&self) -> bool {
+        self.access.as_ref().is_some_and(|access| access.role >= Role::Operator)
     }
 
     /// The page that `template` makes of `page`.
@@ -109,7 +115,11 @@ impl Visit {
             "query": &self.query,
             "section": self.path.split('/').nth(1),
             "now_ms": self.now_ms(),
-            "actor": &self.actor,
+            "access": {
+                "name": self.access.as_ref().map(|access| &access.name),
+                "role": self.access.as_ref().map(|access| access.role.label()),
+                "csrf": self.access.as_ref().and_then(|access| access.csrf.as_ref()),
+            },
             "version": env!("CARGO_PKG_VERSION"),
             "hash": &snapshot.hash,
             "refusal": refusal.as_ref().map(|refusal| &refusal.reason),

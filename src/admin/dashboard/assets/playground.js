@@ -10,6 +10,7 @@
   const milliseconds = (ms) => ms < 1000 ? `${Math.round(ms)} ms` : `${new Intl.NumberFormat(locale, { maximumFractionDigits: 2 }).format(ms / 1000)} s`;
   const fact = (name, text) => { document.querySelector(`[data-fact="${name}"]`).textContent = text; };
   const say = (text, kind) => { state.textContent = text; state.className = `badge ${kind ?? ''}`; };
+  const csrf = document.querySelector('meta[name="csrf"]')?.content;
   let aborter = null;
 
   const request = () => {
@@ -81,7 +82,7 @@
     try {
       const response = await fetch('/playground/send', {
         method: 'POST', signal: aborter.signal, body: JSON.stringify(body),
-        headers: { 'content-type': 'application/json', ...(key ? { 'x-playground-key': `Bearer ${key}` } : {}) },
+        headers: { 'content-type': 'application/json', ...(csrf ? { 'x-tollgate-csrf': csrf } : {}), ...(key ? { 'x-playground-key': `Bearer ${key}` } : {}) },
       });
       show_headers(response);
       id = response.headers.get('x-tollgate-call');
