@@ -6,6 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 VENV := target/venv
 NODE := tests/sdk/node
+DASHBOARD := tests/dashboard
 
 .PHONY: help
 help: ## what there is
@@ -20,7 +21,7 @@ demo: build ## calls, variants and budgets at work, with a simulated provider: n
 	target/release/tollgate demo
 
 .PHONY: test
-test: test-rust test-sdk test-api test-deploy test-otlp ## everything that is tested
+test: test-rust test-sdk test-api test-dashboard test-deploy test-otlp ## everything that is tested
 
 .PHONY: test-rust
 test-rust: ## unit tests and the integration suite
@@ -42,6 +43,12 @@ test-sdk: $(VENV)/sdk $(NODE)/node_modules ## the OpenAI and Anthropic SDKs agai
 test-api: $(VENV)/api ## the admin API against its own description
 	cargo build --locked
 	$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/api/check.py
+
+.PHONY: test-dashboard
+test-dashboard: $(DASHBOARD)/node_modules ## each page of the demo's dashboard in Chromium; screenshots in target/screenshots
+	scripts/packages.sh chromium:chromium
+	cargo build --locked
+	cd $(DASHBOARD) && npm test
 
 .PHONY: test-deploy
 test-deploy: $(VENV)/deploy ## the image's recipe, the manifests, rules and dashboards, the unit, the licences
@@ -91,7 +98,7 @@ install: ## tollgate into ~/.cargo/bin
 .PHONY: clean
 clean: ## away with what was built
 	cargo clean
-	rm -rf $(NODE)/node_modules
+	rm -rf $(NODE)/node_modules $(DASHBOARD)/node_modules
 
 # A stamp per set of packages, so that a set is installed again only when its list changes.
 $(VENV)/bin/python:
@@ -118,7 +125,7 @@ $(VENV)/prices: scripts/prices-requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
-$(NODE)/node_modules: $(NODE)/package-lock.json
+$(NODE)/node_modules $(DASHBOARD)/node_modules: %/node_modules: %/package-lock.json
 	scripts/packages.sh node:nodejs npm:npm
-	cd $(NODE) && npm ci --silent
+	cd $* && npm ci --silent
 	touch $@

@@ -9,6 +9,7 @@ pub mod books;
 mod budgets;
 mod calls;
 pub mod config;
+mod dashboard;
 pub mod extract;
 pub mod guard;
 pub mod keyring;
@@ -68,6 +69,7 @@ impl Routes {
             .merge(status::metrics())
             .merge(login::guarded())
             .merge(openapi::router(&description))
+            .merge(dashboard::router())
             .fallback(nothing_there)
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::from_fn_with_state(admin.clone(), guard::guard));

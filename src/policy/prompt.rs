@@ -283,6 +283,12 @@ impl Template {
         Ok(())
     }
 
+    /// The parts as they were written: name and text.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let given = self.parts.iter().zip(PART_NAMES).filter(|(part, _)| part.is_some());
+        given.map(|(_, name)| (name, self.get(name).source().to_owned()))
+    }
+
     /// Renders once with made-up values: the engine notices unknown filters and tests only when it reaches them. Other failures
     /// may be due to the values.
     fn rehearse(&self) -> Result<(), PromptError> {
