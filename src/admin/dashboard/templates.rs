@@ -9,7 +9,7 @@ use minijinja::{
 use rust_embed::RustEmbed;
 use serde_json::Map;
 
-use super::{super::budgets::percent_encoded, figures, language::Language};
+use super::{super::paging::percent_encoded, figures, language::Language};
 
 #[derive(RustEmbed)]
 #[folder = "src/admin/dashboard/templates"]
