@@ -31,7 +31,7 @@ test-rust: ## unit tests and the integration suite
 .PHONY: campaign
 campaign: ## the fleet under all its faults, every round of them: a quarter of an hour
 	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime
-	TOLLGATE_CAMPAIGN=full cargo test --locked --test it -- fleet:: --nocapture --test-threads=1
+	TOLLGATE_CAMPAIGN=full cargo test --locked --test it -- fleet:: metrics::a_thousand --nocapture --test-threads=1
 
 .PHONY: test-sdk
 test-sdk: $(VENV)/sdk $(NODE)/node_modules ## the OpenAI and Anthropic SDKs against the built binary

@@ -78,12 +78,20 @@ pub fn needed(method: &Method, route: Option<&str>) -> Role {
     let reads = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
     match (method.as_str(), route) {
         (_, Some("/api/calls/{id}/bodies" | "/api/prompts/{name}")) if reads => Role::Operator,
+        // These pages show the same.
+        (_, Some("/calls/{id}" | "/prompts")) if reads => Role::Operator,
         ("POST", Some("/api/budgets/{name}/reclaim" | "/api/budgets/{name}/credit" | "/api/keys")) => Role::Operator,
         ("DELETE", Some("/api/keys/{name}")) => Role::Operator,
         ("POST", Some(login::LOGOUT)) => Role::Viewer,
         _ if reads => Role::Viewer,
         _ => Role::Admin,
     }
+}
+
+/// Whether anybody may: styles and fonts, which the page where a token is shown needs, and which are in every binary.
+fn is_public(request: &Request) -> bool {
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    !changes(request.method()) && route == Some("/assets/{*file}")
 }
 
 /// Why a request goes no further.
@@ -98,6 +106,9 @@ enum Refusal {
 
 /// Lets a request through to its endpoint, with its [`Actor`] and [`Access`], or answers it.
 pub(super) async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    if is_public(&request) {
+        return next.run(request).await;
+    }
     let to_sign_in = wants_a_page(&request).then(|| sign_in(&request));
     match admit(&admin, request).await {
         Ok(request) => next.run(request).await,
@@ -407,6 +418,10 @@ mod tests {
             ("GET", Some("/api/calls/{id}/bodies"), Role::Operator),
             ("HEAD", Some("/api/calls/{id}/bodies"), Role::Operator),
             ("GET", Some("/api/prompts/{name}"), Role::Operator),
+            ("GET", Some("/calls/{id}"), Role::Operator),
+            ("GET", Some("/calls"), Role::Viewer),
+            ("GET", Some("/prompts"), Role::Operator),
+            ("POST", Some("/playground/send"), Role::Admin),
             ("POST", Some("/api/keys"), Role::Operator),
             ("DELETE", Some("/api/keys/{name}"), Role::Operator),
             ("POST", Some("/api/budgets/{name}/credit"), Role::Operator),
