@@ -21,7 +21,7 @@ demo: build ## calls, variants and budgets at work, with a simulated provider: n
 	target/release/tollgate demo
 
 .PHONY: test
-test: test-rust test-sdk test-api test-dashboard test-deploy test-otlp ## everything that is tested
+test: test-rust test-sdk test-api test-dashboard test-deploy test-otlp test-notebook ## everything that is tested
 
 .PHONY: test-rust
 test-rust: ## unit tests and the integration suite
@@ -60,6 +60,11 @@ test-deploy: $(VENV)/deploy ## the image's recipe, the manifests, rules and dash
 test-otlp: $(VENV)/otlp ## traces in a real MLflow: a minute, and 850 MB to install
 	cargo build --locked
 	$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/otlp
+
+.PHONY: test-notebook
+test-notebook: $(VENV)/notebook ## the notebook on a log of real calls: half a minute, and 520 MB to install
+	cargo build --locked
+	$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/notebook/check.py
 
 .PHONY: lint
 lint: ## formatting, clippy, and the committed schema
@@ -118,6 +123,10 @@ $(VENV)/deploy: tests/deploy/requirements.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/otlp: tests/otlp/requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+$(VENV)/notebook: tests/notebook/requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
