@@ -78,8 +78,9 @@ pub fn needed(method: &Method, route: Option<&str>) -> Role {
     let reads = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
     match (method.as_str(), route) {
         (_, Some("/api/calls/{id}/bodies" | "/api/prompts/{name}")) if reads => Role::Operator,
-        // These pages show the same.
-        (_, Some("/calls/{id}" | "/prompts")) if reads => Role::Operator,
+        // The page of one call leaves out what its reader may not see; this one is nothing but prompts.
+        (_, Some("/prompts")) if reads => Role::Operator,
+        ("POST", Some("/playground/send")) => Role::Operator,
         ("POST", Some("/api/budgets/{name}/reclaim" | "/api/budgets/{name}/credit" | "/api/keys")) => Role::Operator,
         ("DELETE", Some("/api/keys/{name}")) => Role::Operator,
         ("POST", Some(login::LOGOUT)) => Role::Viewer,
@@ -418,10 +419,10 @@ mod tests {
             ("GET", Some("/api/calls/{id}/bodies"), Role::Operator),
             ("HEAD", Some("/api/calls/{id}/bodies"), Role::Operator),
             ("GET", Some("/api/prompts/{name}"), Role::Operator),
-            ("GET", Some("/calls/{id}"), Role::Operator),
+            ("GET", Some("/calls/{id}"), Role::Viewer),
             ("GET", Some("/calls"), Role::Viewer),
             ("GET", Some("/prompts"), Role::Operator),
-            ("POST", Some("/playground/send"), Role::Admin),
+            ("POST", Some("/playground/send"), Role::Operator),
             ("POST", Some("/api/keys"), Role::Operator),
             ("DELETE", Some("/api/keys/{name}"), Role::Operator),
             ("POST", Some("/api/budgets/{name}/credit"), Role::Operator),

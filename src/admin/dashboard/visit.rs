@@ -84,7 +84,7 @@ impl Visit {
 
     /// Whether prompts and replies may be shown.
     pub(super) fn may_read_bodies(&self) -> bool {
-        self.access.as_ref().is_some_and(|access| access.role >= Role::Operator)
+        self.access.as_ref().is_some_and(|access| access.may(Role::Operator))
     }
 
     /// The page that `template` makes of `page`.
