@@ -59,7 +59,7 @@ impl Check<'_, '_, '_> {
             spill_bytes_max: typed.spill.map_or(SPILL_BYTES_MAX, |size| size.0),
             bodies: self.bodies(&at, typed),
             body_bytes_max: self.kept_bytes_max(&at, typed),
-            redactor: Arc::new(self.redactor(&at.key("redact"), &typed.redact, providers)),
+            redactor: Arc::new(self.redactor(&at.key("redact"), typed, providers)),
         }
     }
 
@@ -85,18 +85,21 @@ impl Check<'_, '_, '_> {
     }
 
     /// Keys of providers are taken out whatever they look like: they never belong into a prompt.
-    fn redactor(&mut self, at: &Path, typed: &file::Redact, providers: &Providers) -> Redactor {
+    fn redactor(&mut self, at: &Path, typed: &file::Calls, providers: &Providers) -> Redactor {
         let secrets = providers.values().flat_map(|provider| &provider.api_keys);
-        let mut redactor = Redactor::builtin().with_secrets(secrets.map(|secret| secret.expose().to_owned()));
-        if typed.emails.is_some_and(|emails| emails.0) {
+        // Compiled, the built-in patterns take 6 MiB: only where there is a text to take anything out of.
+        let keeps_texts = matches!(typed.bodies, Some(file::BodiesKept::Sampled | file::BodiesKept::Full));
+        let builtin = if keeps_texts { Redactor::builtin() } else { Redactor::default() };
+        let mut redactor = builtin.with_secrets(secrets.map(|secret| secret.expose().to_owned()));
+        if typed.redact.emails.is_some_and(|emails| emails.0) {
             redactor = redactor.with_emails();
         }
-        for (index, pattern) in typed.patterns.iter().enumerate() {
+        for (index, pattern) in typed.redact.patterns.iter().enumerate() {
             if let Err(error) = redactor.add_pattern(pattern) {
                 self.problem(&at.key("patterns").index(index), error.to_string());
             }
         }
-        for (index, path) in typed.paths.iter().enumerate() {
+        for (index, path) in typed.redact.paths.iter().enumerate() {
             if let Err(error) = redactor.add_path(path) {
                 self.problem(&at.key("paths").index(index), error.to_string());
             }
