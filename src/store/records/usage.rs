@@ -65,7 +65,7 @@ impl Plan {
         let source = source(&filter, by, width_ms).filter(|_| are_kept).unwrap_or(Source::Calls);
         let by_days = by_hour && bucket_ms.is_none_or(|bucket| bucket.is_multiple_of(DAY_MS));
         let parts = match source_by_day(&source, &filter, by).filter(|_| by_days) {
-            Some(by_day) => around_days(&source, by_day, &filter, kept),
+            Some(by_day) => around_days(&source, &by_day, &filter, kept),
             None => vec![Part { source, filter }],
         };
         Plan { parts, by, bucket_ms, top }
@@ -93,7 +93,7 @@ fn source_by_day(source: &Source, filter: &Filter, by: Option<Dimension>) -> Opt
 }
 
 /// Whole days from `by_day`, what is before and after them from `source`.
-fn around_days(source: &Source, by_day: Source, filter: &Filter, kept: Kept) -> Vec<Part> {
+fn around_days(source: &Source, by_day: &Source, filter: &Filter, kept: Kept) -> Vec<Part> {
     // Of the day in which the first hour is, hours may have been deleted: its sum may be gone, or be of more.
     let kept_from = kept.hours_from_ms.map_or(u64::MAX, |from| from.div_ceil(DAY_MS).saturating_mul(DAY_MS));
     let from = filter.since_ms.unwrap_or(0).div_ceil(DAY_MS).saturating_mul(DAY_MS).max(kept_from);
@@ -105,7 +105,7 @@ fn around_days(source: &Source, by_day: Source, filter: &Filter, kept: Kept) -> 
         source: source.clone(),
         filter: Filter { since_ms, until_ms, ..filter.clone() },
     };
-    let mut parts = vec![part(&by_day, Some(from), to)];
+    let mut parts = vec![part(by_day, Some(from), to)];
     if filter.since_ms.is_none_or(|since| since < from) {
         parts.insert(0, part(source, filter.since_ms, Some(from)));
     }
