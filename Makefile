@@ -6,6 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 VENV := target/venv
 NODE := tests/sdk/node
+DASHBOARD := tests/dashboard
 
 .PHONY: help
 help: ## what there is
@@ -20,7 +21,7 @@ demo: build ## calls, variants and budgets at work, with a simulated provider: n
 	target/release/tollgate demo
 
 .PHONY: test
-test: test-rust test-sdk test-deploy test-otlp ## everything that is tested
+test: test-rust test-sdk test-api test-dashboard test-deploy test-otlp test-notebook ## everything that is tested
 
 .PHONY: test-rust
 test-rust: ## unit tests and the integration suite
@@ -30,13 +31,24 @@ test-rust: ## unit tests and the integration suite
 .PHONY: campaign
 campaign: ## the fleet under all its faults, every round of them: a quarter of an hour
 	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime
-	TOLLGATE_CAMPAIGN=full cargo test --locked --test it -- fleet:: --nocapture --test-threads=1
+	TOLLGATE_CAMPAIGN=full cargo test --locked --test it -- fleet:: metrics::a_thousand --nocapture --test-threads=1
 
 .PHONY: test-sdk
 test-sdk: $(VENV)/sdk $(NODE)/node_modules ## the OpenAI and Anthropic SDKs against the built binary
 	cargo build --locked
 	$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/sdk/python
 	cd $(NODE) && npm test
+
+.PHONY: test-api
+test-api: $(VENV)/api ## the admin API against its own description
+	cargo build --locked
+	$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/api/check.py
+
+.PHONY: test-dashboard
+test-dashboard: $(DASHBOARD)/node_modules ## each page of the demo's dashboard in Chromium; screenshots in target/screenshots
+	scripts/packages.sh chromium:chromium
+	cargo build --locked
+	cd $(DASHBOARD) && npm test
 
 .PHONY: test-deploy
 test-deploy: $(VENV)/deploy ## the image's recipe, the manifests, rules and dashboards, the unit, the licences
@@ -48,6 +60,11 @@ test-deploy: $(VENV)/deploy ## the image's recipe, the manifests, rules and dash
 test-otlp: $(VENV)/otlp ## traces in a real MLflow: a minute, and 850 MB to install
 	cargo build --locked
 	$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/otlp
+
+.PHONY: test-notebook
+test-notebook: $(VENV)/notebook ## the notebook on a log of real calls: half a minute, and 520 MB to install
+	cargo build --locked
+	$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/notebook/check.py
 
 .PHONY: lint
 lint: ## formatting, clippy, and the committed schema
@@ -86,7 +103,7 @@ install: ## tollgate into ~/.cargo/bin
 .PHONY: clean
 clean: ## away with what was built
 	cargo clean
-	rm -rf $(NODE)/node_modules
+	rm -rf $(NODE)/node_modules $(DASHBOARD)/node_modules
 
 # A stamp per set of packages, so that a set is installed again only when its list changes.
 $(VENV)/bin/python:
@@ -94,6 +111,10 @@ $(VENV)/bin/python:
 	python3 -m venv $(VENV)
 
 $(VENV)/sdk: tests/sdk/python/requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+$(VENV)/api: tests/api/requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
@@ -105,11 +126,15 @@ $(VENV)/otlp: tests/otlp/requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
+$(VENV)/notebook: tests/notebook/requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
 $(VENV)/prices: scripts/prices-requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
-$(NODE)/node_modules: $(NODE)/package-lock.json
+$(NODE)/node_modules $(DASHBOARD)/node_modules: %/node_modules: %/package-lock.json
 	scripts/packages.sh node:nodejs npm:npm
-	cd $(NODE) && npm ci --silent
+	cd $* && npm ci --silent
 	touch $@

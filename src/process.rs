@@ -146,7 +146,7 @@ impl Gateway {
         telemetry.set(snapshot.telemetry.as_ref());
         let (recorder, recorder_thread) = Recorder::start(handover, exporter).map_err(StartError::Thread)?;
         let (in_flight, shutdown) = (InFlightCount::default(), Shutdown::default());
-        let shared = Shared { live, purses, upstream, in_flight, calls, shutdown };
+        let shared = Shared { listen, live, purses, upstream, in_flight, calls, shutdown };
         let alerts = Outbox::start(post, instance);
         let limits = Limits::open(&snapshot, &shared.live).await?;
         let carried = Drain::new(DRAINS_MAX, shared.shutdown.connections.clone(), shared.shutdown.over.clone());

@@ -1,13 +1,8 @@
 //! `/api/budgets`: what was spent and what is left, and what an operator may do about it. The deeds are in [`super::books`].
 
-use axum::{
-    extract::State,
-    response::{IntoResponse, Response},
-};
-use http::{HeaderMap, StatusCode, header};
+use axum::{extract::State, response::Response};
+use http::{HeaderMap, StatusCode, Uri};
 use jiff::Timestamp;
-use serde::Deserialize;
-use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
@@ -18,11 +13,10 @@ use super::{
     },
     extract::{Json, Path, Query},
     guard::Actor,
+    paging::{self, Page, ROWS_MAX},
     problem::Problem,
 };
 
-/// Accounts of one page, unless fewer are asked for.
-const PAGE_MAX: usize = 1000;
 /// The longest idempotency key, in bytes.
 const KEY_BYTES_MAX: usize = 200;
 
@@ -35,37 +29,16 @@ pub(super) fn router() -> OpenApiRouter<Admin> {
         .routes(routes!(rebuild))
 }
 
-/// Which part of the list.
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-struct Page {
-    /// Begin after this account.
-    after: Option<String>,
-    /// At most so many accounts; 1000 unless given, and at most.
-    limit: Option<usize>,
-}
-
-impl Page {
-    fn size(&self) -> usize {
-        self.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX)
-    }
-}
-
 /// All accounts, in the order of their keys
 ///
 /// The `Link` header names the next page, where there is one.
 #[utoipa::path(get, path = "/api/budgets", tag = "budgets", operation_id = "list_budgets", params(Page),
     responses((status = OK, body = Vec<Account>), (status = SERVICE_UNAVAILABLE, body = Problem)))]
-async fn list(State(admin): State<Admin>, Query(page): Query<Page>) -> Result<Response, Problem> {
-    let listing = async |books: Books<'_>| Ok(books.list(page.after.as_deref(), page.size()).await?);
+async fn list(State(admin): State<Admin>, uri: Uri, Query(page): Query<Page>) -> Result<Response, Problem> {
+    let listing = async |books: Books<'_>| Ok(books.list(page.after.as_deref(), page.size(ROWS_MAX)).await?);
     let (rows, more) = with_books(&admin, listing).await?;
-    let next = rows.last().filter(|_| more).map(|last| next_page(&last.account, page.size()));
-    let mut response = axum::Json(rows).into_response();
-    if let Some(next) = next.and_then(|next| next.parse().ok()) {
-        response.headers_mut().insert(header::LINK, next);
-    }
-    Ok(response)
+    let next = rows.last().filter(|_| more).map(|last| last.account.as_str());
+    Ok(paging::respond(&rows, &uri, next))
 }
 
 /// A budget's accounts, and what each gateway holds of them
@@ -78,7 +51,7 @@ async fn show(
     Path(name): Path<String>,
     Query(page): Query<Page>,
 ) -> Result<axum::Json<BudgetBooks>, Problem> {
-    let showing = async |books: Books<'_>| books.show(&name, page.after.as_deref(), page.size()).await;
+    let showing = async |books: Books<'_>| books.show(&name, page.after.as_deref(), page.size(ROWS_MAX)).await;
     with_books(&admin, showing).await.map(axum::Json)
 }
 
@@ -171,20 +144,4 @@ impl From<Refusal> for Problem {
         };
         Problem::new(status, refusal.to_string())
     }
-}
-
-fn next_page(after: &str, limit: usize) -> String {
-    format!("</api/budgets?after={}&limit={limit}>; rel=\"next\"", percent_encoded(after))
-}
-
-/// For a query: only what RFC 3986 calls unreserved stays as it is.
-pub(crate) fn percent_encoded(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
 }

@@ -1,40 +1,121 @@
 //! Who may do what on the admin listener, decided in this one place, before any endpoint sees the request.
 //!
-//! With `server.admin_token`, every request shows it. Without one the listener is on loopback, and what is refused there is a web
-//! page: one whose name was pointed at 127.0.0.1 (DNS rebinding, told by `Host`), and one that posts across origins (CSRF, told
-//! by `Origin` and `Sec-Fetch-Site`).
+//! - **Who:** with tokens configured, every request shows one, or the cookie of a browser that has signed in with one
+//!   ([`super::login`]). Without any, the listener is on loopback and open; what is refused there is a web page: one whose name was
+//!   pointed at 127.0.0.1 (DNS rebinding, told by `Host`), and one that posts across origins (told by `Origin`, `Sec-Fetch-Site`).
+//! - **What:** [`needed`] says which role each operation needs; what it does not name, only an admin may.
+//! - **Cross-site requests:** a browser sends its cookie whoever made the page. A change in a session must come from a page of our
+//!   own origin and show the session's second text ([`CSRF_HEADER`], or [`CSRF_FIELD`] of a form).
 
-use std::net::IpAddr;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
-    extract::{FromRequestParts, Request, State},
+    body::{Body, to_bytes},
+    extract::{FromRequestParts, MatchedPath, Request, State},
     middleware::Next,
-    response::{IntoResponse, Response},
+    response::{IntoResponse, Redirect, Response},
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 use subtle::ConstantTimeEq;
 
-use super::{Admin, problem::Problem};
-use crate::{config::Snapshot, wire::headers};
+use super::{Admin, login, paging::percent_encoded, problem::Problem};
+use crate::{
+    config::{
+        Snapshot,
+        snapshot::{AdminToken, Role},
+    },
+    policy::keys::KeyDigest,
+    wire::headers,
+};
 
 /// By which a client says for whom it acts. Recorded, not believed: only the token says who may.
 pub const ACTOR_HEADER: &str = "x-tollgate-actor";
+/// Shows a session's second text with a change.
+pub const CSRF_HEADER: &str = "x-tollgate-csrf";
+/// The same in a form.
+pub const CSRF_FIELD: &str = "csrf";
 /// Bytes of a name that are recorded.
 const ACTOR_BYTES_MAX: usize = 100;
+/// The longest form that is looked into.
+const FORM_BYTES_MAX: usize = 256 * 1024;
 
 /// Who asks: what the audit log names. Endpoints take it as an argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actor(pub String);
 
-/// Lets a request through to its endpoint, with its [`Actor`], or answers it.
-pub(super) async fn guard(State(admin): State<Admin>, mut request: Request, next: Next) -> Response {
-    let snapshot = admin.shared.live.load_full();
-    match allowed(&snapshot, &request) {
-        Ok(actor) => {
-            request.extensions_mut().insert(actor);
-            next.run(request).await
+/// What whoever asks may do: for pages that show only that. Endpoints need not ask: they are not reached otherwise.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// The token's name, `admin token`, or `loopback`.
+    pub name: Arc<str>,
+    /// Their role.
+    pub role: Role,
+    /// In a session: what a change must show.
+    pub csrf: Option<Arc<str>>,
+}
+
+impl Access {
+    /// Whether whoever asks may do what `role` may.
+    #[must_use]
+    pub fn may(&self, role: Role) -> bool {
+        self.role >= role
+    }
+}
+
+/// The peer of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+/// The role that an operation needs. A path is a route's pattern; `None`: there is no such route.
+///
+/// A test holds the API's description against this table.
+#[must_use]
+pub fn needed(method: &Method, route: Option<&str>) -> Role {
+    let reads = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+    match (method.as_str(), route) {
+        (_, Some("/api/calls/{id}/bodies" | "/api/prompts/{name}")) if reads => Role::Operator,
+        // These pages show the same.
+        (_, Some("/calls/{id}" | "/prompts")) if reads => Role::Operator,
+        ("POST", Some("/api/budgets/{name}/reclaim" | "/api/budgets/{name}/credit" | "/api/keys")) => Role::Operator,
+        ("DELETE", Some("/api/keys/{name}")) => Role::Operator,
+        ("POST", Some(login::LOGOUT)) => Role::Viewer,
+        _ if reads => Role::Viewer,
+        _ => Role::Admin,
+    }
+}
+
+/// Whether anybody may: styles and fonts, which the page where a token is shown needs, and which are in every binary.
+fn is_public(request: &Request) -> bool {
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    !changes(request.method()) && route == Some("/assets/{*file}")
+}
+
+/// Why a request goes no further.
+enum Refusal {
+    /// Nobody is known to ask.
+    Nobody(&'static str),
+    /// Somebody guesses.
+    TooMany(Duration),
+    /// Whoever asks may not.
+    Forbidden(String),
+}
+
+/// Lets a request through to its endpoint, with its [`Actor`] and [`Access`], or answers it.
+pub(super) async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    if is_public(&request) {
+        return next.run(request).await;
+    }
+    let to_sign_in = wants_a_page(&request).then(|| sign_in(&request));
+    match admit(&admin, request).await {
+        Ok(request) => next.run(request).await,
+        Err(Refusal::Nobody(_)) if to_sign_in.is_some() => {
+            Redirect::to(&to_sign_in.unwrap_or_default()).into_response()
         }
-        Err(problem) => problem.into_response(),
+        Err(refusal) => refusal.into_response(),
     }
 }
 
@@ -42,43 +123,167 @@ pub(super) async fn guard(State(admin): State<Admin>, mut request: Request, next
 pub(super) async fn harden(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(nothing);
     response
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        match self {
+            Refusal::Nobody(why) => {
+                let challenge = [(header::WWW_AUTHENTICATE, "Bearer realm=\"tollgate\"")];
+                (challenge, Problem::new(StatusCode::UNAUTHORIZED, why)).into_response()
+            }
+            Refusal::TooMany(wait) => {
+                let why = "too many wrong tokens came from this address; wait, and try again";
+                let after = [(header::RETRY_AFTER, wait.as_secs().to_string())];
+                (after, Problem::new(StatusCode::TOO_MANY_REQUESTS, why)).into_response()
+            }
+            Refusal::Forbidden(why) => Problem::new(StatusCode::FORBIDDEN, why).into_response(),
+        }
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Actor {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Actor, Problem> {
-        let actor = parts.extensions.get::<Actor>().cloned();
-        actor.ok_or_else(|| Problem::new(StatusCode::FORBIDDEN, "nobody is known to ask"))
+        parts.extensions.get::<Actor>().cloned().ok_or_else(unguarded)
     }
 }
 
-fn allowed(snapshot: &Snapshot, request: &Request) -> Result<Actor, Problem> {
-    let Some(token) = &snapshot.server.admin_token else {
-        return from_loopback(request);
+impl<S: Send + Sync> FromRequestParts<S> for Access {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Access, Problem> {
+        parts.extensions.get::<Access>().cloned().ok_or_else(unguarded)
+    }
+}
+
+fn unguarded() -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "nobody is known to ask")
+}
+
+// === who ===
+
+async fn admit(admin: &Admin, mut request: Request) -> Result<Request, Refusal> {
+    let snapshot = admin.shared.live.load_full();
+    let access = if is_open(&snapshot) { from_loopback(&request)? } else { identify(admin, &snapshot, &request)? };
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let needed = needed(request.method(), route);
+    if !access.may(needed) {
+        let why = format!("this takes the role `{}`; `{}` is a {}", needed.label(), access.name, access.role.label());
+        return Err(Refusal::Forbidden(why));
+    }
+    if access.csrf.is_some() && changes(request.method()) {
+        request = from_our_own_page(&access, request).await?;
+    }
+    let actor = actor(request.headers(), &access.name);
+    request.extensions_mut().insert(actor);
+    request.extensions_mut().insert(access);
+    Ok(request)
+}
+
+/// Whether nobody is asked for a token.
+pub(super) fn is_open(snapshot: &Snapshot) -> bool {
+    snapshot.server.admin_token.is_none() && snapshot.server.admin_tokens.is_empty()
+}
+
+/// Who shows a token, or has signed in with one.
+fn identify(admin: &Admin, snapshot: &Snapshot, request: &Request) -> Result<Access, Refusal> {
+    if let Some(shown) = request.headers().get(header::AUTHORIZATION) {
+        let shown = shown.to_str().ok().and_then(|shown| shown.strip_prefix("Bearer ")).unwrap_or_default();
+        let token = check(admin, snapshot, shown, peer(request))?;
+        return Ok(Access { name: token.name, role: token.role, csrf: None });
+    }
+    const NOBODY: &str = "send a token as `Authorization: Bearer …`, or sign in at /login";
+    let cookie = login::session_id(request.headers()).ok_or(Refusal::Nobody(NOBODY))?;
+    let session = admin.sessions.find(cookie, Instant::now());
+    // A token that was taken out of the configuration ends its sessions.
+    let token = session.as_ref().and_then(|session| holder(snapshot, &session.token));
+    let (Some(session), Some(token)) = (session, token) else {
+        return Err(Refusal::Nobody("the session is over: sign in again at /login"));
     };
-    let presented = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
-    if presented.is_some_and(|presented| presented.as_bytes().ct_eq(token.expose().as_bytes()).into()) {
-        return Ok(actor(request.headers(), "admin token"));
-    }
-    let why = "the admin token is missing or wrong; send it as `Authorization: Bearer …`";
-    Err(Problem::new(StatusCode::UNAUTHORIZED, why))
+    Ok(Access { name: token.name, role: token.role, csrf: Some(session.csrf) })
 }
 
-fn from_loopback(request: &Request) -> Result<Actor, Problem> {
+/// Whose token `shown` is. Wrong ones are counted by address.
+pub(super) fn check(
+    admin: &Admin,
+    snapshot: &Snapshot,
+    shown: &str,
+    peer: Option<IpAddr>,
+) -> Result<AdminToken, Refused> {
+    const WRONG: &str = "the admin token is missing or wrong; send it as `Authorization: Bearer …`";
+    let now = Instant::now();
+    if let Some(wait) = admin.attempts.wait(peer, now) {
+        return Err(Refused::TooMany(wait));
+    }
+    let shown = shown.trim();
+    if shown.is_empty() {
+        return Err(Refused::Wrong(WRONG));
+    }
+    holder(snapshot, &KeyDigest::of(shown, None)).ok_or_else(|| {
+        admin.attempts.failed(peer, now);
+        tracing::warn!(peer = peer.map(|peer| peer.to_string()), "a wrong token was shown to the admin listener");
+        Refused::Wrong(WRONG)
+    })
+}
+
+/// Why a token does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// It is none.
+    Wrong(&'static str),
+    /// Nobody looked.
+    TooMany(Duration),
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Refusal {
+        match refused {
+            Refused::Wrong(why) => Refusal::Nobody(why),
+            Refused::TooMany(wait) => Refusal::TooMany(wait),
+        }
+    }
+}
+
+/// Whose token has this digest. All are compared, each in constant time.
+fn holder(snapshot: &Snapshot, digest: &KeyDigest) -> Option<AdminToken> {
+    let server = &snapshot.server;
+    let first = server.admin_token.iter().map(|token| AdminToken {
+        name: "admin token".into(),
+        digest: KeyDigest::of(token.expose(), None),
+        role: Role::Admin,
+    });
+    first.chain(server.admin_tokens.iter().cloned()).fold(None, |found, token| {
+        let is_it = token.digest == *digest;
+        found.or(is_it.then_some(token))
+    })
+}
+
+pub(super) fn peer(request: &Request) -> Option<IpAddr> {
+    request.extensions().get::<Peer>().map(|peer| peer.0.ip())
+}
+
+fn from_loopback(request: &Request) -> Result<Access, Refusal> {
     let host = host(request);
     if !host.is_some_and(is_local) {
-        let why = "this host name is not taken; use 127.0.0.1 or localhost";
-        return Err(Problem::new(StatusCode::FORBIDDEN, why));
+        return Err(Refusal::Forbidden("this host name is not taken; use 127.0.0.1 or localhost".to_owned()));
     }
-    let changes = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    if changes && is_of_another_origin(request.headers(), host.unwrap_or_default()) {
-        let why = "a web page of another origin may not change anything here";
-        return Err(Problem::new(StatusCode::FORBIDDEN, why));
+    if changes(request.method()) && is_of_another_origin(request.headers(), host.unwrap_or_default()) {
+        return Err(Refusal::Forbidden(ANOTHER_ORIGIN.to_owned()));
     }
-    Ok(actor(request.headers(), "loopback"))
+    Ok(Access { name: "loopback".into(), role: Role::Admin, csrf: None })
+}
+
+const ANOTHER_ORIGIN: &str = "a web page of another origin may not change anything here";
+
+fn changes(method: &Method) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
 fn host(request: &Request) -> Option<&str> {
@@ -97,10 +302,61 @@ fn is_local(host: &str) -> bool {
 
 /// Browsers say where a request comes from; other clients say nothing.
 fn is_of_another_origin(headers: &HeaderMap, host: &str) -> bool {
-    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
-    let crosses = text("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none"));
-    let other = text("origin").is_some_and(|origin| origin.split_once("://").is_none_or(|(_, from)| from != host));
+    let texts = |name: &str| headers.get_all(name).into_iter().map(|value| value.to_str().unwrap_or("?"));
+    let crosses = texts("sec-fetch-site").any(|site| !matches!(site, "same-origin" | "none"));
+    let other = texts("origin").any(|origin| origin.split_once("://").is_none_or(|(_, from)| from != host));
     crosses || other
+}
+
+/// Whether a page of another origin sent this: for forms that need no session.
+pub(super) fn is_cross_site(request: &Request) -> bool {
+    is_of_another_origin(request.headers(), host(request).unwrap_or_default())
+}
+
+// === a browser's session ===
+
+/// Lets a change through that comes from a page of ours.
+async fn from_our_own_page(access: &Access, request: Request) -> Result<Request, Refusal> {
+    if is_cross_site(&request) {
+        return Err(Refusal::Forbidden(ANOTHER_ORIGIN.to_owned()));
+    }
+    let (shown, request) = match request.headers().get(CSRF_HEADER) {
+        Some(shown) => (shown.to_str().unwrap_or_default().to_owned(), request),
+        None => csrf_of_form(request).await?,
+    };
+    let expected = access.csrf.as_deref().unwrap_or_default();
+    if expected.is_empty() || !bool::from(shown.as_bytes().ct_eq(expected.as_bytes())) {
+        let why = format!("a change in a session shows `{CSRF_HEADER}`: GET /api/session says which");
+        return Err(Refusal::Forbidden(why));
+    }
+    Ok(request)
+}
+
+/// The field [`CSRF_FIELD`] of a form, and the request as it was.
+async fn csrf_of_form(request: Request) -> Result<(String, Request), Refusal> {
+    let is_form = |kind: &HeaderValue| kind.as_bytes().starts_with(b"application/x-www-form-urlencoded");
+    if !request.headers().get(header::CONTENT_TYPE).is_some_and(is_form) {
+        return Ok((String::new(), request));
+    }
+    let (parts, body) = request.into_parts();
+    let too_long = |_| Refusal::Forbidden("the form is too long".to_owned());
+    let body = to_bytes(body, FORM_BYTES_MAX).await.map_err(too_long)?;
+    let text = std::str::from_utf8(&body).unwrap_or_default();
+    let field = text.split('&').find_map(|pair| pair.strip_prefix(CSRF_FIELD)?.strip_prefix('='));
+    // It has hexadecimal digits only, so there is nothing to decode.
+    let field = field.unwrap_or_default().to_owned();
+    Ok((field, Request::from_parts(parts, Body::from(body))))
+}
+
+/// Whether a browser asks for a page, rather than a program for data.
+fn wants_a_page(request: &Request) -> bool {
+    let accepts = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    *request.method() == Method::GET && accepts.contains("text/html") && !request.uri().path().starts_with("/api/")
+}
+
+fn sign_in(request: &Request) -> String {
+    let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    format!("{}?next={}", login::LOGIN, percent_encoded(target))
 }
 
 /// `ann (admin token)`, or how the request was let in where it names nobody.
@@ -152,5 +408,48 @@ mod tests {
         assert_eq!(named("ann"), "ann (admin token)");
         assert_eq!(named(" "), "admin token");
         assert_eq!(named(&"x".repeat(300)).len(), ACTOR_BYTES_MAX + " (admin token)".len());
+    }
+
+    #[test]
+    fn what_the_table_does_not_name_takes_an_admin() {
+        let table = [
+            ("GET", Some("/metrics"), Role::Viewer),
+            ("HEAD", Some("/api/calls"), Role::Viewer),
+            ("GET", Some("/api/calls/{id}/bodies"), Role::Operator),
+            ("HEAD", Some("/api/calls/{id}/bodies"), Role::Operator),
+            ("GET", Some("/api/prompts/{name}"), Role::Operator),
+            ("GET", Some("/calls/{id}"), Role::Operator),
+            ("GET", Some("/calls"), Role::Viewer),
+            ("GET", Some("/prompts"), Role::Operator),
+            ("POST", Some("/playground/send"), Role::Admin),
+            ("POST", Some("/api/keys"), Role::Operator),
+            ("DELETE", Some("/api/keys/{name}"), Role::Operator),
+            ("POST", Some("/api/budgets/{name}/credit"), Role::Operator),
+            ("POST", Some("/api/budgets/{name}/rebuild"), Role::Admin),
+            ("POST", Some("/api/not/there/yet"), Role::Admin),
+            ("PUT", Some("/api/keys"), Role::Admin),
+            ("TRACE", Some("/api/keys"), Role::Admin),
+            ("POST", None, Role::Admin),
+        ];
+        for (method, route, role) in table {
+            assert_eq!(needed(&method.parse().expect("a method"), route), role, "{method} {route:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_form_shows_the_second_text_and_arrives_whole() {
+        let form = |body: &'static str| {
+            http::Request::post("/logout")
+                .header("content-type", "application/x-www-form-urlencoded; charset=utf-8")
+                .body(Body::from(body))
+                .expect("a request")
+        };
+        let Ok((shown, request)) = csrf_of_form(form("a=1&csrf=0af&b=csrf=2")).await else { panic!("refused") };
+        assert_eq!(shown, "0af");
+        assert_eq!(to_bytes(request.into_body(), 99).await.expect("short"), "a=1&csrf=0af&b=csrf=2");
+        for other in ["", "csrfx=1", "xcsrf=1"] {
+            let Ok((shown, _)) = csrf_of_form(form(other)).await else { panic!("refused") };
+            assert_eq!(shown, "", "{other}");
+        }
     }
 }

@@ -3,14 +3,28 @@
 //! Never on the client listener. One file a resource, each with a `router()` of its own; [`guard`] alone decides who may do what.
 //! What an endpoint answers is a typed struct, so that `/api/openapi.json` says it too; what it refuses is a [`problem::Problem`].
 
+mod attempts;
+mod audit;
 pub mod books;
 mod budgets;
-mod config;
+mod calls;
+pub mod config;
+mod dashboard;
 pub mod extract;
 pub mod guard;
+pub mod keyring;
+mod keys;
+mod login;
+mod models;
 mod openapi;
+pub mod paging;
 pub mod problem;
+mod providers;
+mod sessions;
 mod status;
+mod usage;
+
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{Router, body::Body, middleware};
 use http::{Request, Response, Uri};
@@ -18,7 +32,7 @@ use hyper::body::Incoming;
 use tower::ServiceExt;
 use utoipa_axum::router::OpenApiRouter;
 
-use self::problem::Problem;
+use self::{attempts::Attempts, guard::Peer, problem::Problem, sessions::Sessions};
 use crate::{
     gateway::{Shared, serve::Handler},
     store::audit::Audit,
@@ -31,12 +45,17 @@ pub struct Admin {
     pub shared: Shared,
     /// Where what is changed is written down.
     pub audit: Audit,
+    /// Browsers that have signed in.
+    sessions: Arc<Sessions>,
+    /// Wrong tokens by address.
+    attempts: Arc<Attempts>,
 }
 
 /// The admin API of one gateway.
 #[derive(Debug, Clone)]
 pub struct Routes {
     router: Router,
+    peer: Option<SocketAddr>,
 }
 
 impl Routes {
@@ -44,24 +63,34 @@ impl Routes {
     #[must_use]
     pub fn new(shared: Shared) -> Routes {
         let audit = Audit::in_dir(&shared.live.load_full().data_dir);
-        let admin = Admin { shared, audit };
+        let admin = Admin { shared, audit, sessions: Arc::default(), attempts: Arc::default() };
         let (api, description) = api().split_for_parts();
         let guarded = api
             .merge(status::metrics())
+            .merge(login::guarded())
             .merge(openapi::router(&description))
+            .merge(dashboard::router())
             .fallback(nothing_there)
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::from_fn_with_state(admin.clone(), guard::guard));
-        // Probes stay open: orchestrators have no token.
-        let router = status::probes().merge(guarded).layer(middleware::map_response(guard::harden));
-        Routes { router: router.with_state(admin) }
+        // Probes stay open: orchestrators have no token. So does the page where one is shown.
+        let open = status::probes().merge(login::open());
+        let router = open.merge(guarded).layer(middleware::map_response(guard::harden));
+        Routes { router: router.with_state(admin), peer: None }
     }
 }
 
 impl Handler for Routes {
     type Body = Body;
 
-    async fn handle(&self, request: Request<Incoming>, _late: bool) -> Response<Body> {
+    fn of_peer(&self, peer: Option<SocketAddr>) -> Routes {
+        Routes { router: self.router.clone(), peer }
+    }
+
+    async fn handle(&self, mut request: Request<Incoming>, _late: bool) -> Response<Body> {
+        if let Some(peer) = self.peer {
+            request.extensions_mut().insert(Peer(peer));
+        }
         let Ok(response) = self.router.clone().oneshot(request.map(Body::new)).await;
         response
     }
@@ -69,7 +98,18 @@ impl Handler for Routes {
 
 /// All resources under `/api/`.
 fn api() -> OpenApiRouter<Admin> {
-    openapi::root().merge(budgets::router()).merge(config::router())
+    let resources = [
+        budgets::router(),
+        calls::router(),
+        usage::router(),
+        keys::router(),
+        models::router(),
+        providers::router(),
+        config::router(),
+        audit::router(),
+        login::router(),
+    ];
+    openapi::finished(resources.into_iter().fold(openapi::root(), OpenApiRouter::merge))
 }
 
 async fn nothing_there(uri: Uri) -> Problem {

@@ -4,34 +4,97 @@ use axum::{Router, routing::get};
 use http::header;
 use utoipa::{
     Modify, OpenApi,
-    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
+    openapi::{
+        Content, PathItem, RefOr, ResponseBuilder, Schema,
+        path::Operation,
+        response::Response,
+        security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme},
+    },
 };
 use utoipa_axum::router::OpenApiRouter;
 
-use super::Admin;
+use super::{Admin, guard, problem::Problem};
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Tollgate admin API",
         description = "On the admin listener (`server.admin`), never on the clients'. Errors are `application/problem+json` (RFC 9457). \
-                       Amounts are whole nano-USD (1e-9 USD), times RFC 3339 in UTC.",
+                       Amounts are whole nano-USD (1e-9 USD), times RFC 3339 in UTC. Lists come by page: `after` and `limit`, and \
+                       the `Link` header names the next one. See docs/admin-api.md.",
     ),
     modifiers(&AdminToken),
-    security(("admin_token" = []), ())
+    components(schemas(Problem)),
+    security(("admin_token" = []), ("session" = []), ())
 )]
 struct Root;
 
 struct AdminToken;
 
+/// What every problem is answered as.
+const PROBLEM: &str = "application/problem+json";
+
 impl Modify for AdminToken {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         let token = Http::builder()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some("`server.admin_token`. Needed where one is set; a listener on loopback may be without."));
+            .description(Some(
+                "`server.admin_token` or one of `server.admin_tokens`. Needed where one is set; a listener on loopback may be without.",
+            ));
         let components = openapi.components.get_or_insert_default();
         components.add_security_scheme("admin_token", SecurityScheme::Http(token.build()));
+        let why = "A browser that has signed in at /login; changes show `x-tollgate-csrf` too.";
+        let cookie = ApiKey::Cookie(ApiKeyValue::with_description("tollgate_session", why));
+        components.add_security_scheme("session", SecurityScheme::ApiKey(cookie));
     }
+}
+
+/// The API with what holds for every operation said at each: who may, and what may be refused.
+pub(super) fn finished(mut api: OpenApiRouter<Admin>) -> OpenApiRouter<Admin> {
+    for (path, item) in &mut api.get_openapi_mut().paths.paths {
+        for (method, operation) in operations(item) {
+            finish(operation, method, path);
+        }
+    }
+    api
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
+    let all = [("GET", &mut item.get), ("POST", &mut item.post), ("DELETE", &mut item.delete)];
+    all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}
+
+fn finish(operation: &mut Operation, method: &str, path: &str) {
+    let mut refusals = vec!["401", "403", "429"];
+    if operation.parameters.as_ref().is_some_and(|parameters| !parameters.is_empty()) {
+        refusals.push("400");
+    }
+    if operation.request_body.is_some() {
+        refusals.extend(["400", "413", "415", "422"]);
+    }
+    let responses = &mut operation.responses.responses;
+    for status in refusals {
+        responses.entry(status.to_owned()).or_insert_with(|| RefOr::T(problem(status)));
+    }
+    for (status, response) in responses {
+        let is_problem = status.starts_with(['4', '5']);
+        if let (true, RefOr::T(response)) = (is_problem, response) {
+            response.content = problem(status).content;
+        }
+    }
+    let method = method.parse().expect("one of those above");
+    let role = format!("Role: `{}`.", guard::needed(&method, Some(path)).label());
+    operation.description = Some(match operation.description.take() {
+        Some(description) if !description.is_empty() => format!("{description}\n\n{role}"),
+        _ => role,
+    });
+}
+
+fn problem(status: &str) -> Response {
+    let code = status.parse().ok().and_then(|code: u16| http::StatusCode::from_u16(code).ok());
+    let title = code.and_then(|code| code.canonical_reason()).unwrap_or_default();
+    let schema = RefOr::<Schema>::Ref(utoipa::openapi::Ref::from_schema_name("Problem"));
+    ResponseBuilder::new().description(title).content(PROBLEM, Content::new(Some(schema))).build()
 }
 
 /// An API without resources.
@@ -75,8 +138,36 @@ mod tests {
             for (method, operation) in item.as_object().expect("operations") {
                 assert!(operation["operationId"].is_string(), "{method} {path} has no name");
                 assert!(operation["summary"].is_string(), "{method} {path} says nothing");
-                assert!(operation["responses"].as_object().is_some_and(|all| !all.is_empty()), "{method} {path}");
+                let responses = operation["responses"].as_object().expect("responses");
+                assert!(responses.keys().any(|status| status.starts_with('2')), "{method} {path}");
+                for (status, response) in responses.iter().filter(|(status, _)| status.starts_with(['4', '5'])) {
+                    let form = &response["content"]["application/problem+json"]["schema"]["$ref"];
+                    assert_eq!(form, "#/components/schemas/Problem", "{method} {path} {status}");
+                }
             }
         }
+    }
+
+    /// What is added must be decided on: who may do it.
+    #[test]
+    fn every_change_stands_in_the_table_of_roles() {
+        let api = serde_json::to_value(super::super::api().get_openapi()).expect("JSON");
+        let paths = api["paths"].as_object().expect("paths");
+        let operations = paths.iter().flat_map(|(path, item)| {
+            let methods = item.as_object().expect("operations").keys();
+            methods.map(move |method| (method.to_uppercase(), path.as_str()))
+        });
+        let for_admins: Vec<String> = operations
+            .filter(|(method, path)| {
+                let method = method.parse().expect("a method");
+                super::guard::needed(&method, Some(path)) == crate::config::snapshot::Role::Admin
+            })
+            .map(|(method, path)| format!("{method} {path}"))
+            .collect();
+        assert_eq!(
+            for_admins,
+            ["POST /api/budgets/{name}/rebuild"],
+            "only an admin may do what guard::needed does not name"
+        );
     }
 }

@@ -227,7 +227,7 @@ fn told<T: Serialize>(answer: Result<T, Refusal>) -> Result<Value, Failure> {
     serde_json::to_value(answer).map_err(|error| anyhow!(error).into())
 }
 
-fn user() -> Option<String> {
+pub(super) fn user() -> Option<String> {
     std::env::var("USER").ok().filter(|user| !user.is_empty() && user.bytes().all(|byte| byte.is_ascii_graphic()))
 }
 

@@ -8,7 +8,14 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::store::keys::{Created, KeyRow, KeyStore, NewKey};
+use super::local_actor;
+use crate::{
+    admin::keyring::{Keyring, Who},
+    store::{
+        audit::Audit,
+        keys::{Created, KeyRow, KeyStore, NewKey},
+    },
+};
 
 /// What to do with virtual keys.
 #[derive(Debug, Subcommand)]
@@ -60,18 +67,21 @@ pub struct CreateKey {
 pub fn run(command: &KeysCommand, data_dir: &Path, pepper: Option<&[u8]>, out: &mut impl Write) -> anyhow::Result<()> {
     let store =
         KeyStore::open(data_dir).with_context(|| format!("cannot open the key store in {}", data_dir.display()))?;
+    let (audit, actor) = (Audit::in_dir(data_dir), local_actor());
+    let keyring = Keyring { store: &store, audit: &audit, pepper };
+    let who = Who { actor: &actor, reason: "" };
     match command {
-        KeysCommand::Create(wanted) => create(&store, wanted, pepper, out),
+        KeysCommand::Create(wanted) => create(keyring, wanted, who, out),
         KeysCommand::List { json: true } => Ok(writeln!(out, "{}", json_list(&store.list()?))?),
         KeysCommand::List { json: false } => table(&store.list()?, out),
         KeysCommand::Revoke { key } => {
-            let revoked = store.revoke(key)?;
+            let revoked = keyring.revoke(key, who)?;
             Ok(writeln!(out, "Revoked key {} ({}).", revoked.name, revoked.id)?)
         }
     }
 }
 
-fn create(store: &KeyStore, wanted: &CreateKey, pepper: Option<&[u8]>, out: &mut impl Write) -> anyhow::Result<()> {
+fn create(keyring: Keyring<'_>, wanted: &CreateKey, who: Who<'_>, out: &mut impl Write) -> anyhow::Result<()> {
     let key = NewKey {
         name: wanted.name.clone(),
         team: wanted.team.clone(),
@@ -82,7 +92,7 @@ fn create(store: &KeyStore, wanted: &CreateKey, pepper: Option<&[u8]>, out: &mut
     if wanted.expires.is_some_and(|expires| expires <= jiff::Timestamp::now()) {
         bail!("--expires lies in the past");
     }
-    let created = store.create(&key, pepper)?;
+    let created = keyring.create(&key, who)?;
     if wanted.json {
         let shown = json!({
             "id": created.id,

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
+pub mod audit;
 pub mod budgets;
 pub mod calls;
 pub mod check;
@@ -103,6 +104,17 @@ enum Command {
         #[command(subcommand)]
         command: calls::CallsCommand,
     },
+    /// Show who changed what, and check that the log of it is whole
+    Audit {
+        /// Configuration that says where the log is; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        /// Directory of the log, instead of the configuration's data_dir
+        #[arg(long, value_name = "DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        #[command(subcommand)]
+        command: audit::AuditCommand,
+    },
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -150,6 +162,7 @@ pub fn main() -> ExitCode {
         Command::Calls { config, data_dir, command } => {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
         }
+        Command::Audit { config, data_dir, command } => read_audit(config.as_deref(), data_dir, &command),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -189,6 +202,26 @@ fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys:
     let data_dir = data_dir.or_else(|| Some(loaded?.snapshot.data_dir)).unwrap_or_else(|| PathBuf::from("data"));
     let pepper = pepper.as_ref().map(|pepper| pepper.expose().as_bytes());
     code_of(keys::run(command, &data_dir, pepper, &mut io::stdout()), UNREACHABLE)
+}
+
+/// The audit log is in the gateway's data_dir, whatever else may be wrong with its configuration.
+fn read_audit(config: Option<&Path>, data_dir: Option<PathBuf>, command: &audit::AuditCommand) -> ExitCode {
+    let data_dir = match (data_dir, crate::config::bootstrap(config)) {
+        (Some(dir), _) => dir,
+        (None, Ok(bootstrap)) => bootstrap.data_dir,
+        (None, Err(ConfigError::NothingConfigured)) => PathBuf::from("data"),
+        (None, Err(error)) => return fail(&error.into(), WRONG),
+    };
+    match audit::run(command, &data_dir, &mut io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ audit::AuditError::Broken(_)) => fail(&error.into(), FAILED),
+        Err(error) => fail(&error.into(), UNREACHABLE),
+    }
+}
+
+/// Who uses this command, for the audit log: the system's word.
+fn local_actor() -> String {
+    budgets::user().map_or_else(|| "command line".to_owned(), |user| format!("{user} (command line)"))
 }
 
 fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
@@ -15,12 +16,17 @@ use super::{
     follow::{self, Follower, Kept},
 };
 use crate::{
+    admin::config::RELOAD,
     config::{
         ConfigError, Loaded, Snapshot,
         watch::{Live, ReloadSummary, WatchHandle, watch},
     },
     process::{Gateway, StartError},
-    store::{keys::KeyStore, ports::StoreError},
+    store::{
+        audit::{Audit, Deed},
+        keys::KeyStore,
+        ports::StoreError,
+    },
     telemetry::{alerts::signals, logging, metrics},
 };
 
@@ -153,10 +159,11 @@ async fn follow_keys(store: Arc<KeyStore>, watching: Arc<WatchHandle>) {
     }
 }
 
-/// What reloads are told to: the log, the metrics, and where the last good pushed configuration is kept.
+/// What reloads are told to: the log, the metrics, the audit log, and where the last good pushed configuration is kept.
 struct Reloads {
     before: std::sync::Mutex<Arc<Snapshot>>,
     kept: Option<Kept>,
+    audit: Audit,
 }
 
 impl Reloads {
@@ -166,7 +173,8 @@ impl Reloads {
         if let Some(kept) = &kept {
             kept.keep(&snapshot);
         }
-        Reloads { before: std::sync::Mutex::new(snapshot), kept }
+        let audit = Audit::in_dir(&snapshot.data_dir);
+        Reloads { before: std::sync::Mutex::new(snapshot), kept, audit }
     }
 
     fn observer(self) -> impl Fn(Result<ReloadSummary, &ConfigError>) + Send + 'static {
@@ -197,6 +205,32 @@ impl Reloads {
         if let Some(kept) = &self.kept {
             kept.keep(now);
         }
+        if now.hash != before.hash || now.pushed != before.pushed {
+            self.write_down(&before, now);
+        }
         *before = now.clone();
+    }
+
+    /// Into the audit log. What serves is live already: a log that cannot be written does not take it back.
+    fn write_down(&self, before: &Snapshot, now: &Snapshot) {
+        let revision = |snapshot: &Snapshot| snapshot.pushed.as_ref().map(|pushed| pushed.revision.number);
+        let described = |snapshot: &Snapshot| json!({"hash": snapshot.hash, "revision": revision(snapshot)});
+        let pushed = now.pushed.as_ref().filter(|_| now.pushed != before.pushed).map(|pushed| &pushed.revision);
+        let actor = pushed.map_or_else(
+            || "file".to_owned(),
+            |revision| format!("{} (pushed revision {})", revision.author, revision.number),
+        );
+        let deed = Deed {
+            actor: &actor,
+            action: RELOAD,
+            subject: "configuration",
+            reason: pushed.map_or("", |revision| &revision.message),
+            before: described(before),
+            after: described(now),
+        };
+        let page = self.audit.open().and_then(|page| page.write(jiff::Timestamp::now(), &deed));
+        if let Err(error) = page {
+            tracing::error!(%error, "a changed configuration is not in the audit log");
+        }
     }
 }

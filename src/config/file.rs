@@ -78,12 +78,40 @@ pub struct Server {
     pub listen: Option<Address>,
     /// The admin listener: metrics, admin API, dashboard. Default: 127.0.0.1:9090.
     pub admin: Option<Address>,
-    /// Required unless `admin` is on loopback.
+    /// Opens the admin listener whole. This or one of `admin_tokens` is required unless `admin` is on loopback.
     pub admin_token: Option<SecretText>,
+    /// Further tokens of the admin listener, each with a name and a role.
+    pub admin_tokens: Vec<AdminToken>,
     /// TLS of the client listener.
     pub tls: Option<Tls>,
     /// Limits of the client listener.
     pub limits: ServerLimits,
+}
+
+/// A token of the admin listener: a name for the audit log, a `secret` or its `hash`, and what it may do.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminToken {
+    /// Whose it is.
+    pub name: Option<String>,
+    /// The token.
+    pub secret: Option<SecretText>,
+    /// Or its hash: `sha256:` and 64 hexadecimal digits.
+    pub hash: Option<String>,
+    /// What it may do.
+    pub role: Option<Role>,
+}
+
+/// What a token of the admin listener may do.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Read, but for prompts and replies.
+    Viewer,
+    /// Read all, create and revoke keys, reclaim and credit budgets.
+    Operator,
+    /// Everything.
+    Admin,
 }
 
 /// Certificate files, relative to the configuration.

@@ -111,8 +111,10 @@ pub struct Server {
     pub listen: SocketAddr,
     /// The admin listener: metrics and administration, never on the client listener.
     pub admin: SocketAddr,
-    /// Required unless `admin` is on loopback.
+    /// Opens the admin listener whole.
     pub admin_token: Option<SecretString>,
+    /// Further tokens of the admin listener. Beyond loopback there is at least one, or `admin_token`.
+    pub admin_tokens: Vec<AdminToken>,
     /// Certificates of the client listener.
     pub tls: Option<Tls>,
     /// Largest request body that is taken, in bytes.
@@ -123,6 +125,40 @@ pub struct Server {
     pub header_timeout: Duration,
     /// How long calls in flight may go on after SIGTERM.
     pub drain: Duration,
+}
+
+/// A token of the admin listener, known by its digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminToken {
+    /// Whose it is: what the audit log names.
+    pub name: Arc<str>,
+    /// SHA-256 of it.
+    pub digest: KeyDigest,
+    /// What it may do.
+    pub role: Role,
+}
+
+/// What a token of the admin listener may do; each role may do what those before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Read, but for prompts and replies.
+    Viewer,
+    /// Read all, create and revoke keys, reclaim and credit budgets.
+    Operator,
+    /// Everything.
+    Admin,
+}
+
+impl Role {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Role::Viewer => "viewer",
+            Role::Operator => "operator",
+            Role::Admin => "admin",
+        }
+    }
 }
 
 /// Certificate files of a listener, read again when they change.

@@ -185,7 +185,7 @@ fn values_of_the_wrong_kind_name_the_mend() {
         ("on_disconnect: {}", &["t.yaml:4:1: on_disconnect: a map stands where one of cancel, drain is due"]),
         (
             "server: { drain: 3 }",
-            &["t.yaml:4:11: server.drain: unknown key; known: admin, admin_token, limits, listen, tls"],
+            &["t.yaml:4:11: server.drain: unknown key; known: admin, admin_token, admin_tokens, limits, listen, tls"],
         ),
         (
             "server: { limits: { drain: 3 } }",
@@ -355,6 +355,46 @@ fn doors_are_not_left_open() {
             &["t.yaml:4:18: server.admin: takes the port of `listen` (127.0.0.1:8080); give it a port of its own"],
         ),
     ]);
+}
+
+#[test]
+fn tokens_of_the_admin_listener_have_names_and_roles() {
+    const HASH: &str = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+    let with_tokens = |tokens: &str| with(&format!("server: {{ admin: 0.0.0.0:9090, admin_tokens: [ {tokens} ] }}"));
+    let text =
+        format!("{{ name: ann, hash: \"{HASH}\", role: viewer }}, {{ name: bob, secret: \"${{SET}}\", role: admin }}");
+    let loaded =
+        parse_str(&with_tokens(&text), "t.yaml", &|name| (name == "SET").then(|| "bobs".to_owned()), Path::new(""))
+            .expect("valid");
+    let tokens = loaded.snapshot.server.admin_tokens;
+    assert_eq!((&*tokens[0].name, tokens[0].role.label()), ("ann", "viewer"));
+    assert_eq!(tokens[0].digest, crate::policy::keys::KeyDigest::of("foo", None));
+    assert_eq!((tokens[1].digest, tokens[1].role.label()), (crate::policy::keys::KeyDigest::of("bobs", None), "admin"));
+
+    for (tokens, said) in [
+        ("{ hash: H, role: admin }", "admin_tokens[0].name: is missing; name its owner"),
+        ("{ name: a, hash: H }", "admin_tokens[0].role: is missing; write viewer, operator or admin"),
+        ("{ name: a, role: admin }", "admin_tokens[0].secret: is missing; write `secret: \"${NAME}\"`, or a `hash`"),
+        ("{ name: a, role: admin, secret: \"\" }", "admin_tokens[0].secret: is empty"),
+        ("{ name: a, role: admin, secret: s, hash: H }", "admin_tokens[0].hash: stands beside `secret`"),
+        ("{ name: a, role: admin, hash: \"sha256:12\" }", "admin_tokens[0].hash: is no `sha256:`"),
+        ("{ name: a, role: admin, hash: \"hmac-H\" }", "admin_tokens[0].hash: is no `sha256:`"),
+        ("{ name: \"a b\", role: admin, hash: H }", "admin_tokens[0].name: the token's name holds a blank"),
+        (
+            "{ name: a, role: admin, hash: H }, { name: a, role: admin, secret: s }",
+            "admin_tokens[1]: has the name of `a` too",
+        ),
+        (
+            "{ name: a, role: admin, hash: H }, { name: b, role: admin, hash: H }",
+            "admin_tokens[1]: has the token of `a` too",
+        ),
+        ("{ name: a, role: root, hash: H }", "admin_tokens[0].role:"),
+    ] {
+        let found = problems(&with_tokens(
+            &tokens.replace("hash: H", &format!("hash: \"{HASH}\"")).replace("-H", &format!("-{HASH}")),
+        ));
+        assert!(found.len() == 1 && found[0].contains(said), "{tokens}: {found:?}");
+    }
 }
 
 #[test]

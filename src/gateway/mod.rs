@@ -8,7 +8,7 @@ pub mod serve;
 pub mod stack;
 pub mod tls;
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -26,6 +26,8 @@ use crate::{
 /// What all parts of a running gateway share.
 #[derive(Debug, Clone)]
 pub struct Shared {
+    /// Where clients call.
+    pub listen: SocketAddr,
     /// The configuration that serves.
     pub live: Arc<Live>,
     /// The purses of this process.

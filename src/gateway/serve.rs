@@ -1,6 +1,6 @@
 //! Sockets: accepts, sniffs HTTP/1 or 2, guards the framing, and lets calls in flight end before the process does.
 
-use std::{convert::Infallible, future::Future, io, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{
@@ -44,6 +44,12 @@ pub trait Handler: Clone + Send + Sync + 'static {
     /// What its answers carry.
     type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
 
+    /// What answers requests of one connection, where it matters who is at its other end.
+    #[must_use]
+    fn of_peer(&self, _peer: Option<SocketAddr>) -> Self {
+        self.clone()
+    }
+
     /// Answers one request. `late`: its connection came after the process began to go down.
     fn handle(&self, request: Request<Incoming>, late: bool) -> impl Future<Output = Response<Self::Body>> + Send;
 }
@@ -86,7 +92,7 @@ pub async fn listen<H: Handler>(
             continue;
         };
         let connection = Connection {
-            handler: handler.clone(),
+            handler: handler.of_peer(stream.peer_addr().ok()),
             limits: limits.clone(),
             late: shutdown.draining.is_cancelled(),
             shutdown: shutdown.clone(),

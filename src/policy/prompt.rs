@@ -224,6 +224,12 @@ impl Template {
         self.used.is_empty()
     }
 
+    /// The parts as they were written, by name: `system`, `developer`, `before_user`, `after_user`.
+    pub fn sources(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let source = |part| Some((part, self.environment.get_template(part).ok()?.source().to_owned()));
+        PART_NAMES.into_iter().filter_map(source)
+    }
+
     /// The variables that a call must give.
     pub fn required(&self) -> impl Iterator<Item = &str> {
         self.used.iter().filter(|(_, expected)| expected.default.is_none()).map(|(name, _)| name.as_str())
@@ -275,6 +281,12 @@ impl Template {
             false => Part::Dynamic,
         });
         Ok(())
+    }
+
+    /// The parts as they were written: name and text.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let given = self.parts.iter().zip(PART_NAMES).filter(|(part, _)| part.is_some());
+        given.map(|(_, name)| (name, self.get(name).source().to_owned()))
     }
 
     /// Renders once with made-up values: the engine notices unknown filters and tests only when it reaches them. Other failures

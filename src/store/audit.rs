@@ -9,8 +9,9 @@
 //! ```
 
 use std::{
+    collections::VecDeque,
     fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -152,13 +153,115 @@ impl Page {
 /// # Errors
 /// The first line that breaks it.
 pub fn verify(text: &str) -> Result<usize, Broken> {
-    let mut prev = GENESIS.to_owned();
-    let mut count = 0;
-    for (index, line) in text.lines().enumerate() {
-        let broken = |why| Broken { line: index + 1, why };
+    let mut chain = Chain::default();
+    for line in text.lines() {
+        chain.follow(line)?;
+    }
+    Ok(chain.lines)
+}
+
+/// A part of a log, and whether the whole of it can be believed.
+#[derive(Debug)]
+pub struct Reading {
+    /// Lines by their numbers (from 1), the latest first.
+    pub lines: Vec<(usize, Value)>,
+    /// Where the next part begins; `None` when there are no earlier lines that were asked for.
+    pub next: Option<usize>,
+    /// How many lines there are, or the first one that breaks the chain. A chain is followed up to there and no further.
+    pub chain: Result<usize, Broken>,
+    /// The hash of the last line that belongs to the chain: copied elsewhere, it shows later whether lines were written anew.
+    pub head: String,
+}
+
+impl Audit {
+    /// At most `count_max` lines before line `before` (all, unless given) that `wanted` takes. Reads all of the log, a line at a
+    /// time. What a crash cut off at its end is left out.
+    ///
+    /// # Errors
+    /// When it cannot be read. One that is not there has no lines.
+    pub fn read(
+        &self,
+        before: Option<usize>,
+        count_max: usize,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Reading, StoreError> {
+        let reading = self.read_lines(before.unwrap_or(usize::MAX), count_max, wanted);
+        reading.map_err(|error| unavailable(&self.path, &error))
+    }
+
+    fn read_lines(&self, before: usize, count_max: usize, wanted: impl Fn(&Value) -> bool) -> io::Result<Reading> {
+        let (mut chain, mut broken, mut kept) = (Chain::default(), None, VecDeque::new());
+        let mut number = 0;
+        for line in lines_of(&self.path)? {
+            let line = line?;
+            number += 1;
+            let value = match broken {
+                // Shown all the same: who looks for what was changed must see it.
+                Some(_) => serde_json::from_str(&line).unwrap_or(Value::String(line)),
+                None => chain.follow(&line).unwrap_or_else(|why| {
+                    broken = Some(why);
+                    serde_json::from_str(&line).unwrap_or(Value::String(line))
+                }),
+            };
+            if number < before && wanted(&value) {
+                kept.push_back((number, value));
+                // One more than wanted says whether there are more.
+                if kept.len() > count_max + 1 {
+                    kept.pop_front();
+                }
+            }
+        }
+        let more = kept.len() > count_max;
+        if more {
+            kept.pop_front();
+        }
+        let next = kept.front().filter(|_| more).map(|(number, _)| *number);
+        let chain_length = broken.map_or(Ok(chain.lines), Err);
+        Ok(Reading { lines: kept.into_iter().rev().collect(), next, chain: chain_length, head: chain.prev })
+    }
+}
+
+/// The complete lines of a log.
+fn lines_of(path: &Path) -> io::Result<impl Iterator<Item = io::Result<String>>> {
+    let file = match File::open(path) {
+        Ok(file) => Some(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let mut reader = file.map(BufReader::new);
+    Ok(std::iter::from_fn(move || {
+        let mut line = Vec::new();
+        match reader.as_mut()?.read_until(b'\n', &mut line) {
+            Ok(_) if line.pop() == Some(b'\n') => Some(Ok(String::from_utf8_lossy(&line).into_owned())),
+            // Being written, or cut by a crash: never acknowledged.
+            Ok(_) => None,
+            Err(error) => {
+                reader = None;
+                Some(Err(error))
+            }
+        }
+    }))
+}
+
+/// A chain as far as it was followed.
+struct Chain {
+    lines: usize,
+    prev: String,
+}
+
+impl Default for Chain {
+    fn default() -> Chain {
+        Chain { lines: 0, prev: GENESIS.to_owned() }
+    }
+}
+
+impl Chain {
+    /// Takes the next line; gives back what it says, its hashes included.
+    fn follow(&mut self, line: &str) -> Result<Value, Broken> {
+        let broken = |why| Broken { line: self.lines + 1, why };
         let mut value: Value = serde_json::from_str(line).map_err(|_| broken("cannot be read"))?;
         let fields = value.as_object_mut().ok_or(broken("cannot be read"))?;
-        if fields.get("prev").and_then(Value::as_str) != Some(&prev) {
+        if fields.get("prev").and_then(Value::as_str) != Some(&self.prev) {
             return Err(broken("does not follow the one before"));
         }
         let hash = fields.shift_remove("hash");
@@ -166,10 +269,11 @@ pub fn verify(text: &str) -> Result<usize, Broken> {
         if digest(&value.to_string()) != hash {
             return Err(broken("was changed"));
         }
-        hash.clone_into(&mut prev);
-        count += 1;
+        hash.clone_into(&mut self.prev);
+        self.lines += 1;
+        value["hash"] = Value::from(hash);
+        Ok(value)
     }
-    Ok(count)
 }
 
 fn last_line(lines: &[u8]) -> &[u8] {
@@ -234,6 +338,30 @@ mod tests {
         let text = std::fs::read_to_string(audit.path()).unwrap();
         assert_eq!(verify(&text), Ok(3));
         assert!(text.contains(r#""subject":"d""#) && !text.contains(r#""subject":"c""#));
+    }
+
+    #[test]
+    fn the_latest_lines_are_read_first_and_a_broken_chain_is_named() {
+        let (_dir, audit) = three();
+        let subjects = |reading: &Reading| -> Vec<String> {
+            reading.lines.iter().map(|(_, line)| line["subject"].as_str().unwrap_or_default().to_owned()).collect()
+        };
+        let first = audit.read(None, 2, |_| true).unwrap();
+        assert_eq!((subjects(&first), first.next, &first.chain), (vec!["c".into(), "b".into()], Some(2), &Ok(3)));
+        assert_eq!(first.lines[0].1["hash"], first.head.as_str());
+        let second = audit.read(first.next, 2, |_| true).unwrap();
+        assert_eq!((subjects(&second), second.next), (vec!["a".to_owned()], None));
+        let only_b = audit.read(None, 1, |line| line["subject"] == "b").unwrap();
+        assert_eq!((subjects(&only_b), only_b.next), (vec!["b".to_owned()], None));
+
+        let text = std::fs::read_to_string(audit.path()).unwrap();
+        std::fs::write(audit.path(), text.replacen("\"subject\":\"b\"", "\"subject\":\"x\"", 1) + "{half").unwrap();
+        let broken = audit.read(None, 9, |_| true).unwrap();
+        assert_eq!(broken.chain, Err(Broken { line: 2, why: "was changed" }));
+        assert_eq!(subjects(&broken), ["c", "x", "a"], "what is there is shown all the same");
+
+        let nothing = Audit::in_dir(Path::new("/nowhere/at/all")).read(None, 9, |_| true).unwrap();
+        assert_eq!((nothing.lines.len(), nothing.chain), (0, Ok(0)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! A file a subject; `support` holds the language they are written in. Port 0 everywhere, no network, no order.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop where it is")]
 
+mod admin_api;
 mod alerts;
 mod auth;
 mod budgets;

@@ -27,9 +27,10 @@ use super::{
 };
 use crate::{config, telemetry::logging};
 
-/// A key of `config/demo.yaml`, and another team's.
+/// A key of `config/demo.yaml`, and those of other teams.
 const HELPDESK_KEY: &str = "tg-demo-helpdesk";
 const SHOP_KEY: &str = "tg-demo-shop";
+const REPORTS_KEY: &str = "tg-demo-reports";
 /// How often the status line is written anew.
 const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -116,7 +117,7 @@ fn introduction(workspace: &Workspace, listen: SocketAddr, admin: SocketAddr) ->
     let what = match backend {
         Backend::Simulated => {
             "Tollgate is running. A simulated provider answers, so you need no key and nothing costs money.\n\
-             Six pretend users send about one call a second; one of them, greta, soon runs out of her budget.\n"
+             Eight pretend users send about three calls a second; one of them, greta, soon runs out of her budget.\n"
         }
         Backend::OpenAi => {
             "Tollgate is running. OPENAI_API_KEY is set, so your calls go to OpenAI and cost what OpenAI charges.\n\
@@ -130,6 +131,7 @@ fn introduction(workspace: &Workspace, listen: SocketAddr, admin: SocketAddr) ->
     };
     format!(
         "{what}{moved}\n  \
+           Dashboard      http://{admin}/\n  \
            Calls          http://{listen}/v1   (the OpenAI API; the key is {HELPDESK_KEY})\n  \
            Metrics        http://{admin}/metrics\n  \
            Budgets        http://{admin}/api/budgets\n  \

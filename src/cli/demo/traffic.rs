@@ -1,33 +1,35 @@
-//! A little live traffic: pretend users who ask about one question a second, until the demonstration is stopped.
+//! A little live traffic: pretend users who ask about three questions a second, until the demonstration is stopped.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, time::interval};
 
 use super::{
-    HELPDESK_KEY, SHOP_KEY,
+    HELPDESK_KEY, REPORTS_KEY, SHOP_KEY,
     client::{Ask, Client},
 };
 
 /// A call begins this often.
-const PACE: Duration = Duration::from_millis(900);
+const PACE: Duration = Duration::from_millis(350);
 /// Calls under way at the same time; while there are as many, none begins.
-const UNDER_WAY_MAX: usize = 4;
+const UNDER_WAY_MAX: usize = 8;
 /// After this many (five hours) it is quiet, so that a forgotten demonstration does not run on.
-const CALLS_MAX: usize = 20_000;
+const CALLS_MAX: usize = 50_000;
 /// Every so many calls the provider fails.
 const FAILS_EVERY: usize = 23;
 
 /// Who asks, with which key, which model, streamed or not. Greta asks most, and has a budget of her own, soon spent.
-const USERS: [(&str, &str, &str, bool); 8] = [
+const USERS: [(&str, &str, &str, bool); 10] = [
     ("ada", HELPDESK_KEY, "support", true),
     ("greta", SHOP_KEY, "support", false),
     ("bob", HELPDESK_KEY, "support", false),
     ("cleo", SHOP_KEY, "cheap", false),
     ("greta", SHOP_KEY, "support", false),
     ("dan", HELPDESK_KEY, "support", true),
+    ("nightly", REPORTS_KEY, "cheap", false),
     ("greta", SHOP_KEY, "support", false),
     ("ivy", SHOP_KEY, "support", true),
+    ("finn", HELPDESK_KEY, "cheap", true),
 ];
 
 const QUESTIONS: [&str; 7] = [
@@ -75,7 +77,7 @@ mod tests {
 
     #[test]
     fn each_user_asks_different_questions() {
-        let of_ada: Vec<Ask> = (0..56).map(ask).filter(|ask| ask.user == "ada").collect();
+        let of_ada: Vec<Ask> = (0..70).map(ask).filter(|ask| ask.user == "ada").collect();
         assert_eq!(of_ada.len(), 7);
         let questions: std::collections::BTreeSet<&String> = of_ada.iter().map(|ask| &ask.question).collect();
         assert_eq!(questions.len(), QUESTIONS.len());

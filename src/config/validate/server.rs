@@ -2,11 +2,14 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::Check;
-use crate::config::{
-    file::{self, File},
-    snapshot::{Auth, Server, Tls},
-    tree::Path,
+use super::{Check, shown};
+use crate::{
+    config::{
+        file::{self, File},
+        snapshot::{AdminToken, Auth, Role, Server, Tls},
+        tree::Path,
+    },
+    policy::keys::KeyDigest,
 };
 
 impl Check<'_, '_, '_> {
@@ -25,7 +28,8 @@ impl Check<'_, '_, '_> {
             self.problem(&Path::default().key("auth"), message);
         }
         let admin_token = typed.admin_token.as_ref().and_then(|token| self.secret(&at.key("admin_token"), token));
-        if typed.admin_token.is_none() && !admin.ip().is_loopback() {
+        let admin_tokens = self.admin_tokens(&at.key("admin_tokens"), &typed.admin_tokens);
+        if typed.admin_token.is_none() && typed.admin_tokens.is_empty() && !admin.ip().is_loopback() {
             let mend = format!(
                 "`admin` listens on {admin}, beyond loopback; write `admin_token: \"${{TOLLGATE_ADMIN_TOKEN}}\"`"
             );
@@ -38,6 +42,7 @@ impl Check<'_, '_, '_> {
             listen,
             admin,
             admin_token,
+            admin_tokens,
             tls: match tls {
                 Some(tls) => Some(tls?),
                 None => None,
@@ -51,6 +56,57 @@ impl Check<'_, '_, '_> {
             ),
             drain: limits.drain.map_or(Duration::from_secs(30), |drain| drain.0),
         })
+    }
+
+    fn admin_tokens(&mut self, section: &Path, typed: &[file::AdminToken]) -> Vec<AdminToken> {
+        let mut tokens: Vec<AdminToken> = Vec::with_capacity(typed.len());
+        for (i, typed) in typed.iter().enumerate() {
+            let at = section.index(i);
+            let name = self.required(&at, "name", typed.name.as_deref(), "name its owner: the audit log shows it");
+            let role = self.required(&at, "role", typed.role, "write viewer, operator or admin");
+            let digest = self.token_digest(&at, typed);
+            let (Some(name), Some(role), Some(digest)) = (name, role, digest) else { continue };
+            if !self.name(&at.key("name"), "token", name) {
+                continue;
+            }
+            if let Some(other) = tokens.iter().find(|other| *other.name == *name || other.digest == digest) {
+                let what = if *other.name == *name { "name" } else { "token" };
+                self.problem(&at, format!("has the {what} of `{}` too; each token has one name", shown(&other.name)));
+                continue;
+            }
+            let role = match role {
+                file::Role::Viewer => Role::Viewer,
+                file::Role::Operator => Role::Operator,
+                file::Role::Admin => Role::Admin,
+            };
+            tokens.push(AdminToken { name: name.into(), digest, role });
+        }
+        tokens
+    }
+
+    fn token_digest(&mut self, at: &Path, typed: &file::AdminToken) -> Option<KeyDigest> {
+        match (&typed.secret, &typed.hash) {
+            (Some(_), Some(_)) => {
+                self.problem(&at.key("hash"), "stands beside `secret`; keep one of them");
+                None
+            }
+            (Some(secret), None) => {
+                self.secret(&at.key("secret"), secret).map(|secret| KeyDigest::of(secret.expose(), None))
+            }
+            (None, Some(hash)) => match KeyDigest::parse(hash.trim()) {
+                Ok(digest) if !digest.is_peppered() => Some(digest),
+                _ => {
+                    self.problem(&at.key("hash"), "is no `sha256:` with 64 hexadecimal digits after it");
+                    None
+                }
+            },
+            (None, None) => {
+                if !self.document.has_struck(&at.key("hash")) {
+                    self.required(at, "secret", None::<()>, "write `secret: \"${NAME}\"`, or a `hash`");
+                }
+                None
+            }
+        }
     }
 
     fn tls(&mut self, at: &Path, typed: &file::Tls) -> Option<Tls> {

@@ -1,0 +1,63 @@
+//! The dashboard: pages at `/` of the admin listener, made here and embedded in the binary.
+//!
+//! One file a page. Each gathers its facts into plain data, which a template of the same name shows; [`figures`] says how a number
+//! looks and [`language`] in which words. Pages read: what changes something goes to the API. They ask the call log only for sums
+//! and pages of rows, so they are as quick with a million calls as with none.
+
+mod assets;
+mod audit;
+mod budgets;
+mod calls;
+mod configuration;
+mod diff;
+mod experiments;
+mod figures;
+mod language;
+mod models;
+mod overview;
+mod playground;
+mod prompts;
+mod sums;
+mod templates;
+mod visit;
+mod waterfall;
+
+use axum::{
+    Router, middleware,
+    response::Response,
+    routing::{get, post},
+};
+use http::{HeaderValue, header};
+
+use super::Admin;
+
+/// Nothing comes from elsewhere, nothing stands in the page itself, and no other page shows it in a frame.
+const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'",
+);
+
+/// All pages.
+pub(super) fn router() -> Router<Admin> {
+    Router::new()
+        .route("/", get(overview::show))
+        .route("/calls", get(calls::list))
+        .route("/calls/{id}", get(calls::show))
+        .route("/budgets", get(budgets::show))
+        .route("/models", get(models::show))
+        .route("/prompts", get(prompts::show))
+        .route("/experiments", get(experiments::show))
+        .route("/playground", get(playground::show))
+        .route("/playground/send", post(playground::send))
+        .route("/configuration", get(configuration::show))
+        .route("/audit", get(audit::show))
+        .route("/assets/{*file}", get(assets::serve))
+        .layer(middleware::map_response(confine))
+}
+
+async fn confine(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY);
+    headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
+    response
+}

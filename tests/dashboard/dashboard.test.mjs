@@ -1,0 +1,261 @@
+// The dashboard in a real browser: each page, in both languages, light and dark; what it may not do; what people can do with it.
+
+import assert from 'node:assert/strict';
+import { mkdirSync, readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { ROOT, openPage, startBrowser, startDemo, startServe } from './demo.mjs';
+
+const SCREENSHOTS = join(ROOT, 'target/screenshots');
+const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+const FULL_AFTER_MS = 30_000;
+const PAGES = {
+  overview: { path: '/', en: 'Overview', de: 'Übersicht' },
+  calls: { path: '/calls', en: 'Calls', de: 'Aufrufe' },
+  call: { path: null, en: 'Call', de: 'Aufruf' },
+  budgets: { path: '/budgets', en: 'Budgets', de: 'Budgets' },
+  experiments: { path: '/experiments', en: 'Experiments', de: 'Experimente' },
+  models: { path: '/models', en: 'Models', de: 'Modelle' },
+  prompts: { path: '/prompts', en: 'Prompts', de: 'Prompts' },
+  configuration: { path: '/configuration', en: 'Configuration', de: 'Konfiguration' },
+  audit: { path: '/audit', en: 'Audit', de: 'Audit' },
+  playground: { path: '/playground', en: 'Playground', de: 'Labor' },
+};
+
+let demo;
+let browser;
+let call;
+
+before(async () => {
+  mkdirSync(SCREENSHOTS, { recursive: true });
+  [demo, browser] = [await startDemo(), await startBrowser()];
+  const page = await openPage(browser, demo);
+  // What the demonstration promises: something of everything within half a minute.
+  const full = Date.now() + FULL_AFTER_MS;
+  const shows = async (path, selector) => {
+    while (Date.now() < full) {
+      await page.look(path);
+      if (await page.locator(selector).count()) return;
+      await page.waitForTimeout(500);
+    }
+    assert.fail(`${path} shows no ${selector} within ${FULL_AFTER_MS} ms`);
+  };
+  await shows('/calls?errors=on', '#calls tbody tr');
+  await shows('/calls?outcome=refused', '#calls tbody tr');
+  await shows('/calls?variant=tone%3Dwarm', '#calls tbody tr');
+  await shows('/?by=team', '#by tbody tr:nth-child(3)');
+  await shows('/budgets', '[id^=rows] tbody tr');
+  await shows('/calls?model=support&outcome=ok', '#calls tbody tr');
+  // An entry for the audit log.
+  const credit = { amount_nanousd: 1000, reason: 'a goodwill gesture' };
+  const credited = await page.request.post(new URL('/api/budgets/trial/credit', demo.url).href, { data: credit, headers: { 'idempotency-key': 'test' } });
+  assert.equal(credited.status(), 200, await credited.text());
+  call = await page.locator('#calls tbody a.mono').first().getAttribute('href');
+  await page.context().close();
+});
+
+after(async () => {
+  await browser?.close();
+  await demo?.stop();
+});
+
+for (const language of ['en', 'de']) {
+  for (const theme of ['light', 'dark']) {
+    test(`each page is whole in ${language}, ${theme}`, async () => {
+      const page = await openPage(browser, demo, { theme, language });
+      for (const [name, { path, ...titles }] of Object.entries(PAGES)) {
+        const response = await page.look(path ?? call);
+        assert.equal(response.status(), 200, name);
+        assert.equal((await page.locator('h1').textContent()).trim(), titles[language], name);
+        assert.equal(await page.locator('html').getAttribute('lang'), language);
+        assert.equal(await page.locator('html').getAttribute('data-theme'), theme);
+        if (name === 'overview') await page.waitForSelector('.chart canvas');
+        const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+        assert.ok(wide <= 0, `${name} is ${wide} pixels too wide`);
+        await page.screenshot({ path: join(SCREENSHOTS, `${name}-${theme}-${language}.png`), fullPage: true });
+        assert.deepEqual(page.wrongs, [], name);
+      }
+      await page.context().close();
+    });
+
+    test(`nobody is kept out of a page in ${language}, ${theme}`, async () => {
+      const page = await openPage(browser, demo, { theme, language });
+      for (const [name, { path }] of Object.entries(PAGES)) {
+        await page.look(path ?? call);
+        // Through the debugger, which no content security policy holds back.
+        await page.evaluate(AXE);
+        const { violations, passes } = await page.evaluate(() => globalThis.axe.run());
+        assert.ok(passes.length > 10, `${name} was looked at`);
+        const serious = violations.filter(({ impact }) => impact === 'serious' || impact === 'critical');
+        const told = serious.map(({ id, help, nodes }) => `${id}: ${help}\n  ${nodes.map((node) => node.html.slice(0, 200)).join('\n  ')}`);
+        assert.deepEqual(told, [], name);
+      }
+      await page.context().close();
+    });
+  }
+}
+
+test('a page is confined to its own origin and never framed', async () => {
+  const page = await openPage(browser, demo);
+  for (const { path } of Object.values(PAGES)) {
+    const headers = (await page.look(path ?? call)).headers();
+    assert.match(headers['content-security-policy'], /default-src 'self'/);
+    assert.match(headers['content-security-policy'], /frame-ancestors 'none'/);
+    assert.equal(headers['x-content-type-options'], 'nosniff');
+    const inline = await page.locator('script:not([src]), style, [style]:not(.chart *), [onclick]').count();
+    assert.equal(inline, 0, `${path} has something inline`);
+  }
+  await page.context().close();
+});
+
+test('everything is reached with the keyboard', async () => {
+  const page = await openPage(browser, demo);
+  await page.look('/');
+  const focused = () => page.evaluate(() => document.activeElement.textContent.trim() || document.activeElement.id);
+  await page.keyboard.press('Tab');
+  assert.equal(await focused(), 'Skip to the content');
+  await page.keyboard.press('Enter');
+  assert.equal(await page.evaluate(() => document.activeElement.id), 'main');
+  const seen = [];
+  await page.look('/');
+  for (let presses = 0; presses < 50; presses += 1) {
+    await page.keyboard.press('Tab');
+    seen.push(await focused());
+    const outlined = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle !== 'none' || document.activeElement === document.body);
+    assert.ok(outlined, `no focus ring on ${seen.at(-1)}`);
+  }
+  for (const name of ['Calls', 'Budgets', 'Playground', 'Deutsch', 'Live', '24 hours', 'Team', 'The figures behind the charts']) {
+    assert.ok(seen.includes(name), `${name} is not reached: ${seen.join(', ')}`);
+  }
+  await page.context().close();
+});
+
+test('language and theme are chosen and kept', async () => {
+  const page = await openPage(browser, demo);
+  await page.look('/calls');
+  await page.click('text=Deutsch');
+  assert.equal(await page.locator('h1').textContent(), 'Aufrufe');
+  await page.click('nav >> text=Budgets');
+  assert.equal(await page.locator('html').getAttribute('lang'), 'de');
+  await page.selectOption('#theme', 'dark');
+  await page.click('nav >> text=Modelle');
+  assert.equal(await page.locator('html').getAttribute('data-theme'), 'dark');
+  await page.context().close();
+});
+
+test('figures are live until they are held', async () => {
+  const page = await openPage(browser, demo);
+  await page.look('/calls');
+  const first = () => page.locator('#calls tbody a.mono').first().getAttribute('href');
+  const then = await first();
+  await page.waitForFunction((href) => document.querySelector('#calls tbody a.mono').getAttribute('href') !== href, then);
+  await page.click('#live');
+  assert.equal(await page.locator('#live').getAttribute('aria-pressed'), 'false');
+  let asked = 0;
+  page.on('request', () => { asked += 1; });
+  await page.waitForTimeout(4000);
+  assert.equal(asked, 0, 'a page that is held asks nothing');
+  assert.deepEqual(page.wrongs, []);
+  await page.context().close();
+});
+
+test('calls are filtered, turned over, and found by their id', async () => {
+  const page = await openPage(browser, demo);
+  await page.look('/calls');
+  await page.selectOption('#f-model', 'cheap');
+  await page.click('text=Apply');
+  const models = await page.locator('#calls tbody tr td:nth-child(4)').allTextContents();
+  assert.ok(models.length && models.every((model) => model.startsWith('cheap')), models.join());
+  await page.look('/calls');
+  const ids = () => page.locator('#calls tbody a.mono').evaluateAll((links) => links.map((link) => link.title));
+  // Held, so that what is read is what the link leads on from.
+  await page.click('#live');
+  const newest = await ids();
+  await page.look(`/calls?after=${newest.at(-1)}`);
+  const older = await ids();
+  assert.ok(older.length > 0 && older[0] < newest.at(-1), 'the next page is older');
+  await page.look('/calls');
+  await page.click('text=Older');
+  assert.match(page.url(), /after=/);
+  await page.fill('#id', newest[0]);
+  await page.click('text=Apply');
+  assert.equal(new URL(page.url()).pathname, `/calls/${newest[0]}`);
+  await page.look('/calls?id=nonsense');
+  assert.equal(await page.locator('text=That is no call').count(), 1);
+  assert.equal((await page.goto(new URL('/calls/nonsense', demo.url).href)).status(), 404);
+  await page.context().close();
+});
+
+test('a call is drawn as it went', async () => {
+  const page = await openPage(browser, demo);
+  await page.look('/calls?model=support&outcome=ok&user=ada');
+  await page.locator('#calls tbody a.mono').first().click();
+  const steps = await page.locator('.steps tbody th').allTextContents();
+  assert.ok(steps.some((step) => step.includes('Attempt') && step.includes('sim/large')), steps.join());
+  assert.ok(await page.locator('.waterfall .stream').count() >= 1);
+  assert.equal(await page.locator('.waterfall .moment').count(), 1, 'ada streams: a first token is marked');
+  await page.context().close();
+});
+
+test('a prompt is played through the gateway, streamed and billed', async () => {
+  const page = await openPage(browser, demo);
+  await page.look('/playground?model=support');
+  await page.fill('#key', 'tg-demo-helpdesk');
+  await page.fill('#user', 'bob');
+  await page.click('#send');
+  await page.waitForFunction(() => document.getElementById('state').textContent === 'done');
+  assert.ok((await page.locator('#reply').textContent()).length > 20);
+  await page.waitForFunction(() => document.querySelector('[data-fact=cost]').textContent.startsWith('$'));
+  assert.ok(Number(await page.locator('[data-fact=output]').textContent()) > 0);
+  assert.match(await page.locator('#headers').textContent(), /tone=warm/);
+  await page.screenshot({ path: join(SCREENSHOTS, 'played-light-en.png'), fullPage: true });
+  await page.locator('#headers a').click();
+  assert.equal(await page.locator('h1').textContent(), 'Call');
+  assert.deepEqual(page.wrongs, []);
+
+  await page.look('/playground');
+  await page.fill('#key', 'tg-wrong');
+  await page.keyboard.press('Control+Enter');
+  await page.waitForFunction(() => document.getElementById('state').textContent.startsWith('401'));
+  await page.context().close();
+});
+
+test('what operators did is in the audit log, whose chain is whole', async () => {
+  const page = await openPage(browser, demo);
+  await page.look('/audit');
+  assert.match(await page.locator('tbody').textContent(), /budgets\.credit.*a goodwill gesture/s);
+  assert.match(await page.locator('.banner.calm').textContent(), /chain is whole. Lines: 1/);
+  await page.context().close();
+});
+
+test('without a call log pages say how to turn it on', async () => {
+  const silent = await startServe(`records: none
+server: { listen: "127.0.0.1:0", admin: "127.0.0.1:0" }
+auth: none
+providers: { sim: { kind: simulated } }
+`);
+  const page = await openPage(browser, silent);
+  for (const [name, path] of [['overview', '/'], ['calls', '/calls']]) {
+    assert.equal((await page.look(path)).status(), 200);
+    assert.equal(await page.locator('pre').textContent(), 'records: sqlite');
+    await page.screenshot({ path: join(SCREENSHOTS, `${name}-without-log.png`) });
+  }
+  for (const path of ['/budgets', '/models', '/prompts', '/experiments', '/audit']) {
+    await page.look(path);
+    assert.equal(await page.locator('.empty').count(), 1, `${path} says what to do`);
+    await page.screenshot({ path: join(SCREENSHOTS, `${path.slice(1)}-empty.png`) });
+  }
+  assert.deepEqual(page.wrongs, []);
+  await page.context().close();
+  await silent.stop();
+});
+
+test('without scripts the figures are there as tables', async () => {
+  const context = await browser.newContext({ javaScriptEnabled: false });
+  const page = await context.newPage();
+  await page.goto(demo.url);
+  assert.ok(await page.locator('#points tbody tr').count() > 1);
+  assert.ok(await page.locator('#by tbody tr').count() > 1);
+  await context.close();
+});
