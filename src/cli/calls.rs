@@ -149,6 +149,8 @@ pub struct Place {
 pub enum CallsError {
     /// No call has that id.
     Unknown(String),
+    /// The configuration keeps no calls.
+    NoLog,
     /// The log cannot be used, or the output not written.
     Failed(anyhow::Error),
 }
@@ -205,19 +207,19 @@ pub async fn run(command: CallsCommand, place: &Place, out: &mut (impl Write + S
     }
 }
 
-fn open(place: &Place) -> anyhow::Result<Box<dyn CallLog>> {
+fn open(place: &Place) -> Result<Box<dyn CallLog>, CallsError> {
     match &place.records {
         Records::Sqlite => Ok(Box::new(Sqlite::read(&place.data_dir)?)),
         Records::Postgres(url) => Ok(Box::new(Postgres::read(url.expose())?)),
-        Records::None => anyhow::bail!("the configuration keeps no calls: `records: none`"),
+        Records::None => Err(CallsError::NoLog),
     }
 }
 
-async fn migrate(place: &Place, version: i64) -> anyhow::Result<i64> {
+async fn migrate(place: &Place, version: i64) -> Result<i64, CallsError> {
     match &place.records {
         Records::Sqlite => Ok(Sqlite::migrate(&place.data_dir, version)?),
         Records::Postgres(url) => Ok(Postgres::migrate(url.expose(), version).await?),
-        Records::None => anyhow::bail!("the configuration keeps no calls: `records: none`"),
+        Records::None => Err(CallsError::NoLog),
     }
 }
 

@@ -251,6 +251,10 @@ fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: call
     match runtime.block_on(calls::run(command, &place, &mut io::stdout())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(calls::CallsError::Unknown(id)) => fail(&anyhow::anyhow!("no call in the log has the id {id}"), FAILED),
+        Err(calls::CallsError::NoLog) => {
+            let mend = "the configuration keeps no calls (`records: none`): write `records: sqlite`, or say with --data-dir where a log is";
+            fail(&anyhow::anyhow!(mend), WRONG)
+        }
         Err(calls::CallsError::Failed(error)) => fail(&error, UNREACHABLE),
     }
 }

@@ -236,7 +236,8 @@ async fn the_command_says_what_is_wrong() {
     let upstream = Upstream::run().await;
     let gateway = Gateway::before(&upstream).top("records", "none").run().await;
     let code = |arguments: &[&str]| output(&gateway, arguments).status.code();
-    assert_eq!(code(&["tail"]), Some(3), "no log is kept");
+    assert_eq!(code(&["tail"]), Some(2), "the configuration keeps none");
+    assert_eq!(code(&["migrate", "--to", "0"]), Some(2));
     assert_eq!(code(&["tail", "--data-dir", "/nonexistent"]), Some(3));
     assert_eq!(code(&["tail", "--since", "yesterday"]), Some(2));
     assert_eq!(code(&["tail", "--outcome", "fine"]), Some(2));

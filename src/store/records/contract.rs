@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     ports::{Bodies, Body, CallLog, Dimension, Entry, Filter, Series, UsageQuery},
-    rollup::{HOUR_MS, MINUTE_MS},
+    rollup::{DAY_MS, HOUR_MS, MINUTE_MS},
 };
 use crate::record::{Assigned, AttemptRow, CallRow, Outcome, UsageSource};
 
@@ -177,8 +177,6 @@ async fn pages_lead_through_all_calls(log: &dyn CallLog) {
     clear(log).await;
 }
 
-const DAY_MS: u64 = 24 * HOUR_MS;
-
 async fn filters_mean_what_they_say(log: &dyn CallLog) {
     let ours = row(BEGIN_MS, 1);
     let theirs = CallRow {
@@ -212,6 +210,10 @@ async fn filters_mean_what_they_say(log: &dyn CallLog) {
         (Filter { variant: pair("tone", "control"), ..nothing() }, &[]),
         (Filter { tag: pair("ümlaut \"q\"", "ein Wert"), ..nothing() }, we),
         (Filter { tag: pair("app", "' OR 1=1"), ..nothing() }, &[]),
+        (Filter { tag: pair("q\"", "ein Wert"), ..nothing() }, &[]),
+        (Filter { errors: true, user: text("alice"), ..nothing() }, &[]),
+        (Filter { session: text("s-1"), outcome: Some(Outcome::Ok), ..nothing() }, we),
+        (Filter { variant: pair("tone", "warm"), tag: pair("app", "web"), key: text("web"), ..nothing() }, we),
         (Filter { key: text("web"), model: text("other"), ..nothing() }, &[]),
         (Filter { model: text("%"), ..nothing() }, &[]),
     ] {
@@ -235,7 +237,8 @@ async fn sums_are_those_of_the_calls(log: &dyn CallLog) {
             cost_nanousd: n * 1000,
             duration_us: (n + 1) * 1000,
             user: Arc::from(format!("user-{}", n % 7)),
-            ..row(BEGIN_MS + n * 40 * 1000, n)
+            // Over two days and two hours.
+            ..row(BEGIN_MS + n * 300 * 1000, n)
         })
         .collect();
     // In several batches, some of them twice.
@@ -259,6 +262,10 @@ async fn sums_are_those_of_the_calls(log: &dyn CallLog) {
         failed(hours(0, 7)),
         warm(team(hours(0, 7))),
         warm(hours(2, 3)),
+        failed(Filter::default()),
+        team(hours(3, 49)),
+        failed(hours(24, 50)),
+        hours(5, 49),
     ] {
         for by in [
             None,
@@ -268,7 +275,8 @@ async fn sums_are_those_of_the_calls(log: &dyn CallLog) {
             Some(Dimension::Variant),
             Some(Dimension::User),
         ] {
-            for bucket in [None, Some(Duration::from_secs(3600)), Some(Duration::from_secs(60))] {
+            for bucket in [None, Some(86_400), Some(3600), Some(60)] {
+                let bucket = bucket.map(Duration::from_secs);
                 let query = UsageQuery { filter: filter.clone(), by, top: 0, bucket };
                 let found = log.usage(query.clone()).await.unwrap();
                 assert_eq!(found, expected(&rows, &query), "{query:?}");
@@ -406,6 +414,18 @@ pub(super) async fn times_of_a_full_log(log: &dyn CallLog, count: u64) -> Vec<(&
             "page: of a variant that nobody has",
             Filter { variant: Some(("tone".to_owned(), "z".to_owned())), ..Filter::default() },
         ),
+        (
+            "page: of a tag that nobody has",
+            Filter { tag: Some(("app".to_owned(), "none".to_owned())), ..Filter::default() },
+        ),
+        (
+            "page: of a model that a provider does not have",
+            Filter { model: text("model-1"), provider: text("nobody"), ..Filter::default() },
+        ),
+        (
+            "page: calls of a key that nobody refused",
+            Filter { outcome: Some(Outcome::Internal), key: text("key-7"), ..Filter::default() },
+        ),
     ];
     for (what, filter) in pages {
         let began = Instant::now();
@@ -415,6 +435,14 @@ pub(super) async fn times_of_a_full_log(log: &dyn CallLog, count: u64) -> Vec<(&
     let (hour, day) = (Some(Duration::from_secs(3600)), Some(Duration::from_secs(86_400)));
     let minute = Some(Duration::from_secs(60));
     let crossed = Filter { team: text("team-3"), ..last(DAYS * DAY_MS) };
+    let ok = Filter { outcome: Some(Outcome::Ok), ..Filter::default() };
+    // No whole number of days.
+    let failed = Filter {
+        errors: true,
+        since_ms: Some(BEGIN_MS + 3 * HOUR_MS),
+        until_ms: Some(end - HOUR_MS),
+        ..Filter::default()
+    };
     let of_user = Filter { user: text("user-9"), ..Filter::default() };
     let queries = [
         ("usage: last hour by minute", last(HOUR_MS), None, minute),
@@ -422,7 +450,7 @@ pub(super) async fn times_of_a_full_log(log: &dyn CallLog, count: u64) -> Vec<(&
         ("usage: last day by hour and model", last(DAY_MS), Some(Dimension::Model), hour),
         ("usage: all by day and key", last(DAYS * DAY_MS), Some(Dimension::Key), day),
         ("usage: all by hour and team", last(DAYS * DAY_MS), Some(Dimension::Team), hour),
-        ("usage: all of a team by model", crossed, Some(Dimension::Model), day),
+        ("usage: all of a team by model", crossed.clone(), Some(Dimension::Model), day),
         (
             "usage: all failures by provider",
             Filter { errors: true, ..Filter::default() },
@@ -431,6 +459,10 @@ pub(super) async fn times_of_a_full_log(log: &dyn CallLog, count: u64) -> Vec<(&
         ),
         ("usage: all of a user", of_user, None, day),
         ("usage: last day by user", last(DAY_MS), Some(Dimension::User), None),
+        ("usage: all by user", Filter::default(), Some(Dimension::User), None),
+        ("usage: of a team by hour and model", crossed, Some(Dimension::Model), hour),
+        ("usage: all that was ok by day and key", ok, Some(Dimension::Key), day),
+        ("usage: nearly all failures by outcome", failed, Some(Dimension::Outcome), None),
     ];
     for (what, filter, by, bucket) in queries {
         let began = Instant::now();

@@ -17,8 +17,11 @@ pub(super) enum Dialect {
 pub(super) enum Table {
     /// Calls.
     Calls,
-    /// Sums of combinations.
-    Cube,
+    /// Sums of combinations over so long.
+    Cube {
+        /// An hour or a day, in milliseconds.
+        width_ms: u64,
+    },
 }
 
 /// A parameter of a query.
@@ -44,8 +47,11 @@ impl Conditions {
         let mut all = Conditions { dialect, sql: Vec::new(), values: Vec::new() };
         let time = match table {
             Table::Calls => "received_ms",
-            Table::Cube => "bucket_ms",
+            Table::Cube { .. } => "bucket_ms",
         };
+        if let Table::Cube { width_ms } = table {
+            all.add(Some(integer(width_ms)), |p| format!("width_ms = {p}"));
+        }
         all.add(filter.since_ms.map(integer), |p| format!("{time} >= {p}"));
         all.add(filter.until_ms.map(integer), |p| format!("{time} < {p}"));
         for (column, value) in [
@@ -107,7 +113,7 @@ impl Conditions {
     }
 
     fn variant(&mut self, experiment: &str, variant: &str, table: Table) {
-        if table == Table::Cube {
+        if table != Table::Calls {
             // Several variants stand there with commas between.
             let label = self.parameter(Value::Text(format!(",{experiment}={variant},")));
             self.sql.push(match self.dialect {
@@ -116,7 +122,6 @@ impl Conditions {
             });
             return;
         }
-        let quoted = |name: &str| serde_json::Value::from(name).to_string();
         let pair = format!("\"experiment\":{},\"variant\":{}", quoted(experiment), quoted(variant));
         match self.dialect {
             // As the row's JSON is written. In a string of it the quotes would be escaped, so nothing else reads like this.
@@ -132,15 +137,25 @@ impl Conditions {
     }
 
     fn tag(&mut self, tag: &str, value: &str) {
+        let pair = format!("{}:{}", quoted(tag), quoted(value));
         let tag = self.parameter(Value::Text(tag.to_owned()));
         let value = self.parameter(Value::Text(value.to_owned()));
-        self.sql.push(match self.dialect {
-            Dialect::Sqlite => format!(
-                "tags IS NOT NULL AND EXISTS (SELECT 1 FROM json_each(calls.tags) AS t WHERE t.key = {tag} AND t.value = {value})"
-            ),
-            Dialect::Postgres => format!("tags ->> {tag} = {value}"),
-        });
+        match self.dialect {
+            // Looking for the pair as the row's JSON is written is quick, and leaves few to take apart.
+            Dialect::Sqlite => {
+                let pair = self.parameter(Value::Text(pair));
+                self.sql.push(format!("tags IS NOT NULL AND instr(tags, {pair}) > 0"));
+                let is_in = format!("t.key = {tag} AND t.value = {value}");
+                self.sql.push(format!("EXISTS (SELECT 1 FROM json_each(calls.tags) AS t WHERE {is_in})"));
+            }
+            Dialect::Postgres => self.sql.push(format!("tags ->> {tag} = {value}")),
+        }
     }
+}
+
+/// As a string of JSON.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
 }
 
 /// A time as the stores' integers; one beyond them is the last.

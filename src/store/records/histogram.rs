@@ -28,8 +28,19 @@ impl Histogram {
             self.bins.clone_from(&other.bins);
             return;
         }
+        // Both ascend, so one pass finds the bins that are in both. The few that are new come after it.
+        let (mut at, mut new) = (0, Vec::new());
         for (bin, count) in &other.bins {
-            self.add_to(*bin, *count);
+            at += self.bins[at..].iter().take_while(|(own, _)| own < bin).count();
+            match self.bins.get_mut(at) {
+                Some((own, sum)) if own == bin => *sum = sum.saturating_add(*count),
+                _ => new.push((*bin, *count)),
+            }
+        }
+        if !new.is_empty() {
+            self.bins.extend(new);
+            // Two ascending runs: the sort finds them, and merges them.
+            self.bins.sort_by_key(|(bin, _)| *bin);
         }
     }
 

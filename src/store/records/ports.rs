@@ -91,7 +91,7 @@ pub enum Dimension {
     Provider,
     /// How the call ended.
     Outcome,
-    /// The user. Not summed up beforehand: the whole span is read.
+    /// The user. Summed up beforehand by whole days, and only without a filter on anything else.
     User,
 }
 

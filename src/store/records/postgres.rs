@@ -19,7 +19,7 @@ use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value as Json, json};
 use tokio::{sync::OnceCell, time::timeout};
 use tokio_postgres::{
-    Config, Row,
+    Config, IsolationLevel, Row,
     error::SqlState,
     types::{Json as AsJson, ToSql},
 };
@@ -30,8 +30,8 @@ use super::{
     histogram::Histogram,
     migrations,
     ports::{Bodies, Body, CallLog, Counted, Dimension, Entry, Figures, Filter, Page, Series, UsageQuery},
-    rollup::{ALL, Deltas, HOUR_MS, MINUTE_MS, MINUTES_KEPT_MS, RollupKey, Values, variant_label},
-    usage::{Plan, Source},
+    rollup::{ALL, CubeKey, DAY_MS, Deltas, HOUR_MS, MINUTE_MS, MINUTES_KEPT_MS, RollupKey, Values, variant_label},
+    usage::{Collector, Kept, Part, Plan, Source},
 };
 use crate::{
     record::{Assigned, CallRow, Outcome, received_ms},
@@ -48,7 +48,6 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 const SCHEMA_LOCK: i64 = 0x746f_6c6c_0001;
 /// Held while sums are merged.
 const SUMS_LOCK: i64 = 0x746f_6c6c_0002;
-const DAY_MS: u64 = 24 * HOUR_MS;
 /// The tables that have a partition for each day.
 const PARTITIONED: [&str; 2] = ["calls", "bodies"];
 
@@ -392,18 +391,17 @@ fn bodies_row(row: &CallRow, bodies: &Bodies) -> Json {
 async fn write_sums(transaction: &Transaction<'_>, new: &[&Entry]) -> Result<(), tokio_postgres::Error> {
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SUMS_LOCK]).await?;
     let latest = new.iter().map(|entry| entry.row.received_ms).max();
-    let known = minutes(transaction, "max").await?;
+    let known = sums_bound(transaction, "max", MINUTE_MS).await?;
     let from = known.into_iter().chain(latest).max().unwrap_or(0).saturating_sub(MINUTES_KEPT_MS) / HOUR_MS * HOUR_MS;
-    if minutes(transaction, "min").await?.is_some_and(|oldest| oldest < from) {
+    if sums_bound(transaction, "min", MINUTE_MS).await?.is_some_and(|oldest| oldest < from) {
         let delete = "DELETE FROM rollup WHERE width_ms = $1 AND bucket_ms < $2";
         transaction.execute(delete, &[&integer(MINUTE_MS), &integer(from)]).await?;
     }
     let deltas = Deltas::of(new.iter().copied(), from);
     let rollups = deltas.rollups.iter().map(|(key, figures)| (rollup_key(key), figures)).collect();
     add_sums(transaction, "rollup", &["dimension", "width_ms", "bucket_ms", "value"], rollups).await?;
-    let cube =
-        deltas.cube.iter().map(|((bucket_ms, values), figures)| (cube_key(*bucket_ms, values), figures)).collect();
-    let columns = ["bucket_ms", "model", "team", "key", "provider", "variant", "outcome"];
+    let cube = deltas.cube.iter().map(|(key, figures)| (cube_key(key), figures)).collect();
+    let columns = ["width_ms", "bucket_ms", "model", "team", "key", "provider", "variant", "outcome"];
     add_sums(transaction, "cube", &columns, cube).await
 }
 
@@ -412,10 +410,11 @@ fn rollup_key(key: &RollupKey) -> Json {
     json!({"dimension": dimension, "width_ms": width_ms, "bucket_ms": bucket_ms, "value": value})
 }
 
-fn cube_key(bucket_ms: u64, values: &Values) -> Json {
+fn cube_key(key: &CubeKey) -> Json {
+    let CubeKey { width_ms, bucket_ms, values } = key;
     let Values { model, team, key, provider, variant, outcome } = values;
-    json!({"bucket_ms": bucket_ms, "model": model, "team": team, "key": key, "provider": provider, "variant": variant,
-        "outcome": outcome})
+    json!({"width_ms": width_ms, "bucket_ms": bucket_ms, "model": model, "team": team, "key": key, "provider": provider,
+        "variant": variant, "outcome": outcome})
 }
 
 /// Adds to the rows of a table of sums; the lock is held.
@@ -479,10 +478,14 @@ fn sums_row(mut row: Json, figures: &Figures, known: Option<&(Histogram, Histogr
     row
 }
 
-/// The first (`min`) or last (`max`) minute that there are sums of.
-async fn minutes(client: &impl GenericClient, which: &str) -> Result<Option<u64>, tokio_postgres::Error> {
+/// The first (`min`) or last (`max`) minute or hour that there are sums of.
+async fn sums_bound(
+    transaction: &Transaction<'_>,
+    which: &str,
+    width_ms: u64,
+) -> Result<Option<u64>, tokio_postgres::Error> {
     let sql = format!("SELECT {which}(bucket_ms) FROM rollup WHERE dimension = $1 AND width_ms = $2");
-    let found: Option<i64> = client.query_one(&sql, &[&ALL, &integer(MINUTE_MS)]).await?.get(0);
+    let found: Option<i64> = transaction.query_one(&sql, &[&ALL, &integer(width_ms)]).await?.get(0);
     Ok(found.map(unsigned))
 }
 
@@ -537,61 +540,87 @@ async fn page(
 }
 
 async fn usage(client: &mut Object, query: UsageQuery) -> Result<Vec<Series>, tokio_postgres::Error> {
-    let plan = Plan::of(query, minutes(&*client, "min").await?);
-    match &plan.source {
-        Source::Rollup { width_ms, dimension, value } => {
-            usage_of_rollup(client, &plan, (*width_ms, dimension, value.as_deref())).await
+    // One state of the log for all parts: between two of them a call could be written.
+    let one_state = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+    let transaction = one_state.start().await?;
+    let kept = Kept {
+        minutes_from_ms: sums_bound(&transaction, "min", MINUTE_MS).await?,
+        hours_from_ms: sums_bound(&transaction, "min", HOUR_MS).await?,
+    };
+    let plan = Plan::of(query, kept);
+    let mut collector = plan.collect();
+    for Part { source, filter } in &plan.parts {
+        match source {
+            Source::Rollup { width_ms, dimension, value } => {
+                let rows = (*width_ms, *dimension, value.as_deref());
+                usage_of_rollup(&transaction, filter, plan.by, rows, &mut collector).await?;
+            }
+            Source::Cube { width_ms } => {
+                usage_of_cube(&transaction, filter, plan.by, *width_ms, &mut collector).await?;
+            }
+            Source::Calls => usage_of_calls(&transaction, filter, plan.by, &mut collector).await?,
         }
-        Source::Cube => usage_of_cube(client, &plan).await,
-        Source::Calls => usage_of_calls(client, &plan).await,
     }
+    transaction.commit().await?;
+    Ok(collector.finish())
 }
 
 async fn usage_of_rollup(
-    client: &Object,
-    plan: &Plan,
+    transaction: &Transaction<'_>,
+    filter: &Filter,
+    by: Option<Dimension>,
     (width_ms, dimension, value): (u64, &str, Option<&str>),
-) -> Result<Vec<Series>, tokio_postgres::Error> {
+    collector: &mut Collector,
+) -> Result<(), tokio_postgres::Error> {
     let sql = format!(
         "SELECT {FIGURES}, bucket_ms, value FROM rollup WHERE dimension = $1 AND width_ms = $2 AND bucket_ms >= $3
          AND bucket_ms < $4 AND ($5::text IS NULL OR value = $5)"
     );
-    let since = integer(plan.filter.since_ms.unwrap_or(0));
-    let until = integer(plan.filter.until_ms.unwrap_or(u64::MAX));
-    let rows = client.query(&sql, &[&dimension, &integer(width_ms), &since, &until, &value]).await?;
-    let mut collector = plan.collect();
+    let since = integer(filter.since_ms.unwrap_or(0));
+    let until = integer(filter.until_ms.unwrap_or(u64::MAX));
+    let rows = transaction.query(&sql, &[&dimension, &integer(width_ms), &since, &until, &value]).await?;
     for row in &rows {
         let figures = read_figures(row);
-        let value = if plan.by.is_some() { row.get(11) } else { "" };
+        let value = if by.is_some() { row.get(11) } else { "" };
         collector.at(number(row, 10), value, |sums| sums.merge(&figures));
     }
-    Ok(collector.finish())
+    Ok(())
 }
 
-async fn usage_of_cube(client: &Object, plan: &Plan) -> Result<Vec<Series>, tokio_postgres::Error> {
-    let (condition, values) = Conditions::of(&plan.filter, Dialect::Postgres, Table::Cube).finish();
-    let value = match plan.by {
+async fn usage_of_cube(
+    transaction: &Transaction<'_>,
+    filter: &Filter,
+    by: Option<Dimension>,
+    width_ms: u64,
+    collector: &mut Collector,
+) -> Result<(), tokio_postgres::Error> {
+    let (condition, values) = Conditions::of(filter, Dialect::Postgres, Table::Cube { width_ms }).finish();
+    let value = match by {
         Some(by) if by != Dimension::User => format!("\"{}\"", by.label()),
         _ => "''::text".to_owned(),
     };
     let sql = format!("SELECT {FIGURES}, bucket_ms, {value} FROM cube {condition}");
-    let rows = client.query(&sql, &parameters(&values)).await?;
-    let mut collector = plan.collect();
+    let rows = transaction.query(&sql, &parameters(&values)).await?;
     for row in &rows {
         let figures = read_figures(row);
         let (at, value) = (number(row, 10), row.get::<_, &str>(11));
         let mut add = |value: &str| collector.at(at, value, |sums| sums.merge(&figures));
-        match plan.by {
+        match by {
             Some(Dimension::Variant) => value.split(',').filter(|variant| !variant.is_empty()).for_each(add),
             _ => add(value),
         }
     }
-    Ok(collector.finish())
+    Ok(())
 }
 
-async fn usage_of_calls(client: &mut Object, plan: &Plan) -> Result<Vec<Series>, tokio_postgres::Error> {
-    let (condition, values) = Conditions::of(&plan.filter, Dialect::Postgres, Table::Calls).finish();
-    let value = match plan.by {
+async fn usage_of_calls(
+    transaction: &Transaction<'_>,
+    filter: &Filter,
+    by: Option<Dimension>,
+    collector: &mut Collector,
+) -> Result<(), tokio_postgres::Error> {
+    let (condition, values) = Conditions::of(filter, Dialect::Postgres, Table::Calls).finish();
+    let value = match by {
         None => "''::text".to_owned(),
         Some(Dimension::Variant) => "variants::text".to_owned(),
         Some(by) => format!("coalesce(\"{}\", '')", by.label()),
@@ -600,9 +629,7 @@ async fn usage_of_calls(client: &mut Object, plan: &Plan) -> Result<Vec<Series>,
         "SELECT received_ms, outcome, cost_nanousd, input_tokens, cached_tokens, output_tokens, reasoning_tokens, attempts,
          duration_us, first_token_us, {value} FROM calls {condition}"
     );
-    let mut collector = plan.collect();
     // A part at a time: a million rows must not be in memory together.
-    let transaction = client.transaction().await?;
     let portal = transaction.bind(&sql, &parameters(&values)).await?;
     loop {
         let rows = transaction.query_portal(&portal, 10_000).await?;
@@ -613,14 +640,13 @@ async fn usage_of_calls(client: &mut Object, plan: &Plan) -> Result<Vec<Series>,
             let call = read_counted(row);
             let (at, value) = (number(row, 0), row.get::<_, &str>(10));
             let mut add = |value: &str| collector.at(at, value, |sums| sums.add(&call));
-            match plan.by {
+            match by {
                 Some(Dimension::Variant) => assigned(value).iter().for_each(|variant| add(&variant_label(variant))),
                 _ => add(value),
             }
         }
     }
-    transaction.commit().await?;
-    Ok(collector.finish())
+    Ok(())
 }
 
 fn assigned(json: &str) -> Vec<Assigned> {

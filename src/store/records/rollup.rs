@@ -1,7 +1,7 @@
-//! The sums that a batch of calls adds: by minute, by hour, and by hour for each combination of values.
+//! The sums that a batch of calls adds: by minute, by hour, and by hour and day for each combination of values.
 //!
 //! Queries over a dimension read the sums by minute or hour. Those that cross dimensions read the combinations ("cube"), of which
-//! there are at most as many as calls and usually far fewer.
+//! there are at most as many as calls and usually far fewer. Of users, who may be many, there are sums by day alone.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,6 +15,8 @@ use crate::record::CallRow;
 pub(super) const MINUTE_MS: u64 = 60_000;
 /// Milliseconds of an hour.
 pub(super) const HOUR_MS: u64 = 60 * MINUTE_MS;
+/// Milliseconds of a day; days are those of UTC.
+pub(super) const DAY_MS: u64 = 24 * HOUR_MS;
 /// Sums by minute are kept so long; for a look at a minute further back, calls are read.
 pub(super) const MINUTES_KEPT_MS: u64 = 25 * HOUR_MS;
 /// The name of the dimension in which all calls are one.
@@ -36,29 +38,41 @@ pub(super) struct Values {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RollupKey {
     pub(super) dimension: &'static str,
-    /// A minute or an hour, in milliseconds.
+    /// A minute, an hour or a day, in milliseconds.
     pub(super) width_ms: u64,
     /// When it begins.
     pub(super) bucket_ms: u64,
     pub(super) value: Arc<str>,
 }
 
+/// Which combination's row.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct CubeKey {
+    /// An hour or a day, in milliseconds.
+    pub(super) width_ms: u64,
+    /// When it begins.
+    pub(super) bucket_ms: u64,
+    pub(super) values: Values,
+}
+
 /// What a batch adds, in the order of the keys: writers that lock rows in one order cannot block each other.
 #[derive(Debug, Default)]
 pub(super) struct Deltas {
     pub(super) rollups: BTreeMap<RollupKey, Figures>,
-    pub(super) cube: BTreeMap<(u64, Values), Figures>,
+    pub(super) cube: BTreeMap<CubeKey, Figures>,
 }
 
 impl Deltas {
     /// The sums of calls that are new. Minutes that ended before `minutes_from_ms` are left out.
     pub(super) fn of<'e>(entries: impl Iterator<Item = &'e Entry>, minutes_from_ms: u64) -> Deltas {
+        let mut deltas = Deltas::default();
         let mut by_minute: HashMap<(u64, Values), Figures> = HashMap::new();
         for Entry { row, .. } in entries {
             let minute = row.received_ms / MINUTE_MS * MINUTE_MS;
-            by_minute.entry((minute, Values::of(row))).or_default().add(&row.into());
+            let call = row.into();
+            by_minute.entry((minute, Values::of(row))).or_default().add(&call);
+            deltas.rollups.entry(of_user(row)).or_default().add(&call);
         }
-        let mut deltas = Deltas::default();
         for ((minute, values), figures) in by_minute {
             deltas.add(minute, values, &figures, minutes_from_ms);
         }
@@ -77,7 +91,19 @@ impl Deltas {
                 add(MINUTE_MS, minute);
             }
         }
-        self.cube.entry((hour, values)).or_default().merge(figures);
+        let day = CubeKey { width_ms: DAY_MS, bucket_ms: minute / DAY_MS * DAY_MS, values: values.clone() };
+        self.cube.entry(day).or_default().merge(figures);
+        let hour = CubeKey { width_ms: HOUR_MS, bucket_ms: hour, values };
+        self.cube.entry(hour).or_default().merge(figures);
+    }
+}
+
+fn of_user(row: &CallRow) -> RollupKey {
+    RollupKey {
+        dimension: Dimension::User.label(),
+        width_ms: DAY_MS,
+        bucket_ms: row.received_ms / DAY_MS * DAY_MS,
+        value: row.user.clone(),
     }
 }
 

@@ -21,8 +21,8 @@ use super::{
     histogram::Histogram,
     migrations,
     ports::{Bodies, Body, CallLog, Counted, Dimension, Entry, Figures, Filter, Page, Series, UsageQuery},
-    rollup::{ALL, Deltas, HOUR_MS, MINUTE_MS, MINUTES_KEPT_MS, RollupKey, Values, variant_label},
-    usage::{Plan, Source},
+    rollup::{ALL, CubeKey, Deltas, HOUR_MS, MINUTE_MS, MINUTES_KEPT_MS, RollupKey, Values, variant_label},
+    usage::{Collector, Kept, Part, Plan, Source},
 };
 use crate::{
     record::{Assigned, CallRow, Outcome, UsageSource, received_ms},
@@ -370,10 +370,10 @@ fn write_bodies(transaction: &Transaction<'_>, row: &CallRow, bodies: &Bodies) -
 
 /// Deletes sums by minute that are too old to be kept, and says from when on they are kept.
 fn prune_minutes(transaction: &Transaction<'_>, latest_ms: Option<u64>) -> rusqlite::Result<u64> {
-    let known = minutes(transaction, "max")?;
+    let known = sums_bound(transaction, "max", MINUTE_MS)?;
     let Some(latest) = known.into_iter().chain(latest_ms).max() else { return Ok(0) };
     let from = latest.saturating_sub(MINUTES_KEPT_MS) / HOUR_MS * HOUR_MS;
-    if minutes(transaction, "min")?.is_some_and(|oldest| oldest < from) {
+    if sums_bound(transaction, "min", MINUTE_MS)?.is_some_and(|oldest| oldest < from) {
         transaction
             .prepare_cached("DELETE FROM rollup WHERE width_ms = ?1 AND bucket_ms < ?2")?
             .execute([MINUTE_MS, from])?;
@@ -381,23 +381,25 @@ fn prune_minutes(transaction: &Transaction<'_>, latest_ms: Option<u64>) -> rusql
     Ok(from)
 }
 
-/// The first (`min`) or last (`max`) minute that there are sums of.
-fn minutes(connection: &Connection, which: &str) -> rusqlite::Result<Option<u64>> {
+/// The first (`min`) or last (`max`) minute or hour that there are sums of.
+fn sums_bound(connection: &Connection, which: &str, width_ms: u64) -> rusqlite::Result<Option<u64>> {
     let sql = format!("SELECT {which}(bucket_ms) FROM rollup WHERE dimension = ?1 AND width_ms = ?2");
-    connection.prepare_cached(&sql)?.query_row(params![ALL, MINUTE_MS], |row| row.get(0))
+    connection.prepare_cached(&sql)?.query_row(params![ALL, width_ms], |row| row.get(0))
 }
 
 fn write_sums(transaction: &Transaction<'_>, deltas: &Deltas) -> rusqlite::Result<()> {
     let rollup_key = "dimension, width_ms, bucket_ms, value";
-    let cube_key = r#"bucket_ms, model, team, "key", provider, variant, outcome"#;
+    let cube_key = r#"width_ms, bucket_ms, model, team, "key", provider, variant, outcome"#;
     let mut rollup = Sums::new(transaction, "rollup", rollup_key)?;
     for (RollupKey { dimension, width_ms, bucket_ms, value }, figures) in &deltas.rollups {
         rollup.add(&[dimension, width_ms, bucket_ms, &&**value], figures)?;
     }
     let mut cube = Sums::new(transaction, "cube", cube_key)?;
-    for ((bucket_ms, values), figures) in &deltas.cube {
+    for (CubeKey { width_ms, bucket_ms, values }, figures) in &deltas.cube {
         let Values { model, team, key, provider, variant, outcome } = values;
-        cube.add(&[bucket_ms, &&**model, &&**team, &&**key, &&**provider, &&**variant, outcome], figures)?;
+        let key: [&dyn ToSql; 8] =
+            [width_ms, bucket_ms, &&**model, &&**team, &&**key, &&**provider, &&**variant, outcome];
+        cube.add(&key, figures)?;
     }
     Ok(())
 }
@@ -470,7 +472,11 @@ fn page(connection: &Connection, filter: &Filter, after: Option<&str>, limit: us
     }
     let (condition, values) = conditions.finish();
     // One more than asked for tells whether there is a next page.
-    let sql = format!("SELECT {COLUMNS} FROM calls {condition} ORDER BY received_ms DESC, id DESC LIMIT {}", limit + 1);
+    let sql = format!(
+        "SELECT {COLUMNS} FROM calls INDEXED BY {} {condition} ORDER BY received_ms DESC, id DESC LIMIT {}",
+        index_for(filter),
+        limit + 1
+    );
     let mut select = connection.prepare_cached(&sql)?;
     let rows = select.query_map(params_from_iter(&values), read_row)?;
     let mut rows: Vec<CallRow> = rows.collect::<rusqlite::Result<_>>()?;
@@ -480,49 +486,81 @@ fn page(connection: &Connection, filter: &Filter, after: Option<&str>, limit: us
     Ok(Page { rows, next })
 }
 
-fn usage(connection: &Connection, query: UsageQuery) -> rusqlite::Result<Vec<Series>> {
-    let plan = Plan::of(query, minutes(connection, "min")?);
-    match &plan.source {
-        Source::Rollup { width_ms, dimension, value } => {
-            usage_of_rollup(connection, &plan, (*width_ms, dimension, value.as_deref()))
-        }
-        Source::Cube => usage_of_cube(connection, &plan),
-        Source::Calls => usage_of_calls(connection, &plan),
-    }
+/// The index that leads to the calls of a filter. The planner, who knows nothing of the values, would take any.
+fn index_for(filter: &Filter) -> &'static str {
+    let not_ok = filter.errors || filter.outcome.is_some_and(|outcome| outcome != Outcome::Ok);
+    // From few calls to many.
+    let indexes = [
+        (filter.session.is_some(), "calls_session"),
+        (not_ok, "calls_not_ok"),
+        (filter.user.is_some(), "calls_user"),
+        (filter.variant.is_some(), "calls_variants"),
+        (filter.tag.is_some(), "calls_tags"),
+        (filter.key.is_some(), "calls_key"),
+    ];
+    indexes.into_iter().find(|(fits, _)| *fits).map_or("calls_received", |(_, index)| index)
 }
 
-fn usage_of_rollup(
-    connection: &Connection,
-    plan: &Plan,
-    (width_ms, dimension, value): (u64, &str, Option<&str>),
-) -> rusqlite::Result<Vec<Series>> {
-    let mut select = connection.prepare_cached(&format!(
-        "SELECT {FIGURES}, bucket_ms, value FROM rollup WHERE dimension = ?1 AND width_ms = ?2 AND bucket_ms >= ?3
-         AND bucket_ms < ?4 AND (?5 IS NULL OR value = ?5)"
-    ))?;
+fn usage(connection: &Connection, query: UsageQuery) -> rusqlite::Result<Vec<Series>> {
+    // One state of the log for all parts: between two of them a call could be written.
+    let transaction = connection.unchecked_transaction()?;
+    let kept = Kept {
+        minutes_from_ms: sums_bound(&transaction, "min", MINUTE_MS)?,
+        hours_from_ms: sums_bound(&transaction, "min", HOUR_MS)?,
+    };
+    let plan = Plan::of(query, kept);
     let mut collector = plan.collect();
-    let (since, until) = span(&plan.filter);
-    let mut rows = select.query(params![dimension, width_ms, since, until, value])?;
-    while let Some(row) = rows.next()? {
-        let figures = read_figures(row)?;
-        let value = if plan.by.is_some() { row.get_ref(11)?.as_str()? } else { "" };
-        collector.at(row.get(10)?, value, |sums| sums.merge(&figures));
+    for Part { source, filter } in &plan.parts {
+        match source {
+            Source::Rollup { width_ms, dimension, value } => {
+                let rows = (*width_ms, *dimension, value.as_deref());
+                usage_of_rollup(&transaction, filter, plan.by, rows, &mut collector)?;
+            }
+            Source::Cube { width_ms } => usage_of_cube(&transaction, filter, plan.by, *width_ms, &mut collector)?,
+            Source::Calls => usage_of_calls(&transaction, filter, plan.by, &mut collector)?,
+        }
     }
     Ok(collector.finish())
 }
 
-fn usage_of_cube(connection: &Connection, plan: &Plan) -> rusqlite::Result<Vec<Series>> {
-    let (condition, values) = Conditions::of(&plan.filter, Dialect::Sqlite, Table::Cube).finish();
+fn usage_of_rollup(
+    connection: &Connection,
+    filter: &Filter,
+    by: Option<Dimension>,
+    (width_ms, dimension, value): (u64, &str, Option<&str>),
+    collector: &mut Collector,
+) -> rusqlite::Result<()> {
+    let mut select = connection.prepare_cached(&format!(
+        "SELECT {FIGURES}, bucket_ms, value FROM rollup WHERE dimension = ?1 AND width_ms = ?2 AND bucket_ms >= ?3
+         AND bucket_ms < ?4 AND (?5 IS NULL OR value = ?5)"
+    ))?;
+    let (since, until) = span(filter);
+    let mut rows = select.query(params![dimension, width_ms, since, until, value])?;
+    while let Some(row) = rows.next()? {
+        let figures = read_figures(row)?;
+        let value = if by.is_some() { row.get_ref(11)?.as_str()? } else { "" };
+        collector.at(row.get(10)?, value, |sums| sums.merge(&figures));
+    }
+    Ok(())
+}
+
+fn usage_of_cube(
+    connection: &Connection,
+    filter: &Filter,
+    by: Option<Dimension>,
+    width_ms: u64,
+    collector: &mut Collector,
+) -> rusqlite::Result<()> {
+    let (condition, values) = Conditions::of(filter, Dialect::Sqlite, Table::Cube { width_ms }).finish();
     let sql =
         format!("SELECT {FIGURES}, bucket_ms, model, team, \"key\", provider, variant, outcome FROM cube {condition}");
     let mut select = connection.prepare_cached(&sql)?;
-    let mut collector = plan.collect();
     let mut rows = select.query(params_from_iter(&values))?;
     while let Some(row) = rows.next()? {
         let figures = read_figures(row)?;
         let at = row.get(10)?;
         let mut add = |value: &str| collector.at(at, value, |sums| sums.merge(&figures));
-        match plan.by.and_then(cube_column) {
+        match by.and_then(cube_column) {
             None => add(""),
             Some(VARIANT_COLUMN) => {
                 row.get_ref(VARIANT_COLUMN)?.as_str()?.split(',').filter(|variant| !variant.is_empty()).for_each(add);
@@ -530,7 +568,7 @@ fn usage_of_cube(connection: &Connection, plan: &Plan) -> rusqlite::Result<Vec<S
             Some(column) => add(row.get_ref(column)?.as_str()?),
         }
     }
-    Ok(collector.finish())
+    Ok(())
 }
 
 const VARIANT_COLUMN: usize = 15;
@@ -548,9 +586,14 @@ fn cube_column(by: Dimension) -> Option<usize> {
     }
 }
 
-fn usage_of_calls(connection: &Connection, plan: &Plan) -> rusqlite::Result<Vec<Series>> {
-    let (condition, values) = Conditions::of(&plan.filter, Dialect::Sqlite, Table::Calls).finish();
-    let value = match plan.by {
+fn usage_of_calls(
+    connection: &Connection,
+    filter: &Filter,
+    by: Option<Dimension>,
+    collector: &mut Collector,
+) -> rusqlite::Result<()> {
+    let (condition, values) = Conditions::of(filter, Dialect::Sqlite, Table::Calls).finish();
+    let value = match by {
         None => "''",
         Some(Dimension::Variant) => "variants",
         Some(Dimension::Team) => "coalesce(team, '')",
@@ -562,22 +605,22 @@ fn usage_of_calls(connection: &Connection, plan: &Plan) -> rusqlite::Result<Vec<
     };
     let mut select = connection.prepare_cached(&format!(
         "SELECT received_ms, outcome, cost_nanousd, input_tokens, cached_tokens, output_tokens, reasoning_tokens, attempts,
-         duration_us, first_token_us, {value} FROM calls {condition}"
+         duration_us, first_token_us, {value} FROM calls INDEXED BY {} {condition}",
+        index_for(filter)
     ))?;
-    let mut collector = plan.collect();
     let mut rows = select.query(params_from_iter(&values))?;
     while let Some(row) = rows.next()? {
         let call = read_counted(row)?;
         let at = row.get(0)?;
         let mut add = |value: &str| collector.at(at, value, |sums| sums.add(&call));
-        match plan.by {
+        match by {
             Some(Dimension::Variant) => {
                 json_column::<Vec<Assigned>>(row, 10)?.iter().for_each(|v| add(&variant_label(v)))
             }
             _ => add(row.get_ref(10)?.as_str()?),
         }
     }
-    Ok(collector.finish())
+    Ok(())
 }
 
 /// The span of a filter as the store's integers.

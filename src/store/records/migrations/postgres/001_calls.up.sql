@@ -67,7 +67,7 @@ CREATE TABLE bodies (
     PRIMARY KEY (received_ms, id)
 ) PARTITION BY RANGE (received_ms);
 
--- Sums over one dimension ('' is all calls together) by minute and by hour. Histograms: src/store/records/histogram.rs.
+-- Sums over one dimension ('' is all calls together) by minute and by hour, of users by day. Histograms: src/store/records/histogram.rs.
 CREATE TABLE rollup (
     dimension text COLLATE "C" NOT NULL,
     width_ms bigint NOT NULL,
@@ -86,8 +86,9 @@ CREATE TABLE rollup (
     PRIMARY KEY (dimension, width_ms, bucket_ms, value)
 );
 
--- Sums by hour of each combination of values, for queries across dimensions.
+-- Sums by hour and by day of each combination of values, for queries across dimensions.
 CREATE TABLE cube (
+    width_ms bigint NOT NULL,
     bucket_ms bigint NOT NULL,
     model text COLLATE "C" NOT NULL,
     team text COLLATE "C" NOT NULL,
@@ -105,5 +106,5 @@ CREATE TABLE cube (
     reasoning_tokens bigint NOT NULL,
     duration bytea NOT NULL,
     first_token bytea NOT NULL,
-    PRIMARY KEY (bucket_ms, model, team, "key", provider, variant, outcome)
+    PRIMARY KEY (width_ms, bucket_ms, model, team, "key", provider, variant, outcome)
 );

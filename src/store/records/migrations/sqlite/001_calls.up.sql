@@ -41,17 +41,17 @@ CREATE TABLE calls (
     duration_us INTEGER NOT NULL
 ) STRICT;
 
-CREATE INDEX calls_received ON calls (received_ms);
-CREATE INDEX calls_model ON calls (model, received_ms);
+-- With what calls are filtered by, so that others are passed over without a look at them. An index of each such column would have
+-- to be written for every call.
+CREATE INDEX calls_received ON calls (received_ms, outcome, model, team, "key", provider, endpoint);
 CREATE INDEX calls_key ON calls ("key", received_ms);
-CREATE INDEX calls_team ON calls (team, received_ms) WHERE team IS NOT NULL;
 CREATE INDEX calls_user ON calls ("user", received_ms);
 CREATE INDEX calls_session ON calls (session, received_ms) WHERE session IS NOT NULL;
-CREATE INDEX calls_provider ON calls (provider, received_ms);
 -- Most calls are ok, and are found without an index as quickly.
-CREATE INDEX calls_outcome ON calls (outcome, received_ms) WHERE outcome <> 'ok';
--- With the variants themselves, so that a rare one is found without looking at every call.
+CREATE INDEX calls_not_ok ON calls (received_ms, outcome, model, team, "key", provider, endpoint) WHERE outcome <> 'ok';
+-- With the variants and tags themselves, so that rare ones are found without looking at every call.
 CREATE INDEX calls_variants ON calls (received_ms, variants) WHERE variants IS NOT NULL;
+CREATE INDEX calls_tags ON calls (received_ms, tags) WHERE tags IS NOT NULL;
 
 -- What calls sent and received, where it is kept.
 CREATE TABLE bodies (
@@ -67,7 +67,7 @@ CREATE TABLE bodies (
 
 CREATE INDEX bodies_received ON bodies (received_ms);
 
--- Sums over one dimension ('' is all calls together) by minute and by hour. Histograms: src/store/records/histogram.rs.
+-- Sums over one dimension ('' is all calls together) by minute and by hour, of users by day. Histograms: src/store/records/histogram.rs.
 CREATE TABLE rollup (
     dimension TEXT NOT NULL,
     width_ms INTEGER NOT NULL,
@@ -86,8 +86,9 @@ CREATE TABLE rollup (
     PRIMARY KEY (dimension, width_ms, bucket_ms, value)
 ) STRICT, WITHOUT ROWID;
 
--- Sums by hour of each combination of values, for queries across dimensions.
+-- Sums by hour and by day of each combination of values, for queries across dimensions.
 CREATE TABLE cube (
+    width_ms INTEGER NOT NULL,
     bucket_ms INTEGER NOT NULL,
     model TEXT NOT NULL,
     team TEXT NOT NULL,
@@ -105,5 +106,5 @@ CREATE TABLE cube (
     reasoning_tokens INTEGER NOT NULL,
     duration BLOB NOT NULL,
     first_token BLOB NOT NULL,
-    PRIMARY KEY (bucket_ms, model, team, "key", provider, variant, outcome)
+    PRIMARY KEY (width_ms, bucket_ms, model, team, "key", provider, variant, outcome)
 ) STRICT, WITHOUT ROWID;
