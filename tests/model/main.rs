@@ -36,16 +36,22 @@ fn promises() -> Vec<Scenario> {
         Scenario { times: Times { debts: 2, ..usual }, ..scenario("credit, and costs above their bound") },
         Scenario {
             wait: true,
+            known_account: false,
+            all_return: false,
             times: Times { failovers: 1, ..usual },
             ..scenario("one failover, grants wait for the replica")
         },
         Scenario {
             wait: true,
+            known_account: false,
+            all_return: false,
             times: Times { failovers: 1, crashes: 1, ..times(2, 2) },
             ..scenario("the same, and one crash")
         },
         Scenario {
             wait: true,
+            known_account: false,
+            all_return: false,
             times: Times { failovers: 2, ..times(2, 2) },
             ..scenario("two failovers, grants wait for the replica")
         },
@@ -68,7 +74,7 @@ fn mistakes() -> Vec<Scenario> {
     let scenario = Scenario::new;
     let fails =
         |name| Scenario { limit: 1, one_flight: true, times: Times { failovers: 1, ..times(2, 2) }, ..scenario(name) };
-    let fails_while_waiting = |name| Scenario { wait: true, known_account: false, ..fails(name) };
+    let fails_while_waiting = |name| Scenario { wait: true, known_account: false, all_return: false, ..fails(name) };
     vec![
         Scenario {
             without: Some(Rule::NoExpiry),
