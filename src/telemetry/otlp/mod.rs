@@ -51,7 +51,8 @@ const PATIENCE: Patience =
 /// Takes finished calls.
 #[derive(Debug)]
 pub struct Exporter {
-    records: SyncSender<Record>,
+    /// Boxed: the channel's places are all allocated at once.
+    records: SyncSender<Box<Record>>,
     settings: Arc<ArcSwapOption<Otlp>>,
 }
 
@@ -98,7 +99,7 @@ impl Exporter {
 
     /// Hands a finished call over.
     pub fn add(&self, record: &Record) {
-        if self.settings.load().is_some() && self.records.try_send(record.clone()).is_err() {
+        if self.settings.load().is_some() && self.records.try_send(Box::new(record.clone())).is_err() {
             metrics::otlp("calls", "dropped", 1);
         }
     }
@@ -125,7 +126,7 @@ struct Gatherer {
 }
 
 impl Gatherer {
-    fn run(&self, received: &Receiver<Record>) {
+    fn run(&self, received: &Receiver<Box<Record>>) {
         let mut meters = Meters::new(now_nanos());
         let mut batch = Vec::with_capacity(BATCH);
         let mut reported = Instant::now();
@@ -173,11 +174,11 @@ impl Gatherer {
 }
 
 /// Fills `batch` with what comes within [`BATCH_DELAY`]; `false` when nothing will come any more.
-fn gather(received: &Receiver<Record>, batch: &mut Vec<Record>) -> bool {
+fn gather(received: &Receiver<Box<Record>>, batch: &mut Vec<Record>) -> bool {
     let until = Instant::now() + BATCH_DELAY;
     while batch.len() < BATCH {
         match received.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(record) => batch.push(record),
+            Ok(record) => batch.push(*record),
             Err(RecvTimeoutError::Timeout) => return true,
             Err(RecvTimeoutError::Disconnected) => return false,
         }
