@@ -140,7 +140,9 @@ def test_the_build_context_holds_all_that_cargo_asks_for(tmp_path):
             shutil.copy(source, tmp_path / entry)
     succeeds("cargo", "metadata", "--no-deps", "--offline", "--format-version=1", cwd=tmp_path)
     for path in (tmp_path / "src").rglob("*.rs"):
-        # What only tests include is not compiled for the image: by convention such files lie under tests/.
+        # What only tests include is not compiled for the image: by convention from a tests.rs, or from under tests/.
+        if path.name == "tests.rs":
+            continue
         for included in re.findall(r'include_(?:str|bytes)!\("([^"]+)"\)', path.read_text()):
             target = (path.parent / included).resolve()
             assert target.exists() or "tests" in target.relative_to(tmp_path).parts, f"{path.name}: {included}"
@@ -149,8 +151,9 @@ def test_the_build_context_holds_all_that_cargo_asks_for(tmp_path):
 # === what is compiled in ===
 
 DENY = tomllib.loads((ROOT / "deny.toml").read_text())
-# The greatest number of crates on Linux; each one is somebody else's code beside provider keys.
-CRATES_MAX = 250
+# The greatest number of crates on Linux; each one is somebody else's code beside provider keys. The gateway by itself had 247;
+# PostgreSQL, Parquet, OTLP and the described admin API brought the rest.
+CRATES_MAX = 310
 
 
 def crates(*options):
