@@ -87,7 +87,7 @@ impl Check<'_, '_, '_> {
     /// Keys of providers are taken out whatever they look like: they never belong into a prompt.
     fn redactor(&mut self, at: &Path, typed: &file::Calls, providers: &Providers) -> Redactor {
         let secrets = providers.values().flat_map(|provider| &provider.api_keys);
-        // Compiled, the built-in patterns take 6 MiB: only where there is a text to take anything out of.
+        // Compiled patterns take memory and time: only where there is a text to take anything out of.
         let keeps_texts = matches!(typed.bodies, Some(file::BodiesKept::Sampled | file::BodiesKept::Full));
         let builtin = if keeps_texts { Redactor::builtin() } else { Redactor::default() };
         let mut redactor = builtin.with_secrets(secrets.map(|secret| secret.expose().to_owned()));
