@@ -195,7 +195,7 @@ pub struct Record {
     pub duration: Duration,
     /// From the request's head to the first token.
     pub first_token: Option<Duration>,
-    /// What the gateway added before the upstream was called.
+    /// What the gateway itself took until it passed on the reply's head: not the client's body, not waiting, not the provider.
     pub overhead: Option<Duration>,
 }
 
@@ -369,7 +369,7 @@ pub struct CallRow {
     pub read_us: u64,
     /// Microseconds that the call waited for money.
     pub waited_us: u64,
-    /// Microseconds that the gateway added before the upstream was called.
+    /// Microseconds that the gateway itself took until it passed on the reply's head; see [`Record::overhead`].
     pub overhead_us: Option<u64>,
     /// Microseconds from the request's head to the first token.
     pub first_token_us: Option<u64>,
