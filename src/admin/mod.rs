@@ -20,6 +20,7 @@ mod openapi;
 pub mod paging;
 pub mod problem;
 mod providers;
+mod registry;
 mod sessions;
 mod status;
 mod usage;
@@ -104,6 +105,7 @@ fn api() -> OpenApiRouter<Admin> {
         usage::router(),
         keys::router(),
         models::router(),
+        registry::router(),
         providers::router(),
         config::router(),
         audit::router(),

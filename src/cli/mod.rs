@@ -14,6 +14,8 @@ mod follow;
 pub mod health;
 pub mod keys;
 pub mod prices;
+pub mod prompts;
+pub mod registry;
 pub mod schema;
 pub mod serve;
 
@@ -94,6 +96,10 @@ enum Command {
     },
     /// Show what was spent and what is left; reclaim, credit, rebuild
     Budgets(budgets::BudgetsArguments),
+    /// Versions of models: list, show, add, deploy, rollback, history, diff
+    Models(registry::ModelsArguments),
+    /// Versions of prompts: list, show, add, deploy, rollback, history, diff
+    Prompts(prompts::PromptsArguments),
     /// Look into the call log, and write it to files
     Calls {
         /// Configuration that says where the log is; default as for `serve`
@@ -134,7 +140,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 6] = ["plan", "models", "prompts", "experiments", "eval", "import"];
+const NOT_YET: [&str; 4] = ["plan", "experiments", "eval", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -159,7 +165,9 @@ pub fn main() -> ExitCode {
         Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
-        Command::Budgets(arguments) => manage_budgets(&arguments),
+        Command::Budgets(arguments) => asking(budgets::run(&arguments, &mut io::stdout())),
+        Command::Models(arguments) => asking(registry::run_models(&arguments, &mut io::stdout())),
+        Command::Prompts(arguments) => asking(prompts::run(&arguments, &mut io::stdout())),
         Command::Calls { config, data_dir, command } => {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
         }
@@ -225,11 +233,12 @@ fn local_actor() -> String {
     api::user().map_or_else(|| "command line".to_owned(), |user| format!("{user} (command line)"))
 }
 
-fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {
+/// Runs a command that asks a gateway.
+fn asking(work: impl Future<Output = Result<(), api::Failure>>) -> ExitCode {
     logging::init("warn");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a process that can't have a runtime can't ask anybody");
-    match runtime.block_on(budgets::run(arguments, &mut io::stdout())) {
+    match runtime.block_on(work) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => fail(&failure.error, failure.code),
     }

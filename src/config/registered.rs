@@ -58,6 +58,12 @@ struct Choice {
 }
 
 impl InRegistry {
+    /// The same with another book, to tell what that says; roll-outs go on as they serve.
+    #[must_use]
+    pub fn with_book(&self, book: Arc<Book>) -> InRegistry {
+        InRegistry { book, ..self.clone() }
+    }
+
     /// The number of its revision; 0 where nothing was ever registered.
     #[must_use]
     pub fn number(&self) -> u64 {
@@ -151,7 +157,8 @@ impl Typed {
                 Kind::Prompts => &mut files.prompts,
             };
             if let Some(declared) = all.get_mut(&name) {
-                declared.versions.insert(version, content_sha256(&content));
+                declared.versions.insert(version.clone(), content_sha256(&content));
+                declared.contents.insert(version, content);
             }
         }
         files
@@ -167,7 +174,7 @@ fn declared(document: &Document, at: &Path) -> Declared {
         Some(Value::String(word)) => super::forms::switch(&word).unwrap_or(false),
         _ => false,
     };
-    Declared { live: text("live").or_else(only), pin, versions: BTreeMap::new() }
+    Declared { live: text("live").or_else(only), pin, ..Declared::default() }
 }
 
 /// Puts the text of `file:` where it will be: a version is what it says, not where that stands.

@@ -228,6 +228,8 @@ pub struct Declared {
     pub pin: bool,
     /// [`content_sha256`] of its versions.
     pub versions: BTreeMap<String, String>,
+    /// What they say.
+    pub contents: BTreeMap<String, Value>,
 }
 
 /// What is live, and who says so.
