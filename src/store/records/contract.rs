@@ -120,6 +120,7 @@ pub(super) async fn holds(log: &dyn CallLog) {
     a_call_is_kept_and_counted_once(log).await;
     pages_lead_through_all_calls(log).await;
     filters_mean_what_they_say(log).await;
+    pages_of_a_tag_lead_through_its_calls(log).await;
     sums_are_those_of_the_calls(log).await;
     bodies_come_and_go_with_their_calls(log).await;
     what_is_deleted_is_gone(log).await;
@@ -224,6 +225,32 @@ async fn filters_mean_what_they_say(log: &dyn CallLog) {
             assert_eq!(sums.iter().map(|s| s.total.calls).sum::<u64>(), found.len() as u64, "{filter:?}");
         }
     }
+    clear(log).await;
+}
+
+/// Over days that have none of them, and with a span that begins and ends within a day.
+async fn pages_of_a_tag_lead_through_its_calls(log: &dyn CallLog) {
+    let tags = |n: u64| BTreeMap::from([("app".into(), if n % 3 == 0 { "rare".into() } else { "common".into() })]);
+    let rows: Vec<CallRow> =
+        (0..60).map(|n| CallRow { tags: tags(n), ..row(BEGIN_MS + n / 9 * 5 * HOUR_MS, n) }).collect();
+    log.append(entries(rows.clone())).await.unwrap();
+    let (since, until) = (BEGIN_MS + 3 * HOUR_MS, BEGIN_MS + 27 * HOUR_MS);
+    let tag = Some(("app".to_owned(), "rare".to_owned()));
+    let filter = Filter { since_ms: Some(since), until_ms: Some(until), tag, ..Filter::default() };
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = log.page(filter.clone(), after, 2).await.unwrap();
+        found.extend(page.rows);
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    let rare = |row: &&CallRow| &*row.tags["app"] == "rare" && (since..until).contains(&row.received_ms);
+    let mut expected: Vec<CallRow> = rows.iter().filter(rare).cloned().collect();
+    expected.sort_by_key(|row| std::cmp::Reverse(row.id.clone()));
+    assert_eq!(found, expected);
+    assert!(expected.len() > 8, "{}", expected.len());
     clear(log).await;
 }
 
@@ -414,6 +441,7 @@ pub(super) async fn times_of_a_full_log(log: &dyn CallLog, count: u64) -> Vec<(&
             "page: of a variant that nobody has",
             Filter { variant: Some(("tone".to_owned(), "z".to_owned())), ..Filter::default() },
         ),
+        ("page: of a tag", Filter { tag: Some(("app".to_owned(), "web".to_owned())), ..Filter::default() }),
         (
             "page: of a tag that nobody has",
             Filter { tag: Some(("app".to_owned(), "none".to_owned())), ..Filter::default() },

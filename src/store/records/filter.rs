@@ -138,17 +138,20 @@ impl Conditions {
 
     fn tag(&mut self, tag: &str, value: &str) {
         let pair = format!("{}:{}", quoted(tag), quoted(value));
-        let tag = self.parameter(Value::Text(tag.to_owned()));
-        let value = self.parameter(Value::Text(value.to_owned()));
         match self.dialect {
             // Looking for the pair as the row's JSON is written is quick, and leaves few to take apart.
             Dialect::Sqlite => {
+                let tag = self.parameter(Value::Text(tag.to_owned()));
+                let value = self.parameter(Value::Text(value.to_owned()));
                 let pair = self.parameter(Value::Text(pair));
                 self.sql.push(format!("tags IS NOT NULL AND instr(tags, {pair}) > 0"));
                 let is_in = format!("t.key = {tag} AND t.value = {value}");
                 self.sql.push(format!("EXISTS (SELECT 1 FROM json_each(calls.tags) AS t WHERE {is_in})"));
             }
-            Dialect::Postgres => self.sql.push(format!("tags ->> {tag} = {value}")),
+            Dialect::Postgres => {
+                let pair = self.parameter(Value::Text(format!("{{{pair}}}")));
+                self.sql.push(format!("tags <> '{{}}' AND tags @> {pair}::text::jsonb"));
+            }
         }
     }
 }

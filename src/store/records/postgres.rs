@@ -50,6 +50,9 @@ const SCHEMA_LOCK: i64 = 0x746f_6c6c_0001;
 const SUMS_LOCK: i64 = 0x746f_6c6c_0002;
 /// The tables that have a partition for each day.
 const PARTITIONED: [&str; 2] = ["calls", "bodies"];
+/// The partitions of `calls`.
+const PARTITIONS: &str = "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE i.inhparent = 'calls'::regclass";
 
 const FIGURES: &str =
     "calls, errors, refused, cost_nanousd, input_tokens, cached_tokens, output_tokens, reasoning_tokens,
@@ -357,6 +360,13 @@ fn partition(table: &str, day: u64) -> String {
     format!("{table}_{}", at.strftime("%Y%m%d"))
 }
 
+/// The day of a partition of `calls`.
+fn day_of_partition(name: &str) -> Option<u64> {
+    let date = jiff::civil::Date::strptime("calls_%Y%m%d", name).ok()?;
+    let at = jiff::tz::Offset::UTC.to_timestamp(date.at(0, 0, 0, 0)).ok()?;
+    u64::try_from(at.as_millisecond()).ok().map(|ms| ms / DAY_MS)
+}
+
 /// A time or count as the store's integer; one beyond it is the last.
 fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
@@ -522,21 +532,74 @@ async fn page(
     after: Option<&str>,
     limit: usize,
 ) -> Result<Page, tokio_postgres::Error> {
-    let mut conditions = Conditions::of(filter, Dialect::Postgres, Table::Calls);
-    if let Some(after) = after {
-        let Some(received) = received_ms(after) else { return Ok(Page::default()) };
-        conditions.after(received, after);
-    }
-    let (condition, values) = conditions.finish();
+    let after = match after.map(|id| (received_ms(id), id)) {
+        Some((None, _)) => return Ok(Page::default()),
+        Some((Some(received), id)) => Some((received, id)),
+        None => None,
+    };
     // One more than asked for tells whether there is a next page.
-    let sql =
-        format!("SELECT to_jsonb(calls) FROM calls {condition} ORDER BY received_ms DESC, id DESC LIMIT {}", limit + 1);
-    let rows = client.query(&sql, &parameters(&values)).await?;
-    let mut rows: Vec<CallRow> = rows.iter().map(|row| row.get::<_, AsJson<CallRow>>(0).0).collect();
+    let wanted = limit + 1;
+    let mut rows = match filter.variant.is_some() || filter.tag.is_some() {
+        true => latest_by_day(client, filter, after, wanted).await?,
+        false => latest(client, filter, after, wanted, "received_ms").await?,
+    };
     let more = rows.len() > limit;
     rows.truncate(limit);
     let next = rows.last().filter(|_| more).map(|row| row.id.clone());
     Ok(Page { rows, next })
+}
+
+/// The latest calls of `filter`, before `after`, ordered by the expression `time`.
+async fn latest(
+    client: &Object,
+    filter: &Filter,
+    after: Option<(u64, &str)>,
+    count: usize,
+    time: &str,
+) -> Result<Vec<CallRow>, tokio_postgres::Error> {
+    let mut conditions = Conditions::of(filter, Dialect::Postgres, Table::Calls);
+    if let Some((received, id)) = after {
+        conditions.after(received, id);
+    }
+    let (condition, values) = conditions.finish();
+    let sql = format!("SELECT to_jsonb(calls) FROM calls {condition} ORDER BY {time} DESC, id DESC LIMIT {count}");
+    let rows = client.query(&sql, &parameters(&values)).await?;
+    Ok(rows.iter().map(|row| row.get::<_, AsJson<CallRow>>(0).0).collect())
+}
+
+/// The same, a day after the other, where what is asked for has an index that is in no order: how rare a variant or tag is, the
+/// planner guesses, and where it guesses wrong it reads the whole log in order and finds nothing. A day costs no more than what
+/// that day has of it.
+async fn latest_by_day(
+    client: &Object,
+    filter: &Filter,
+    after: Option<(u64, &str)>,
+    count: usize,
+) -> Result<Vec<CallRow>, tokio_postgres::Error> {
+    let (since, until) = (filter.since_ms.unwrap_or(0), filter.until_ms.unwrap_or(u64::MAX));
+    let last = after.map_or(until, |(received, _)| until.min(received.saturating_add(1)));
+    let mut rows = Vec::new();
+    for day in days_kept(client).await?.into_iter().rev() {
+        let (begins, ends) = (day * DAY_MS, (day + 1) * DAY_MS);
+        if begins >= last || ends <= since {
+            continue;
+        }
+        let of_day = Filter { since_ms: Some(since.max(begins)), until_ms: Some(until.min(ends)), ..filter.clone() };
+        // What is added to the time keeps it from being read in the order of the primary key.
+        rows.extend(latest(client, &of_day, after, count - rows.len(), "received_ms + 0").await?);
+        if rows.len() >= count {
+            break;
+        }
+    }
+    Ok(rows)
+}
+
+/// The days (since 1970) that have a partition, ascending.
+async fn days_kept(client: &Object) -> Result<Vec<u64>, tokio_postgres::Error> {
+    let rows = client.query(PARTITIONS, &[]).await?;
+    let mut days: Vec<u64> = rows.iter().filter_map(|row| day_of_partition(row.get(0))).collect();
+    days.sort_unstable();
+    Ok(days)
 }
 
 async fn usage(client: &mut Object, query: UsageQuery) -> Result<Vec<Series>, tokio_postgres::Error> {
@@ -696,9 +759,8 @@ async fn delete_before(client: &mut Object, until_ms: u64) -> Result<u64, tokio_
     transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK]).await?;
     let last_whole_day = partition("calls", until_ms.min(integer(until_ms).unsigned_abs()) / DAY_MS);
-    let list = "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'calls'::regclass";
     let mut deleted = 0;
-    for row in transaction.query(list, &[]).await? {
+    for row in transaction.query(PARTITIONS, &[]).await? {
         let calls: String = row.get(0);
         // Names sort by their dates.
         if calls >= last_whole_day {
@@ -746,6 +808,7 @@ mod tests {
         log.append(day(0)).await.unwrap();
         log.append(day(2)).await.unwrap();
         assert_eq!(partitions().await, ["calls_20261101", "calls_20261102", "calls_20261103", "calls_20261104"]);
+        assert_eq!(day_of_partition("calls_20261101"), Some(contract::BEGIN_MS / DAY_MS));
         assert_eq!(log.delete_before(contract::BEGIN_MS + 2 * DAY_MS).await.unwrap(), 1);
         assert_eq!(partitions().await, ["calls_20261103", "calls_20261104"]);
         // A call that comes late finds its day again, also where another gateway dropped it.
@@ -767,7 +830,7 @@ mod tests {
         let (a, b) = tokio::join!(first.append(a), second.append(b));
         assert_eq!((a.unwrap(), b.unwrap()), (1, 1));
         assert_eq!(first.usage(UsageQuery::default()).await.unwrap()[0].total.calls, 2);
-        assert_eq!(Postgres::migrate(&server.url(), 0).await.unwrap(), 1);
+        assert_eq!(Postgres::migrate(&server.url(), 0).await.unwrap(), migrations::newest(&migrations::POSTGRES));
         let reader = Postgres::read(&server.url()).unwrap();
         assert!(reader.page(Filter::default(), None, 1).await.is_err(), "the table is gone");
         contract::holds(&Postgres::open(&server.url()).unwrap()).await;
