@@ -7,10 +7,11 @@ use std::{
 };
 
 use super::{
+    feedback::{FeedbackFilter, of_call},
     ports::{Bodies, Body, CallLog, Dimension, Entry, Filter, Series, UsageQuery},
     rollup::{DAY_MS, HOUR_MS, MINUTE_MS},
 };
-use crate::record::{Assigned, AttemptRow, CallRow, Outcome, UsageSource};
+use crate::record::{Assigned, AttemptRow, CallRow, Feedback, Outcome, Rating, UsageSource};
 
 /// 2026-11-01T00:00:00Z.
 pub(super) const BEGIN_MS: u64 = 1_793_491_200_000;
@@ -110,6 +111,22 @@ pub(super) fn bare_row(at_ms: u64, n: u64) -> CallRow {
     }
 }
 
+/// A rating of the call of [`row`], by its team.
+pub(super) fn rating(at_ms: u64, n: u64) -> Feedback {
+    Feedback {
+        id: id(at_ms + 50, n),
+        call: Some(id(at_ms, n)),
+        session: None,
+        metric: "resolved".into(),
+        value: Rating::Flag(true),
+        source: "user".into(),
+        comment: Some("schön \"kurz\"".into()),
+        key: "web".into(),
+        team: Some("product".into()),
+        rated_ms: at_ms + 50,
+    }
+}
+
 pub(super) fn entries(rows: impl IntoIterator<Item = CallRow>) -> Arc<[Entry]> {
     rows.into_iter().map(|row| Entry { row, bodies: None }).collect()
 }
@@ -123,6 +140,8 @@ pub(super) async fn holds(log: &dyn CallLog) {
     pages_of_a_tag_lead_through_its_calls(log).await;
     sums_are_those_of_the_calls(log).await;
     bodies_come_and_go_with_their_calls(log).await;
+    the_last_word_of_each_source_stands(log).await;
+    only_those_who_share_a_call_rate_it(log).await;
     what_is_deleted_is_gone(log).await;
 }
 
@@ -130,6 +149,7 @@ async fn clear(log: &dyn CallLog) {
     log.delete_before(u64::MAX).await.unwrap();
     assert_eq!(log.page(Filter::default(), None, 10).await.unwrap().rows, []);
     assert_eq!(log.usage(UsageQuery::default()).await.unwrap(), []);
+    assert_eq!(log.feedback(FeedbackFilter::default(), None, 10).await.unwrap().rows, []);
 }
 
 async fn every_field_comes_back(log: &dyn CallLog) {
@@ -230,7 +250,8 @@ async fn filters_mean_what_they_say(log: &dyn CallLog) {
 
 /// Over days that have none of them, and with a span that begins and ends within a day.
 async fn pages_of_a_tag_lead_through_its_calls(log: &dyn CallLog) {
-    let tags = |n: u64| BTreeMap::from([("app".into(), if n % 3 == 0 { "rare".into() } else { "common".into() })]);
+    let tags =
+        |n: u64| BTreeMap::from([("app".into(), if n.is_multiple_of(3) { "rare".into() } else { "common".into() })]);
     let rows: Vec<CallRow> =
         (0..60).map(|n| CallRow { tags: tags(n), ..row(BEGIN_MS + n / 9 * 5 * HOUR_MS, n) }).collect();
     log.append(entries(rows.clone())).await.unwrap();
@@ -366,14 +387,67 @@ async fn bodies_come_and_go_with_their_calls(log: &dyn CallLog) {
     assert_eq!(log.bodies(with.row.id).await.unwrap(), None);
 }
 
+async fn the_last_word_of_each_source_stands(log: &dyn CallLog) {
+    let of = |n: u64, value| Feedback { id: id(BEGIN_MS + n, n), value, ..rating(BEGIN_MS, 1) };
+    let (early, late) = (of(10, Rating::Number(0.25)), of(20, Rating::Flag(false)));
+    let judge = Feedback { source: "judge".into(), comment: None, ..of(30, Rating::Text("too long".into())) };
+    let session = Feedback { call: None, session: Some("s-1".into()), ..of(40, Rating::Number(-3.5)) };
+    let other = Feedback { metric: "clarity".into(), rated_ms: BEGIN_MS + 900, ..of(50, Rating::Number(4.0)) };
+    // The calls need not be there. An earlier word that comes later changes nothing, the same word again neither.
+    assert_eq!(log.rate([early.clone(), late.clone(), judge.clone()].into()).await.unwrap(), 2);
+    assert_eq!(log.rate([early.clone(), late.clone()].into()).await.unwrap(), 0);
+    assert_eq!(log.rate([session.clone(), other.clone()].into()).await.unwrap(), 2);
+    assert_eq!(log.rate([].into()).await.unwrap(), 0);
+    let all = [other.clone(), session.clone(), judge.clone(), late.clone()];
+    let nothing = FeedbackFilter::default;
+    let text = |text: &str| Some(text.to_owned());
+    for (filter, found) in [
+        (nothing(), &all[..]),
+        (FeedbackFilter { call: text(&id(BEGIN_MS, 1)), source: text("judge"), ..nothing() }, &all[2..3]),
+        (FeedbackFilter { session: text("s-1"), ..nothing() }, &all[1..2]),
+        (FeedbackFilter { metric: text("clarity"), ..nothing() }, &all[..1]),
+        (FeedbackFilter { since_ms: Some(BEGIN_MS + 900), until_ms: Some(BEGIN_MS + 901), ..nothing() }, &all[..1]),
+        (FeedbackFilter { owner: text("team/product"), until_ms: Some(BEGIN_MS + 60), ..nothing() }, &all[1..]),
+        (FeedbackFilter { owner: text("key/product"), ..nothing() }, &[]),
+    ] {
+        assert_eq!(log.feedback(filter.clone(), None, 9).await.unwrap().rows, found, "{filter:?}");
+    }
+    let first = log.feedback(nothing(), None, 3).await.unwrap();
+    assert_eq!((first.rows.as_slice(), first.next.clone()), (&all[..3], Some(judge.id)));
+    let second = log.feedback(nothing(), first.next, 3).await.unwrap();
+    assert_eq!((second.rows.as_slice(), second.next), (&all[3..], None));
+    clear(log).await;
+}
+
+async fn only_those_who_share_a_call_rate_it(log: &dyn CallLog) {
+    let (ours, alone) = (row(BEGIN_MS, 1), CallRow { team: None, session: None, ..row(BEGIN_MS, 2) });
+    log.append(entries([ours.clone(), alone.clone()])).await.unwrap();
+    let own = rating(BEGIN_MS, 1);
+    let of_session = Feedback { id: id(BEGIN_MS, 7), call: None, session: Some("s-1".into()), ..own.clone() };
+    let foreign = Feedback { id: id(BEGIN_MS, 8), team: Some("rivals".into()), ..own.clone() };
+    let foreign_session = Feedback { id: id(BEGIN_MS, 9), team: None, ..of_session.clone() };
+    let keyless = Feedback { team: None, ..rating(BEGIN_MS, 2) };
+    let other_key = Feedback { id: id(BEGIN_MS, 10), key: "mobile".into(), ..keyless.clone() };
+    log.rate([own.clone(), of_session.clone(), foreign, foreign_session, keyless.clone(), other_key].into())
+        .await
+        .unwrap();
+    assert_eq!(of_call(log, &ours).await.unwrap(), [own, of_session]);
+    assert_eq!(of_call(log, &alone).await.unwrap(), [keyless]);
+    clear(log).await;
+}
+
 async fn what_is_deleted_is_gone(log: &dyn CallLog) {
     let rows = (0..50).map(|n| row(BEGIN_MS + n * HOUR_MS, n));
     log.append(entries(rows)).await.unwrap();
+    // Given long after the call, it goes with it.
+    let late = |n: u64| Feedback { rated_ms: BEGIN_MS + 40 * HOUR_MS, ..rating(BEGIN_MS + n * HOUR_MS, n) };
+    log.rate((0..50).map(late).collect()).await.unwrap();
     let limit = BEGIN_MS + 30 * HOUR_MS;
     assert_eq!(log.delete_before(limit).await.unwrap(), 30);
     assert_eq!(log.delete_before(limit).await.unwrap(), 0);
     let left = log.page(Filter::default(), None, 100).await.unwrap().rows;
     assert_eq!(left.len(), 20);
+    assert_eq!(log.feedback(FeedbackFilter::default(), None, 100).await.unwrap().rows.len(), 20);
     assert!(left.iter().all(|row| row.received_ms >= limit));
     assert_eq!(log.usage(UsageQuery::default()).await.unwrap()[0].total.calls, 20);
     clear(log).await;

@@ -1,6 +1,6 @@
 //! A filter as the condition of a query, in the dialect of either store. Values are always parameters, never text of the query.
 
-use super::ports::Filter;
+use super::{feedback::FeedbackFilter, ports::Filter};
 use crate::record::Outcome;
 
 /// Whose SQL.
@@ -81,6 +81,20 @@ impl Conditions {
         if let Some((tag, value)) = &filter.tag {
             all.tag(tag, value);
         }
+        all
+    }
+
+    /// The condition that `filter` sets on ratings, of which only those that come after this one are meant, the latest first.
+    pub(super) fn of_feedback(filter: &FeedbackFilter, after: Option<&str>, dialect: Dialect) -> Conditions {
+        let mut all = Conditions { dialect, sql: Vec::new(), values: Vec::new() };
+        all.add(filter.since_ms.map(integer), |p| format!("rated_ms >= {p}"));
+        all.add(filter.until_ms.map(integer), |p| format!("rated_ms < {p}"));
+        all.add(filter.call.clone().map(Value::Text), |p| format!("about = 'call' AND subject = {p}"));
+        all.add(filter.session.clone().map(Value::Text), |p| format!("about = 'session' AND subject = {p}"));
+        for (column, value) in [("metric", &filter.metric), ("source", &filter.source), ("owner", &filter.owner)] {
+            all.add(value.clone().map(Value::Text), |p| format!("{column} = {p}"));
+        }
+        all.add(after.map(|id| Value::Text(id.to_owned())), |p| format!("id < {p}"));
         all
     }
 

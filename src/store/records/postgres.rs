@@ -26,6 +26,7 @@ use tokio_postgres::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
+    feedback::{self, FeedbackFilter, FeedbackPage},
     filter::{Conditions, Dialect, Table, Value},
     histogram::Histogram,
     migrations,
@@ -34,7 +35,7 @@ use super::{
     usage::{Collector, Kept, Part, Plan, Source},
 };
 use crate::{
-    record::{Assigned, CallRow, Outcome, received_ms},
+    record::{Assigned, CallRow, Feedback, Outcome, received_ms},
     store::ports::{Answer, StoreError},
 };
 
@@ -246,6 +247,21 @@ impl CallLog for Postgres {
         Box::pin(async move { self.ask(async |client| usage(client, query).await).await })
     }
 
+    fn rate(&self, feedback: Arc<[Feedback]>) -> Answer<'_, u64> {
+        Box::pin(async move {
+            let mut lease = self.ready(&self.batches).await?;
+            let changed = rate(lease.client(), &feedback).await.map_err(|error| store_error(&error))?;
+            lease.done();
+            Ok(changed)
+        })
+    }
+
+    fn feedback(&self, filter: FeedbackFilter, after: Option<Arc<str>>, limit: usize) -> Answer<'_, FeedbackPage> {
+        Box::pin(
+            async move { self.ask(async |client| read_feedback(client, &filter, after.as_deref(), limit).await).await },
+        )
+    }
+
     fn delete_before(&self, until_ms: u64) -> Answer<'_, u64> {
         Box::pin(async move {
             let deleted = self.ask(async |client| delete_before(client, until_ms).await).await;
@@ -396,6 +412,23 @@ fn bodies_row(row: &CallRow, bodies: &Bodies) -> Json {
         "reply_bytes": reply.map(|body| body.bytes),
         "reply_cut": reply.map(|body| body.cut),
     })
+}
+
+async fn rate(client: &mut Object, given: &[Feedback]) -> Result<u64, tokio_postgres::Error> {
+    let row = |rating: &&Feedback| {
+        let (about, subject) = rating.subject();
+        let (kind, number, text) = feedback::columns_of(&rating.value);
+        json!({"about": about, "subject": subject, "metric": rating.metric, "source": rating.source, "owner": rating.owner(),
+            "id": rating.id, "received_ms": rating.received_ms(), "rated_ms": rating.rated_ms, "key": rating.key,
+            "team": rating.team, "kind": kind, "number": number, "text": text, "comment": rating.comment})
+    };
+    let rows: Vec<Json> = feedback::last_words(given).iter().map(row).collect();
+    let upsert = r#"INSERT INTO feedback SELECT * FROM jsonb_populate_recordset(NULL::feedback, $1)
+        ON CONFLICT (about, subject, metric, source, owner) DO UPDATE SET id = excluded.id, received_ms = excluded.received_ms,
+            rated_ms = excluded.rated_ms, "key" = excluded."key", team = excluded.team, kind = excluded.kind,
+            number = excluded.number, text = excluded.text, comment = excluded.comment
+        WHERE excluded.id > feedback.id"#;
+    client.execute(upsert, &[&AsJson(rows)]).await
 }
 
 async fn write_sums(transaction: &Transaction<'_>, new: &[&Entry]) -> Result<(), tokio_postgres::Error> {
@@ -602,6 +635,39 @@ async fn days_kept(client: &Object) -> Result<Vec<u64>, tokio_postgres::Error> {
     Ok(days)
 }
 
+async fn read_feedback(
+    client: &Object,
+    filter: &FeedbackFilter,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<FeedbackPage, tokio_postgres::Error> {
+    let (condition, values) = Conditions::of_feedback(filter, after, Dialect::Postgres).finish();
+    // One more than asked for tells whether there is a next page.
+    let sql = format!(
+        r#"SELECT about, subject, metric, source, id, rated_ms, "key", team, kind, number, text, comment FROM feedback {condition}
+           ORDER BY id DESC LIMIT {}"#,
+        limit + 1
+    );
+    let text = |row: &Row, column: usize| row.get::<_, Option<&str>>(column).map(Arc::<str>::from);
+    let rating = |row: &Row| {
+        let is_call = row.get::<_, &str>(0) == "call";
+        Feedback {
+            id: row.get::<_, &str>(4).into(),
+            call: text(row, 1).filter(|_| is_call),
+            session: text(row, 1).filter(|_| !is_call),
+            metric: row.get::<_, &str>(2).into(),
+            value: feedback::rating_of(row.get(8), row.get(9), text(row, 10)),
+            source: row.get::<_, &str>(3).into(),
+            comment: text(row, 11),
+            key: row.get::<_, &str>(6).into(),
+            team: text(row, 7),
+            rated_ms: number(row, 5),
+        }
+    };
+    let rows = client.query(&sql, &parameters(&values)).await?;
+    Ok(FeedbackPage::of(rows.iter().map(rating).collect(), limit))
+}
+
 async fn usage(client: &mut Object, query: UsageQuery) -> Result<Vec<Series>, tokio_postgres::Error> {
     // One state of the log for all parts: between two of them a call could be written.
     let one_state = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
@@ -772,6 +838,7 @@ async fn delete_before(client: &mut Object, until_ms: u64) -> Result<u64, tokio_
     }
     let until = integer(until_ms);
     transaction.execute("DELETE FROM bodies WHERE received_ms < $1", &[&until]).await?;
+    transaction.execute("DELETE FROM feedback WHERE received_ms < $1", &[&until]).await?;
     deleted += transaction.execute("DELETE FROM calls WHERE received_ms < $1", &[&until]).await?;
     let hour = integer(until_ms / HOUR_MS * HOUR_MS);
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SUMS_LOCK]).await?;

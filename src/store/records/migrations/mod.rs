@@ -16,12 +16,20 @@ pub struct Migration {
 }
 
 /// SQLite's schema.
-pub(super) const SQLITE: [Migration; 1] = [Migration {
-    version: 1,
-    name: "calls",
-    up: include_str!("sqlite/001_calls.up.sql"),
-    down: include_str!("sqlite/001_calls.down.sql"),
-}];
+pub(super) const SQLITE: [Migration; 2] = [
+    Migration {
+        version: 1,
+        name: "calls",
+        up: include_str!("sqlite/001_calls.up.sql"),
+        down: include_str!("sqlite/001_calls.down.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "loop",
+        up: include_str!("sqlite/002_loop.up.sql"),
+        down: include_str!("sqlite/002_loop.down.sql"),
+    },
+];
 
 /// PostgreSQL's schema.
 pub(super) const POSTGRES: [Migration; 2] = [
@@ -77,7 +85,7 @@ mod tests {
         assert_eq!(path(3, 1), [(3, "down"), (2, "down")]);
         assert_eq!(path(2, 2), []);
         assert_eq!(path(9, 3), [], "what a newer build made is left alone");
-        for all in [&SQLITE[..], &POSTGRES[..]] {
+        for all in [SQLITE, POSTGRES] {
             assert!(all.iter().zip(1..).all(|(migration, version)| migration.version == version));
         }
     }
