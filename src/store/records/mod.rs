@@ -4,6 +4,7 @@
 //! - [`sqlite`]: a file in the data directory.
 //! - [`postgres`]: a server that a fleet shares.
 //! - [`bodies`]: what is kept of prompts and replies.
+//! - [`figures`]: what the arms of an experiment or roll-out did.
 //! - [`feedback`]: what is said of calls and sessions.
 //! - [`export`]: calls as files.
 //! - [`writer`]: batches on their way into a log, which may be away: off the call's path, bounded, spilled to disk.
@@ -12,6 +13,7 @@
 pub mod bodies;
 pub mod export;
 pub mod feedback;
+pub mod figures;
 mod filter;
 pub mod histogram;
 pub mod migrations;

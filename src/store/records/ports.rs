@@ -2,7 +2,10 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::feedback::{FeedbackFilter, FeedbackPage};
+use super::{
+    feedback::{FeedbackFilter, FeedbackPage},
+    figures::{ArmFigures, ArmsQuery},
+};
 use crate::{
     record::{CallRow, Feedback, Outcome},
     store::{ports::Answer, records::histogram::Histogram},
@@ -212,6 +215,10 @@ pub trait CallLog: Send + Sync + fmt::Debug {
 
     /// Ratings in descending order of their ids, beginning after `after`; at most `limit`, which is at least 1.
     fn feedback(&self, filter: FeedbackFilter, after: Option<Arc<str>>, limit: usize) -> Answer<'_, FeedbackPage>;
+
+    /// What the variants of an experiment, or versions of a model or prompt, did, in the order of their names. Reads each call of the
+    /// span, and those that are rated once more.
+    fn arms(&self, query: ArmsQuery) -> Answer<'_, Vec<ArmFigures>>;
 
     /// Deletes all calls that were received before `until_ms`, their bodies, what was said of them, and the sums of hours that are
     /// over by then; gives the space back. Gives back how many calls there were.

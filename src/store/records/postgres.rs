@@ -27,6 +27,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     feedback::{self, FeedbackFilter, FeedbackPage},
+    figures::{self, ArmCollector, ArmFigures, ArmRow, ArmsQuery},
     filter::{Conditions, Dialect, Table, Value},
     histogram::Histogram,
     migrations,
@@ -260,6 +261,10 @@ impl CallLog for Postgres {
         Box::pin(
             async move { self.ask(async |client| read_feedback(client, &filter, after.as_deref(), limit).await).await },
         )
+    }
+
+    fn arms(&self, query: ArmsQuery) -> Answer<'_, Vec<ArmFigures>> {
+        Box::pin(async move { self.ask(async |client| arms(client, &query).await).await })
     }
 
     fn delete_before(&self, until_ms: u64) -> Answer<'_, u64> {
@@ -666,6 +671,23 @@ async fn read_feedback(
     };
     let rows = client.query(&sql, &parameters(&values)).await?;
     Ok(FeedbackPage::of(rows.iter().map(rating).collect(), limit))
+}
+
+async fn arms(client: &Object, query: &ArmsQuery) -> Result<Vec<ArmFigures>, tokio_postgres::Error> {
+    let (sql, values) = figures::sql(query, Dialect::Postgres);
+    let mut collector = ArmCollector::default();
+    for row in client.query(&sql, &parameters(&values)).await? {
+        let text = |column: usize| Arc::<str>::from(row.get::<_, &str>(column));
+        collector.add(ArmRow {
+            part: i64::from(row.get::<_, i32>(0)),
+            arm: text(1),
+            name: text(2),
+            word: text(3),
+            count: number(&row, 4),
+            sums: std::array::from_fn(|n| row.get(n + 5)),
+        });
+    }
+    Ok(collector.finish())
 }
 
 async fn usage(client: &mut Object, query: UsageQuery) -> Result<Vec<Series>, tokio_postgres::Error> {

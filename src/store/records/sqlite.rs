@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     feedback::{self, FeedbackFilter, FeedbackPage},
+    figures::{self, ArmCollector, ArmFigures, ArmRow, ArmsQuery},
     filter::{Conditions, Dialect, Table, Value},
     histogram::Histogram,
     migrations,
@@ -196,6 +197,10 @@ impl CallLog for Sqlite {
 
     fn feedback(&self, filter: FeedbackFilter, after: Option<Arc<str>>, limit: usize) -> Answer<'_, FeedbackPage> {
         self.read_with(move |connection| read_feedback(connection, &filter, after.as_deref(), limit))
+    }
+
+    fn arms(&self, query: ArmsQuery) -> Answer<'_, Vec<ArmFigures>> {
+        self.read_with(move |connection| arms(connection, &query))
     }
 
     fn delete_before(&self, until_ms: u64) -> Answer<'_, u64> {
@@ -565,6 +570,22 @@ fn read_feedback(
         })
     })?;
     Ok(FeedbackPage::of(rows.collect::<rusqlite::Result<_>>()?, limit))
+}
+
+fn arms(connection: &Connection, query: &ArmsQuery) -> rusqlite::Result<Vec<ArmFigures>> {
+    let (sql, values) = figures::sql(query, Dialect::Sqlite);
+    let mut select = connection.prepare_cached(&sql)?;
+    let mut rows = select.query(params_from_iter(&values))?;
+    let mut collector = ArmCollector::default();
+    while let Some(row) = rows.next()? {
+        let mut sums = [0.0; 8];
+        for (sum, column) in sums.iter_mut().zip(5..) {
+            *sum = row.get(column)?;
+        }
+        let (part, arm, name, word, count) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
+        collector.add(ArmRow { part, arm, name, word, count, sums });
+    }
+    Ok(collector.finish())
 }
 
 /// The index that leads to the calls of a filter. The planner, who knows nothing of the values, would take any.

@@ -536,6 +536,7 @@ mod tests {
             records::{
                 contract::{BEGIN_MS, rating},
                 feedback::{FeedbackFilter, FeedbackPage},
+                figures::{ArmFigures, ArmsQuery},
                 ports::{Filter, Page, Series, UsageQuery},
             },
         },
@@ -615,6 +616,10 @@ mod tests {
         }
 
         fn usage(&self, _: UsageQuery) -> Answer<'_, Vec<Series>> {
+            unreachable!("the writer only appends")
+        }
+
+        fn arms(&self, _: ArmsQuery) -> Answer<'_, Vec<ArmFigures>> {
             unreachable!("the writer only appends")
         }
 
