@@ -14,12 +14,20 @@ pub mod paired;
 pub mod power;
 pub mod proportion;
 pub mod random;
+pub mod report;
 pub mod sequence;
 pub mod special;
 pub mod srm;
+pub mod verdict;
+pub mod words;
 
 #[cfg(test)]
 mod tests;
+
+pub use self::{
+    report::{Report, Study, analyse},
+    words::Language,
+};
 
 /// An estimate and the interval around it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
