@@ -1,8 +1,9 @@
 //! What an experiment must not harm: a limit that stops a variant once it is surely broken.
 //!
-//! One-sided confidence sequences ([`Boundary::one_sided`]): a variant that keeps to the limit is called a breach with probability at most α over
-//! its whole life, however often it is looked at. Where an experiment has several, α is divided among them (Bonferroni).
-//! They are tightest early, because harm is worth finding early: at [`TARGET_UNITS`] and from [`MINIMUM_UNITS`] on.
+//! One-sided confidence sequences ([`Boundary::one_sided`]): a variant that keeps to the limit is called a breach with
+//! probability at most α over its whole life, however often it is looked at. Where an experiment has several, α is divided
+//! among them (Bonferroni). They are tightest early, because harm is worth finding early: at [`TARGET_UNITS`] and from
+//! [`MINIMUM_UNITS`] on.
 
 use serde::{Deserialize, Serialize};
 

@@ -126,6 +126,12 @@ impl Ratio {
         (variance > 0.0).then_some(Ratio { value, variance, units: moments.units })
     }
 
+    /// Standard deviation over units, in the metric's unit: what [`super::power::Baseline::Deviation`] asks for.
+    #[must_use]
+    pub fn deviation(&self) -> f64 {
+        (self.variance * self.units as f64).sqrt()
+    }
+
     /// The ratios of two arms that are compared. Each variance of a [`Kind::Amount`] is at least what the other arm's spread
     /// suggests, in absolute or relative terms, where that counts like [`BORROWED_UNITS`]: costs have long tails, and a small
     /// arm that has not met its expensive users yet looks cheaper and far more certain than it is.
@@ -270,6 +276,7 @@ mod tests {
         let z = [(1.0 - 4.0 / 3.0) / 2.0, (0.0 - 2.0 / 3.0) / 2.0, (3.0 - 2.0) / 2.0_f64];
         let expected = z.iter().map(|z| z * z).sum::<f64>() / 2.0 / 3.0;
         assert!((ratio.value - 2.0 / 3.0).abs() < 1e-12 && (ratio.variance - expected).abs() < 1e-12, "{ratio:?}");
+        assert!((ratio.deviation() - (3.0 * expected).sqrt()).abs() < 1e-12);
     }
 
     #[test]
