@@ -8,6 +8,7 @@ pub mod keys;
 pub mod limits;
 pub mod pricing;
 pub mod prompt;
+mod prompt_tags;
 pub mod redact;
 pub mod routing;
 pub mod scope;
