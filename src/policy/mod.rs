@@ -8,6 +8,8 @@ pub mod keys;
 pub mod limits;
 pub mod pricing;
 pub mod prompt;
+pub mod prompt_lint;
+pub mod prompt_preview;
 mod prompt_tags;
 pub mod redact;
 pub mod routing;

@@ -358,3 +358,65 @@ async fn an_included_file_is_live_when_it_changes() {
     .await;
     assert_eq!(said().await, "Be brief.");
 }
+
+#[tokio::test]
+async fn prompts_are_rendered_linted_and_tested_offline() {
+    let upstream = Upstream::run().await;
+    let setup = Gateway::before(&upstream)
+        .model("support", "target: upstream/gpt-4o-mini, prompt: shots")
+        .price("upstream/gpt-4o-mini", "input: 1 USD/1M, output: 1 USD/1M")
+        .prompt("shots", SHOTS)
+        .prompt("odd", r#"system: " {{ who }}", variables: { unused: { default: x } }"#);
+    std::fs::write(setup.config_path(), setup.text()).unwrap();
+    let tests = setup.directory().join("prompts/tests");
+    std::fs::create_dir_all(&tests).unwrap();
+    let run = |arguments: &[&str]| {
+        let words = [&["prompts", "--config", "tollgate.yaml"], arguments].concat();
+        let output = setup.command(&words).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), text)
+    };
+
+    let (code, text) = run(&["render", "shots", "--var", "product=Acme", "--json"]);
+    let shown: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
+    assert_eq!((code, &shown["model"]), (Some(0), &json!("upstream/gpt-4o-mini")));
+    assert_eq!(shown["messages"][0], json!({"role": "system", "content": "For Acme."}));
+    assert_eq!(shown["cost_usd"], json!(format!("0.0000{}", shown["tokens"])));
+    assert_eq!(run(&["render", "odd"]).0, Some(2), "a variable is missing");
+
+    let (code, text) = run(&["lint", "odd", "--strict"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        ["unused_variable: ", "undeclared_variable: ", "whitespace: "].iter().all(|rule| text.contains(rule)),
+        "{text}"
+    );
+    assert_eq!(run(&["lint", "shots@v1", "--strict"]).0, Some(0));
+    let checked = setup.command(&["check", "tollgate.yaml"]).output().unwrap();
+    assert!(checked.status.success() && String::from_utf8_lossy(&checked.stderr).contains("warning: prompt odd@v1: "));
+
+    let expect = |product: &str, expect: &str| {
+        format!("- {{ name: {product}, prompt: shots, variables: {{ product: {product} }}, expect: [ {expect} ] }}\n")
+    };
+    let good = expect(
+        "Acme",
+        "{ contains: For Acme }, { not_contains: Tollgate }, { matches: 'For \\w+\\.' }, { max_tokens: 40 }, { snapshot: snap/acme.txt }",
+    ) + &expect("MuchTooLong", "{ error: prompt_variable_missing }");
+    std::fs::write(tests.join("a.yaml"), &good).unwrap();
+    assert_eq!(run(&["test"]).0, Some(1), "there is no snapshot yet");
+    assert_eq!(run(&["test", "--bless"]).0, Some(0));
+    let (code, text) = run(&["test", "--junit", "junit.xml"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.ends_with("2 of 2 passed\n"), "{text}");
+    let bad = expect(
+        "Other",
+        "{ contains: For Acme }, { snapshot: snap/acme.txt }, { max_tokens: 3 }, { error: invalid_request }",
+    );
+    std::fs::write(tests.join("b.yaml"), bad).unwrap();
+    let (code, text) = run(&["test", "--junit", "junit.xml"]);
+    assert_eq!(code, Some(1), "{text}");
+    for failure in ["does not contain \"For Acme\"", "acme.txt in line 2:", "more than 3", "but it renders"] {
+        assert!(text.contains(failure), "{failure}: {text}");
+    }
+    let junit = std::fs::read_to_string(setup.directory().join("junit.xml")).unwrap();
+    assert!(junit.contains("tests=\"1\" failures=\"1\"") && junit.contains("tests=\"2\" failures=\"0\""), "{junit}");
+}
