@@ -11,6 +11,7 @@ pub mod count;
 pub mod demo;
 mod follow;
 pub mod health;
+pub mod import;
 pub mod keys;
 pub mod prices;
 pub mod schema;
@@ -115,6 +116,11 @@ enum Command {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
+    /// Read another gateway's configuration and write it as one of Tollgate's
+    Import {
+        #[command(subcommand)]
+        command: import::ImportCommand,
+    },
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -133,7 +139,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 6] = ["plan", "models", "prompts", "experiments", "eval", "import"];
+const NOT_YET: [&str; 5] = ["plan", "models", "prompts", "experiments", "eval"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -163,6 +169,7 @@ pub fn main() -> ExitCode {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
         }
         Command::Audit { config, data_dir, command } => read_audit(config.as_deref(), data_dir, &command),
+        Command::Import { command } => import::run(&command),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
