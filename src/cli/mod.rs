@@ -11,6 +11,7 @@ pub mod count;
 pub mod demo;
 mod follow;
 pub mod health;
+pub mod import;
 pub mod keys;
 pub mod prices;
 pub mod prompts;
@@ -124,6 +125,11 @@ enum Command {
         #[command(subcommand)]
         command: prompts::PromptsCommand,
     },
+    /// Read another gateway's configuration and write it as one of Tollgate's
+    Import {
+        #[command(subcommand)]
+        command: import::ImportCommand,
+    },
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -142,7 +148,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 5] = ["plan", "models", "experiments", "eval", "import"];
+const NOT_YET: [&str; 4] = ["plan", "models", "experiments", "eval"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -173,6 +179,7 @@ pub fn main() -> ExitCode {
         }
         Command::Audit { config, data_dir, command } => read_audit(config.as_deref(), data_dir, &command),
         Command::Prompts { config, command } => work_on_prompts(config.as_deref(), &command),
+        Command::Import { command } => import::run(&command),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
