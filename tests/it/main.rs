@@ -23,6 +23,7 @@ mod fixtures;
 mod fleet;
 mod hostile;
 mod http;
+mod import;
 mod limits;
 mod limits_fleet;
 mod metrics;
