@@ -482,7 +482,7 @@ async fn arms_are_summed_up_by_their_units(log: &dyn CallLog) {
     let of_session = |n: u64| Feedback {
         call: None,
         session: Some(format!("s-{n}").into()),
-        ..more(n, "solved", Rating::Flag(n % 3 > 0))
+        ..more(n, "solved", Rating::Flag(!n.is_multiple_of(3)))
     };
     said.extend((1..15).map(|n| Feedback { team: Some("product".into()), ..of_session(n) }));
     log.rate(said.clone().into()).await.unwrap();
@@ -794,7 +794,7 @@ pub(super) async fn times_of_a_full_log(log: &dyn CallLog, count: u64) -> Vec<(&
         .enumerate()
         .step_by(10)
         .map(|(n, row)| Feedback {
-            value: Rating::Flag(n % 3 > 0),
+            value: Rating::Flag(!n.is_multiple_of(3)),
             team: row.team,
             ..rating(row.received_ms, n as u64)
         })
