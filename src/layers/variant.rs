@@ -38,7 +38,7 @@ impl Step for ChooseVariant {
         // Kept only where a budget may send the call another way: then it starts over with the body as it came.
         let spare = if may_downgrade(&call.snapshot) { call.again() } else { None };
         let plan = plan(&call).map_err(|error| Failure::early(error, recorder::of_call(&call, None)))?;
-        let failure = match inner.call(planned(call, plan)?).await {
+        let failure = match inner.call(planned(call, plan).map_err(|failure| *failure)?).await {
             Err(failure) if failure.downgrade.is_some() => failure,
             answer => return answer,
         };
@@ -47,13 +47,13 @@ impl Step for ChooseVariant {
         if let Some(record) = failure.record {
             record.discard();
         }
-        inner.call(planned(spare, plan)?).await
+        inner.call(planned(spare, plan).map_err(|failure| *failure)?).await
     }
 }
 
-fn planned(mut call: Box<Call>, plan: Plan) -> Result<Planned, Failure> {
+fn planned(mut call: Box<Call>, plan: Plan) -> Result<Planned, Box<Failure>> {
     let edits = set_parameters(&mut call, &plan)
-        .map_err(|error| Failure::early(error, recorder::of_call(&call, Some(&plan))))?;
+        .map_err(|error| Box::new(Failure::early(error, recorder::of_call(&call, Some(&plan)))))?;
     Ok(Planned { call, plan, edits })
 }
 
