@@ -62,7 +62,13 @@ async fn each_operation_is_open_to_its_roles_and_to_nobody_else() {
     for (at, (method, path, said)) in operations.into_iter().enumerate() {
         let least = match (method.as_str(), path.as_str()) {
             (_, "/api/calls/{id}/bodies" | "/api/prompts/{name}" | "/api/keys/{name}") => 1,
-            ("post", "/api/keys" | "/api/budgets/{name}/reclaim" | "/api/budgets/{name}/credit") => 1,
+            (
+                "post",
+                "/api/keys"
+                | "/api/prompts/{name}/render"
+                | "/api/budgets/{name}/reclaim"
+                | "/api/budgets/{name}/credit",
+            ) => 1,
             ("get", _) => 0,
             _ => 2,
         };
