@@ -26,6 +26,7 @@ use tokio_postgres::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
+    evaluations::{Evaluation, EvaluationHead, EvaluationPage, KEPT_MAX},
     feedback::{self, FeedbackFilter, FeedbackPage},
     figures::{self, ArmCollector, ArmFigures, ArmRow, ArmsQuery},
     filter::{Conditions, Dialect, Table, Value},
@@ -267,6 +268,35 @@ impl CallLog for Postgres {
         Box::pin(async move { self.ask(async |client| arms(client, &query).await).await })
     }
 
+    fn put_evaluation(&self, evaluation: Evaluation) -> Answer<'_, ()> {
+        Box::pin(async move {
+            evaluation.check()?;
+            self.ask(async |client| put_evaluation(client, &evaluation).await).await
+        })
+    }
+
+    fn evaluations(&self, suite: Option<String>, after: Option<Arc<str>>, limit: usize) -> Answer<'_, EvaluationPage> {
+        Box::pin(async move {
+            // One more than asked for tells whether there is a next page.
+            let sql = format!(
+                "SELECT id, suite, candidate, created_ms FROM evaluations WHERE ($1::text IS NULL OR suite = $1::text)
+                 AND ($2::text IS NULL OR (created_ms, id) < (SELECT created_ms, id FROM evaluations WHERE id = $2::text))
+                 ORDER BY created_ms DESC, id DESC LIMIT {}",
+                limit + 1
+            );
+            let rows = self.ask(async |client| client.query(&sql, &[&suite, &after.as_deref()]).await).await?;
+            Ok(EvaluationPage::of(rows.iter().map(read_evaluation).collect(), limit))
+        })
+    }
+
+    fn evaluation(&self, id: Arc<str>) -> Answer<'_, Option<Evaluation>> {
+        Box::pin(async move {
+            let sql = "SELECT id, suite, candidate, created_ms, report FROM evaluations WHERE id = $1";
+            let row = self.ask(async |client| client.query_opt(sql, &[&&*id]).await).await?;
+            Ok(row.map(|row| Evaluation { head: read_evaluation(&row), report: row.get(4) }))
+        })
+    }
+
     fn delete_before(&self, until_ms: u64) -> Answer<'_, u64> {
         Box::pin(async move {
             let deleted = self.ask(async |client| delete_before(client, until_ms).await).await;
@@ -434,6 +464,21 @@ async fn rate(client: &mut Object, given: &[Feedback]) -> Result<u64, tokio_post
             number = excluded.number, text = excluded.text, comment = excluded.comment
         WHERE excluded.id > feedback.id"#;
     client.execute(upsert, &[&AsJson(rows)]).await
+}
+
+async fn put_evaluation(client: &mut Object, evaluation: &Evaluation) -> Result<(), tokio_postgres::Error> {
+    let EvaluationHead { id, suite, candidate, created_ms } = &evaluation.head;
+    let transaction = client.transaction().await?;
+    let upsert = "INSERT INTO evaluations (id, suite, candidate, created_ms, report) VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT (id) DO UPDATE SET suite = excluded.suite, candidate = excluded.candidate,
+            created_ms = excluded.created_ms, report = excluded.report";
+    transaction.execute(upsert, &[&&**id, &&**suite, &&**candidate, &integer(*created_ms), &evaluation.report]).await?;
+    let prune = format!(
+        "DELETE FROM evaluations WHERE id IN
+         (SELECT id FROM evaluations WHERE suite = $1 ORDER BY created_ms DESC, id DESC OFFSET {KEPT_MAX})"
+    );
+    transaction.execute(&prune, &[&&**suite]).await?;
+    transaction.commit().await
 }
 
 async fn write_sums(transaction: &Transaction<'_>, new: &[&Entry]) -> Result<(), tokio_postgres::Error> {
@@ -832,6 +877,11 @@ fn read_counted(row: &Row) -> Counted {
         duration_us: number(row, 8),
         first_token_us: row.get::<_, Option<i64>>(9).map(unsigned),
     }
+}
+
+fn read_evaluation(row: &Row) -> EvaluationHead {
+    let text = |column: usize| Arc::<str>::from(row.get::<_, &str>(column));
+    EvaluationHead { id: text(0), suite: text(1), candidate: text(2), created_ms: number(row, 3) }
 }
 
 fn read_body(row: &Row, first: usize) -> Option<Body> {
