@@ -46,6 +46,8 @@ pub struct File {
     pub prompts: BTreeMap<String, Prompt>,
     /// Experiments by name.
     pub experiments: BTreeMap<String, Experiment>,
+    /// The registry of models and prompts: what may change in it.
+    pub registry: Registry,
     /// Virtual keys.
     pub keys: Vec<Key>,
     /// Given, key hashes are HMACs with it.
@@ -261,12 +263,33 @@ pub enum CapField {
     MaxCompletionTokens,
 }
 
+/// The registry of models and prompts.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Registry {
+    /// What happens when a version in a file changed after it served: `refuse` the configuration, or `allow` it, which the history
+    /// says. Default: refuse.
+    pub changed_versions: Option<ChangedVersions>,
+}
+
+/// What happens when a version in a file changed after it served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangedVersions {
+    /// The configuration is refused.
+    Refuse,
+    /// It counts from now on.
+    Allow,
+}
+
 /// An alias that clients name.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
     /// The version that serves. May be left out where there is only one.
     pub live: Option<String>,
+    /// Whether this file alone says what serves, and nothing else can be deployed. Default: off.
+    pub pin: Option<Switch>,
     /// Versions by name; each is immutable once deployed.
     pub versions: BTreeMap<String, ModelVersion>,
 }
@@ -306,7 +329,9 @@ pub struct WeightedTarget {
 pub struct Prompt {
     /// The version that serves. May be left out where there is only one.
     pub live: Option<String>,
-    /// Versions by name.
+    /// Whether this file alone says what serves, and nothing else can be deployed. Default: off.
+    pub pin: Option<Switch>,
+    /// Versions by name; each is immutable once deployed.
     pub versions: BTreeMap<String, PromptVersion>,
 }
 
