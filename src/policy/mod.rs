@@ -11,5 +11,6 @@ pub mod redact;
 pub mod routing;
 pub mod scope;
 pub mod share;
+pub mod stats;
 pub mod tokens;
 pub mod traces;
