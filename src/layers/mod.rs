@@ -83,6 +83,12 @@ impl From<Reply> for Early {
     }
 }
 
+impl From<Failure> for Early {
+    fn from(failure: Failure) -> Early {
+        Early(Box::new(Err(failure)))
+    }
+}
+
 impl From<GatewayError> for Early {
     fn from(error: GatewayError) -> Early {
         Early(Box::new(Err(error.into())))
