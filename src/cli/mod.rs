@@ -9,6 +9,7 @@ pub mod check;
 pub mod config;
 pub mod count;
 pub mod demo;
+pub mod eval;
 mod follow;
 pub mod health;
 pub mod keys;
@@ -115,6 +116,11 @@ enum Command {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
+    /// Run evaluations through a gateway; gates decide the exit code
+    Eval {
+        #[command(subcommand)]
+        command: eval::EvalCommand,
+    },
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -133,7 +139,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 6] = ["plan", "models", "prompts", "experiments", "eval", "import"];
+const NOT_YET: [&str; 5] = ["plan", "models", "prompts", "experiments", "import"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -163,6 +169,7 @@ pub fn main() -> ExitCode {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
         }
         Command::Audit { config, data_dir, command } => read_audit(config.as_deref(), data_dir, &command),
+        Command::Eval { command } => eval::run(command),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {

@@ -105,17 +105,17 @@ impl Unit {
 
 impl Score {
     /// A score, which passes once the threshold is known.
-    pub(super) fn of(value: f64, reason: impl Into<String>) -> Score {
+    pub(in crate::eval) fn of(value: f64, reason: impl Into<String>) -> Score {
         Score { value: Some(value), reason: reason.into(), ..Score::default() }
     }
 
     /// All that was asked for.
-    pub(super) fn passed() -> Score {
+    pub(in crate::eval) fn passed() -> Score {
         Score { value: Some(1.0), pass: Some(true), ..Score::default() }
     }
 
     /// Not what was asked for.
-    pub(super) fn failed(reason: impl Into<String>) -> Score {
+    pub(in crate::eval) fn failed(reason: impl Into<String>) -> Score {
         Score { value: Some(0.0), pass: Some(false), reason: reason.into(), ..Score::default() }
     }
 
@@ -124,7 +124,7 @@ impl Score {
     }
 
     /// Nothing can be said.
-    pub(super) fn missing(reason: impl Into<String>) -> Score {
+    pub(in crate::eval) fn missing(reason: impl Into<String>) -> Score {
         Score { reason: reason.into(), ..Score::default() }
     }
 
@@ -238,7 +238,7 @@ fn cost(cost: Option<NanoUsd>, max: Option<NanoUsd>) -> Score {
 }
 
 /// The texts that would be right: one, or each of a list.
-fn expected_texts(expected: &Value) -> Vec<String> {
+pub(in crate::eval) fn expected_texts(expected: &Value) -> Vec<String> {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     match expected {
         Value::Array(texts) => texts.iter().map(text).collect(),
