@@ -61,7 +61,7 @@ impl Prices {
     #[must_use]
     pub fn of_reply(&self, said: Option<&str>, served: Option<&str>, body: &Value, at: Timestamp) -> Spent {
         let usage = reply::usage(body["usage"].to_string().as_bytes()).and_then(Result::ok);
-        let said = said.and_then(|usd| usd.parse::<NanoUsd>().ok());
+        let said = said.and_then(|usd| format!("{usd} USD").parse::<NanoUsd>().ok());
         let priced = || Some(self.of_target(served?)?.cost(&usage?, body["service_tier"].as_str(), at));
         Spent { usage, cost: said.or_else(priced) }
     }

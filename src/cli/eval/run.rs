@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method};
 use jiff::Timestamp;
 
 use super::{Failure, RunOptions, note, progress::Line, say};
@@ -20,7 +20,7 @@ use crate::{
     cli::calls,
     config::{self, ConfigError, Snapshot, secret::SecretString},
     eval::{
-        client::{Client, ClientError},
+        client::Client,
         mlflow,
         prices::Prices,
         recorded,
@@ -29,6 +29,7 @@ use crate::{
             Ended, Run,
             estimate::{self, Estimate},
             journal::{Header, Journal, Rows},
+            meter::Stopped,
         },
         suite::{self, Calls, Suite},
     },
@@ -59,9 +60,7 @@ pub(super) async fn of_suite(suite: Suite, options: &RunOptions) -> Result<bool,
         return Ok(true);
     }
     let client = client(&suite, options, configuration.as_deref())?;
-    if suite.candidates.iter().any(|candidate| !candidate.recorded) {
-        is_there(&client).await?;
-    }
+    is_there(&client).await?;
     let (dir, mut journal, mut rows) = open(&suite, options)?;
     let ended = go(&suite, &client, &prices, &mut rows, &mut journal).await?;
     let report = Report::of(&suite, &journal.header, &rows, &ended, Timestamp::now().to_string());
@@ -73,6 +72,9 @@ pub(super) async fn of_suite(suite: Suite, options: &RunOptions) -> Result<bool,
     log_to_mlflow(&suite, &report).await;
     if options.upload {
         upload(&report, options, configuration.as_deref()).await?;
+    }
+    if let Ended::Stopped(refused @ Stopped::Key(_)) = ended {
+        return Err(Failure::wrong(refused));
     }
     if nobody_answered(&report) {
         return Err(Failure::unreachable(anyhow!("{} did not answer a single case", client.base())));
@@ -170,18 +172,10 @@ fn reachable(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
     address
 }
 
-/// Asks for something that costs nothing, so that a wrong address or key ends the run before it began.
+/// Asks whether anybody is there, so that a wrong address ends the run before it began. Whatever the answer is, it is one.
 async fn is_there(client: &Client) -> Result<(), Failure> {
-    let reply = client.once(&Method::GET, "/v1/models", &HeaderMap::new(), Bytes::new()).await;
-    match reply {
-        Ok(reply) if matches!(reply.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-            let mend = "give a key with --key, TOLLGATE_KEY or `gateway: { key: … }`";
-            Err(Failure::wrong(anyhow!("{}; {mend}", reply.complaint())))
-        }
-        Ok(_) => Ok(()),
-        Err(error @ ClientError::Url(_)) => Err(Failure::wrong(error)),
-        Err(error) => Err(Failure::unreachable(anyhow!(error).context("is the gateway running? (--url)"))),
-    }
+    let reply = client.once(&Method::GET, "/healthz", &HeaderMap::new(), Bytes::new()).await;
+    reply.map(drop).map_err(|error| Failure::unreachable(anyhow!(error).context("is the gateway running? (--url)")))
 }
 
 /// The run's directory, its journal, and what is in that already.

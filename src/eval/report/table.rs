@@ -58,7 +58,8 @@ impl<'r> Table<'r> {
     #[must_use]
     pub fn estimate(&self, candidate: &str, metric: &Metric) -> Option<Estimate> {
         let values: Vec<f64> = self.by_case(candidate, metric).into_values().collect();
-        if values.iter().all(|value| *value == 0.0 || *value == 1.0) {
+        let is_share = !matches!(metric, Metric::CostPerCall | Metric::Latency(_));
+        if is_share && values.iter().all(|value| *value == 0.0 || *value == 1.0) {
             let passed = values.iter().filter(|value| **value == 1.0).count();
             return proportion::wilson(passed as u64, values.len() as u64, LEVEL);
         }

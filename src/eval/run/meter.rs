@@ -38,6 +38,9 @@ pub enum Stopped {
         "stopped: the cost of {0} is not known, so `max_cost` cannot be held; give it a price (`prices:` of the configuration) or leave `max_cost` out"
     )]
     Unknown(String),
+    /// The gateway does not let us in.
+    #[error("the gateway refuses the key: {0}; give one with --key, TOLLGATE_KEY or `gateway: {{ key: … }}`")]
+    Key(String),
 }
 
 impl Meter {
@@ -84,6 +87,11 @@ impl Meter {
     pub fn release(&self, reserved: NanoUsd) {
         let mut state = self.state();
         state.reserved = state.reserved.saturating_sub(reserved);
+    }
+
+    /// Makes no further call.
+    pub fn stop(&self, why: Stopped) {
+        self.state().stopped.get_or_insert(why);
     }
 
     /// What was spent, as far as it is known.

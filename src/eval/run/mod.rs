@@ -16,7 +16,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -217,6 +217,9 @@ impl<'a> Run<'a> {
             }
             Ok(reply) => {
                 self.meter.release(reserved);
+                if reply.status == StatusCode::UNAUTHORIZED {
+                    self.meter.stop(Stopped::Key(reply.complaint()));
+                }
                 Err(reply.complaint())
             }
             // It may have been answered, and charged, all the same; nobody can tell here.
