@@ -12,8 +12,10 @@ pub mod demo;
 pub mod eval;
 mod follow;
 pub mod health;
+pub mod import;
 pub mod keys;
 pub mod prices;
+pub mod prompts;
 pub mod schema;
 pub mod serve;
 
@@ -121,6 +123,19 @@ enum Command {
         #[command(subcommand)]
         command: eval::EvalCommand,
     },
+    /// Render, lint and test prompts, offline
+    Prompts {
+        /// Configuration with the prompts; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        #[command(subcommand)]
+        command: prompts::PromptsCommand,
+    },
+    /// Read another gateway's configuration and write it as one of Tollgate's
+    Import {
+        #[command(subcommand)]
+        command: import::ImportCommand,
+    },
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -139,7 +154,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 5] = ["plan", "models", "prompts", "experiments", "import"];
+const NOT_YET: [&str; 3] = ["plan", "models", "experiments"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -170,6 +185,8 @@ pub fn main() -> ExitCode {
         }
         Command::Audit { config, data_dir, command } => read_audit(config.as_deref(), data_dir, &command),
         Command::Eval { command } => eval::run(command),
+        Command::Prompts { config, command } => work_on_prompts(config.as_deref(), &command),
+        Command::Import { command } => import::run(&command),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -263,6 +280,18 @@ fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: call
             fail(&anyhow::anyhow!(mend), WRONG)
         }
         Err(calls::CallsError::Failed(error)) => fail(&error, UNREACHABLE),
+    }
+}
+
+fn work_on_prompts(config: Option<&Path>, command: &prompts::PromptsCommand) -> ExitCode {
+    let loaded = match crate::config::load(config) {
+        Ok(loaded) => loaded,
+        Err(error) => return fail(&error.into(), WRONG),
+    };
+    match prompts::run(command, &loaded, &mut io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(prompts::PromptsError::Failed(error)) => fail(&error, FAILED),
+        Err(prompts::PromptsError::Wrong(error)) => fail(&error, WRONG),
     }
 }
 

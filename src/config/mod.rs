@@ -9,6 +9,7 @@ pub mod file;
 pub mod foreign;
 pub mod forms;
 pub mod problems;
+pub mod prompts;
 pub mod pushed;
 pub mod schema;
 pub mod secret;

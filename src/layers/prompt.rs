@@ -119,6 +119,10 @@ fn splice(
             }
         }
     }
+    if !rendered.messages.is_empty() {
+        let messages: Vec<(Role, &str)> = rendered.messages.iter().map(|one| (one.role, &*one.content)).collect();
+        edit::inject_messages(edits, endpoint, body, scan, &messages).map_err(cannot)?;
+    }
     if rendered.before_user.is_some() || rendered.after_user.is_some() {
         let (before, after) = (rendered.before_user.as_deref(), rendered.after_user.as_deref());
         edit::around_last_user(edits, endpoint, body, scan, before, after).map_err(cannot)?;

@@ -3,10 +3,14 @@
 pub mod alerts;
 pub mod delivery;
 pub mod experiment;
+pub mod json_schema;
 pub mod keys;
 pub mod limits;
 pub mod pricing;
 pub mod prompt;
+pub mod prompt_lint;
+pub mod prompt_preview;
+mod prompt_tags;
 pub mod redact;
 pub mod routing;
 pub mod scope;
