@@ -68,6 +68,7 @@ pub mod upstream;
 pub mod gateway;
 
 pub mod admin;
+pub mod eval;
 
 pub mod process;
 

@@ -6,6 +6,7 @@
 mod de;
 pub mod environment;
 pub mod file;
+pub mod foreign;
 pub mod forms;
 pub mod problems;
 pub mod prompts;
