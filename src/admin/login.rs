@@ -7,16 +7,18 @@ use std::time::Instant;
 use axum::{
     Form, Json, Router,
     extract::{DefaultBodyLimit, FromRequest, Request, State},
-    response::{Html, IntoResponse, Redirect, Response},
+    response::{IntoResponse, Redirect, Response},
     routing::{get, post},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
+    dashboard::Door,
     extract::Query,
     guard::{self, Access, Refused},
     problem::Problem,
@@ -73,20 +75,23 @@ async fn session(access: Access) -> Json<SessionInfo> {
 #[derive(Debug, Deserialize, IntoParams)]
 struct Target {
     next: Option<String>,
+    /// The language that the page is to be in.
+    lang: Option<String>,
 }
 
-async fn show(State(admin): State<Admin>, Query(target): Query<Target>) -> Response {
+async fn show(State(admin): State<Admin>, headers: HeaderMap, Query(target): Query<Target>) -> Response {
     let next = own_path(target.next.as_deref());
     if guard::is_open(&admin.shared.live.load_full()) {
         return Redirect::to(next).into_response();
     }
-    page(StatusCode::OK, next, "")
+    page(Door::choosing(target.lang.as_deref(), &headers), StatusCode::OK, next, "")
 }
 
 #[derive(Deserialize)]
 struct SignIn {
     token: String,
     next: Option<String>,
+    lang: Option<String>,
 }
 
 async fn sign_in(State(admin): State<Admin>, request: Request) -> Response {
@@ -99,6 +104,7 @@ async fn sign_in(State(admin): State<Admin>, request: Request) -> Response {
         Err(wrong) => return Problem::new(wrong.status(), wrong.body_text()).into_response(),
     };
     let next = own_path(form.next.as_deref());
+    let door = Door::choosing(form.lang.as_deref(), &headers);
     match guard::check(&admin, &admin.shared.live.load_full(), &form.token, peer) {
         Ok(token) => {
             // Whatever session the browser had, it is another one now: nobody can have planted its id.
@@ -113,10 +119,11 @@ async fn sign_in(State(admin): State<Admin>, request: Request) -> Response {
             let cookie = cookie(&headers, &id, AGE_MAX.as_secs());
             ([(header::SET_COOKIE, cookie)], Redirect::to(next)).into_response()
         }
-        Err(Refused::Wrong(_)) => page(StatusCode::UNAUTHORIZED, next, "This token is not known."),
+        Err(Refused::Wrong(_)) => page(door, StatusCode::UNAUTHORIZED, next, door.say("This token is not known.")),
         Err(Refused::TooMany(wait)) => {
             let after = [(header::RETRY_AFTER, wait.as_secs().to_string())];
-            (after, page(StatusCode::TOO_MANY_REQUESTS, next, "Too many wrong tokens; wait a little.")).into_response()
+            let why = door.say("Too many wrong tokens; wait a little.");
+            (after, page(door, StatusCode::TOO_MANY_REQUESTS, next, why)).into_response()
         }
     }
 }
@@ -128,11 +135,8 @@ async fn sign_out(State(admin): State<Admin>, headers: HeaderMap) -> Response {
     ([(header::SET_COOKIE, cookie(&headers, "", 0))], Redirect::to(LOGIN)).into_response()
 }
 
-fn page(status: StatusCode, next: &str, error: &str) -> Response {
-    const CONTENT_SECURITY: &str =
-        "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
-    let text = include_str!("login.html").replace("{next}", &escaped(next)).replace("{error}", &escaped(error));
-    (status, [(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY)], Html(text)).into_response()
+fn page(door: Door, status: StatusCode, next: &str, error: &str) -> Response {
+    door.page(status, "login.html", next, json!({ "error": error }))
 }
 
 /// A path of ours to go to: never another site's address.
@@ -143,10 +147,6 @@ fn own_path(next: Option<&str>) -> &str {
             && next.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\')
     };
     next.filter(is_ours).unwrap_or("/")
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
 /// The id of the session that a browser shows.
@@ -201,10 +201,5 @@ mod tests {
         assert_eq!(shown(&plain, "tollgate_session="), None);
         assert_eq!(shown(&tls, "tollgate_session=planted"), None, "another host can set this one");
         assert_eq!(shown(&tls, "__Host-tollgate_session=0a"), Some("0a".to_owned()));
-    }
-
-    #[test]
-    fn what_is_put_into_the_page_stays_text() {
-        assert_eq!(escaped("/\"><script>&'"), "/&quot;&gt;&lt;script&gt;&amp;&#39;");
     }
 }

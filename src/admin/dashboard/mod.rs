@@ -10,6 +10,7 @@ mod budgets;
 mod calls;
 mod configuration;
 mod diff;
+mod door;
 mod experiments;
 mod figures;
 mod language;
@@ -29,6 +30,7 @@ use axum::{
 };
 use http::{HeaderValue, header};
 
+pub(super) use self::door::Door;
 use super::Admin;
 
 /// Nothing comes from elsewhere, nothing stands in the page itself, and no other page shows it in a frame.
