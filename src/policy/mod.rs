@@ -5,6 +5,7 @@ pub mod delivery;
 pub mod experiment;
 pub mod keys;
 pub mod limits;
+pub mod oidc;
 pub mod pricing;
 pub mod prompt;
 pub mod redact;
