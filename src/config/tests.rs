@@ -188,7 +188,9 @@ fn values_of_the_wrong_kind_name_the_mend() {
         ("on_disconnect: {}", &["t.yaml:4:1: on_disconnect: a map stands where one of cancel, drain is due"]),
         (
             "server: { drain: 3 }",
-            &["t.yaml:4:11: server.drain: unknown key; known: admin, admin_token, admin_tokens, limits, listen, tls"],
+            &[
+                "t.yaml:4:11: server.drain: unknown key; known: admin, admin_token, admin_tokens, limits, listen, oidc, tls",
+            ],
         ),
         (
             "server: { limits: { drain: 3 } }",
@@ -585,6 +587,46 @@ fn the_call_log_is_sqlite_unless_said_otherwise_and_its_url_is_never_shown() {
         (
             "records: postgres://u:secret@h:port/db",
             &["t.yaml:4:10: records: is no PostgreSQL URL; write postgres://user:password@host/database"],
+        ),
+    ]);
+}
+
+#[test]
+fn people_sign_in_at_a_provider_that_can_be_believed_and_with_a_role() {
+    let oidc = |body: &str| format!("server: {{ oidc: {{ {body} }} }}");
+    let whole = "issuer: https://id.example.org, client_id: us, client_secret: c-CANARY, roles: { admin: [ops], viewer: [\"*\"] }";
+    let snapshot = loads(&with(&oidc(whole))).snapshot;
+    let found = snapshot.server.oidc.clone().expect("a provider");
+    assert_eq!(
+        (&*found.issuer, &*found.scope, &*found.role_claim),
+        ("https://id.example.org", "openid email profile", "groups")
+    );
+    assert!(!format!("{snapshot:?}").contains("CANARY"));
+    let beyond = with(&format!("server: {{ admin: 0.0.0.0:9090, oidc: {{ {whole} }} }}"));
+    assert!(loads(&beyond).snapshot.server.admin_token.is_none(), "no token is needed beside it");
+    each_is_refused(&[
+        (
+            &oidc("issuer: http://id.example.org, client_id: us, roles: { viewer: [\"*\"] }"),
+            &[
+                "t.yaml:4:27: server.oidc.issuer: is not an https URL without user, query and fragment (http only on this machine); \
+               TLS stands for the signatures of what the provider says",
+            ],
+        ),
+        (
+            &oidc("client_id: us, redirect_url: https://gw/login, scopes: [ a b ]"),
+            &[
+                "t.yaml:4:11: server.oidc.issuer: is missing; write the provider's https URL",
+                "t.yaml:4:11: server.oidc.roles: lets nobody in; write for instance `viewer: [\"*\"]` and `admin: [ops]`",
+                "t.yaml:4:48: server.oidc.redirect_url: is not the dashboard's address with `/login/oidc/callback` after its host and port",
+                "t.yaml:4:76: server.oidc.scopes[0]: `a b` is no scope: write one word an entry",
+            ],
+        ),
+        (
+            &oidc("issuer: https://id, client_id: us, client_secret: \"\", roles: { operator: [ \"\" ] }"),
+            &[
+                "t.yaml:4:69: server.oidc.client_secret: is empty; an empty secret protects nothing: set it, or take the line out",
+                "t.yaml:4:82: server.oidc.roles.operator: holds an empty value, which everybody might have",
+            ],
         ),
     ]);
 }
