@@ -10,8 +10,10 @@ pub mod check;
 pub mod config;
 pub mod count;
 pub mod demo;
+pub mod eval;
 mod follow;
 pub mod health;
+pub mod import;
 pub mod keys;
 pub mod prices;
 pub mod prompts;
@@ -98,8 +100,6 @@ enum Command {
     Budgets(budgets::BudgetsArguments),
     /// Versions of models: list, show, add, deploy, rollback, history, diff
     Models(registry::ModelsArguments),
-    /// Versions of prompts: list, show, add, deploy, rollback, history, diff
-    Prompts(prompts::PromptsArguments),
     /// Look into the call log, and write it to files
     Calls {
         /// Configuration that says where the log is; default as for `serve`
@@ -122,6 +122,18 @@ enum Command {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
+    /// Run evaluations through a gateway; gates decide the exit code
+    Eval {
+        #[command(subcommand)]
+        command: eval::EvalCommand,
+    },
+    /// Versions of prompts: list, show, add, deploy, rollback, history, diff; render, lint and test them offline
+    Prompts(registry::PromptsArguments),
+    /// Read another gateway's configuration and write it as one of Tollgate's
+    Import {
+        #[command(subcommand)]
+        command: import::ImportCommand,
+    },
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -140,7 +152,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 4] = ["plan", "experiments", "eval", "import"];
+const NOT_YET: [&str; 2] = ["plan", "experiments"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -167,11 +179,16 @@ pub fn main() -> ExitCode {
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
         Command::Budgets(arguments) => asking(budgets::run(&arguments, &mut io::stdout())),
         Command::Models(arguments) => asking(registry::run_models(&arguments, &mut io::stdout())),
-        Command::Prompts(arguments) => asking(prompts::run(&arguments, &mut io::stdout())),
         Command::Calls { config, data_dir, command } => {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
         }
         Command::Audit { config, data_dir, command } => read_audit(config.as_deref(), data_dir, &command),
+        Command::Eval { command } => eval::run(command),
+        Command::Prompts(arguments) => match arguments.offline() {
+            Some((config, command)) => work_on_prompts(config, command),
+            None => asking(registry::run_prompts(&arguments, &mut io::stdout())),
+        },
+        Command::Import { command } => import::run(&command),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -266,6 +283,18 @@ fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: call
             fail(&anyhow::anyhow!(mend), WRONG)
         }
         Err(calls::CallsError::Failed(error)) => fail(&error, UNREACHABLE),
+    }
+}
+
+fn work_on_prompts(config: Option<&Path>, command: &prompts::PromptsCommand) -> ExitCode {
+    let loaded = match crate::config::load(config) {
+        Ok(loaded) => loaded,
+        Err(error) => return fail(&error.into(), WRONG),
+    };
+    match prompts::run(command, &loaded, &mut io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(prompts::PromptsError::Failed(error)) => fail(&error, FAILED),
+        Err(prompts::PromptsError::Wrong(error)) => fail(&error, WRONG),
     }
 }
 

@@ -10,31 +10,62 @@ use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::api::{self, Connection, Failure, Gateway, encoded, table, text};
+use super::{
+    api::{self, Connection, Failure, Gateway, encoded, table, text},
+    prompts::PromptsCommand,
+};
 use crate::registry::Kind;
 
 /// What to do with models, and whom to ask.
 #[derive(Debug, Args)]
 pub struct ModelsArguments {
     #[command(flatten)]
-    pub(super) options: Options,
+    options: Options,
     #[command(subcommand)]
     command: RegistryCommand,
 }
 
+/// What to do with prompts, and whom to ask.
+#[derive(Debug, Args)]
+pub struct PromptsArguments {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: EitherCommand,
+}
+
+/// What to do with prompts: at a gateway, or here.
+#[derive(Debug, Subcommand)]
+enum EitherCommand {
+    #[command(flatten)]
+    Registry(RegistryCommand),
+    #[command(flatten)]
+    Offline(PromptsCommand),
+}
+
+impl PromptsArguments {
+    /// The configuration and the command, where it asks no gateway.
+    pub(super) fn offline(&self) -> Option<(Option<&Path>, &PromptsCommand)> {
+        match &self.command {
+            EitherCommand::Registry(_) => None,
+            EitherCommand::Offline(command) => Some((self.options.connection.config.as_deref(), command)),
+        }
+    }
+}
+
 /// Whom to ask, and how the answer is shown.
 #[derive(Debug, Args)]
-pub(super) struct Options {
+struct Options {
     #[command(flatten)]
-    pub(super) connection: Connection,
+    connection: Connection,
     /// As JSON
     #[arg(long, global = true)]
-    pub(super) json: bool,
+    json: bool,
 }
 
 /// What to do with versions of models or prompts.
 #[derive(Debug, Subcommand)]
-pub(super) enum RegistryCommand {
+enum RegistryCommand {
     /// List them with what is live
     List,
     /// Show one with its versions
@@ -114,16 +145,22 @@ pub async fn run_models(arguments: &ModelsArguments, out: &mut impl Write) -> Re
     run(Kind::Models, &arguments.options, &arguments.command, out).await
 }
 
+/// Runs a command on prompts that asks a gateway.
+///
+/// # Errors
+/// When nobody answers, or the answer is no.
+pub async fn run_prompts(arguments: &PromptsArguments, out: &mut impl Write) -> Result<(), Failure> {
+    match &arguments.command {
+        EitherCommand::Registry(command) => run(Kind::Prompts, &arguments.options, command, out).await,
+        EitherCommand::Offline(_) => Ok(()),
+    }
+}
+
 /// Runs a command on models or prompts.
 ///
 /// # Errors
 /// When nobody answers, or the answer is no.
-pub(super) async fn run(
-    kind: Kind,
-    options: &Options,
-    command: &RegistryCommand,
-    out: &mut impl Write,
-) -> Result<(), Failure> {
+async fn run(kind: Kind, options: &Options, command: &RegistryCommand, out: &mut impl Write) -> Result<(), Failure> {
     let gateway = options.connection.gateway()?;
     let answer = ask(&gateway, kind, command).await?;
     if options.json {

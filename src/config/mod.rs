@@ -6,8 +6,10 @@
 mod de;
 pub mod environment;
 pub mod file;
+pub mod foreign;
 pub mod forms;
 pub mod problems;
+pub mod prompts;
 pub mod pushed;
 pub mod registered;
 pub mod schema;

@@ -188,7 +188,9 @@ fn values_of_the_wrong_kind_name_the_mend() {
         ("on_disconnect: {}", &["t.yaml:4:1: on_disconnect: a map stands where one of cancel, drain is due"]),
         (
             "server: { drain: 3 }",
-            &["t.yaml:4:11: server.drain: unknown key; known: admin, admin_token, admin_tokens, limits, listen, tls"],
+            &[
+                "t.yaml:4:11: server.drain: unknown key; known: admin, admin_token, admin_tokens, limits, listen, oidc, tls",
+            ],
         ),
         (
             "server: { limits: { drain: 3 } }",
@@ -308,7 +310,7 @@ fn what_must_be_given_is_asked_for() {
         (
             "prompts: { p: { versions: { v1: {} } } }",
             &[
-                "t.yaml:4:29: prompts.p.versions.v1: says nothing; write `system`, `developer`, `before_user`, `after_user` or `file`",
+                "t.yaml:4:29: prompts.p.versions.v1: says nothing; write `system`, `developer`, `before_user`, `after_user`, `messages` or `file`",
             ],
         ),
     ]);
@@ -590,6 +592,46 @@ fn the_call_log_is_sqlite_unless_said_otherwise_and_its_url_is_never_shown() {
 }
 
 #[test]
+fn people_sign_in_at_a_provider_that_can_be_believed_and_with_a_role() {
+    let oidc = |body: &str| format!("server: {{ oidc: {{ {body} }} }}");
+    let whole = "issuer: https://id.example.org, client_id: us, client_secret: c-CANARY, roles: { admin: [ops], viewer: [\"*\"] }";
+    let snapshot = loads(&with(&oidc(whole))).snapshot;
+    let found = snapshot.server.oidc.clone().expect("a provider");
+    assert_eq!(
+        (&*found.issuer, &*found.scope, &*found.role_claim),
+        ("https://id.example.org", "openid email profile", "groups")
+    );
+    assert!(!format!("{snapshot:?}").contains("CANARY"));
+    let beyond = with(&format!("server: {{ admin: 0.0.0.0:9090, oidc: {{ {whole} }} }}"));
+    assert!(loads(&beyond).snapshot.server.admin_token.is_none(), "no token is needed beside it");
+    each_is_refused(&[
+        (
+            &oidc("issuer: http://id.example.org, client_id: us, roles: { viewer: [\"*\"] }"),
+            &[
+                "t.yaml:4:27: server.oidc.issuer: is not an https URL without user, query and fragment (http only on this machine); \
+               TLS stands for the signatures of what the provider says",
+            ],
+        ),
+        (
+            &oidc("client_id: us, redirect_url: https://gw/login, scopes: [ a b ]"),
+            &[
+                "t.yaml:4:11: server.oidc.issuer: is missing; write the provider's https URL",
+                "t.yaml:4:11: server.oidc.roles: lets nobody in; write for instance `viewer: [\"*\"]` and `admin: [ops]`",
+                "t.yaml:4:48: server.oidc.redirect_url: is not the dashboard's address with `/login/oidc/callback` after its host and port",
+                "t.yaml:4:76: server.oidc.scopes[0]: `a b` is no scope: write one word an entry",
+            ],
+        ),
+        (
+            &oidc("issuer: https://id, client_id: us, client_secret: \"\", roles: { operator: [ \"\" ] }"),
+            &[
+                "t.yaml:4:69: server.oidc.client_secret: is empty; an empty secret protects nothing: set it, or take the line out",
+                "t.yaml:4:82: server.oidc.roles.operator: holds an empty value, which everybody might have",
+            ],
+        ),
+    ]);
+}
+
+#[test]
 fn a_redis_store_is_read_and_never_shown() {
     let snapshot = loads(&with("store: redis+sentinel://u:secret@a,b:2/main/1\nledger: { wait_replicas: 1 }")).snapshot;
     let Store::Redis(url) = &snapshot.store else { panic!("{:?}", snapshot.store) };
@@ -644,6 +686,82 @@ models: { a: { versions: { v1: { target: sim/m } } } }
     assert!(found[1].starts_with("prices.yaml:2:"), "{found:#?}");
     assert!(found[2].contains("providers.o.api_key: the file key cannot be read: "), "{found:#?}");
     assert!(found[3].contains("prompts.p.versions.v1.file: p.md: "), "{found:#?}");
+}
+
+#[test]
+fn messages_and_partials_come_from_files_that_are_watched() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("written");
+    std::fs::create_dir_all(dir.path().join("prompts/partials")).expect("made");
+    write(
+        "shots.messages.yaml",
+        "- { role: system, content: \"{% include 'partials/tone.md' %}\" }\n- { role: user, content: hi }\n",
+    );
+    write("prompts/partials/tone.md", "Be {{ tone }}.{% include 'end.md' %}");
+    write("prompts/end.md", "Bye.");
+    let text = with(
+        "prompts: { p: { versions: { v1: { file: shots.messages.yaml, variables: { tone: { default: kind, enum: [kind] } } } } } }",
+    );
+    let parse = || parse_str(&text, "t.yaml", &|_| None, dir.path());
+    let loaded = parse().expect("a valid configuration");
+    let template = &loaded.snapshot.prompts["p"].versions["v1"];
+    let rendered = template.render(&serde_json::Map::new()).expect("renders");
+    assert_eq!(rendered.messages.iter().map(|one| &*one.content).collect::<Vec<_>>(), ["Be kind.Bye.", "hi"]);
+    let watched = |name: &str| loaded.origin.files.contains(&dir.path().join(name));
+    assert!(["shots.messages.yaml", "prompts/partials/tone.md", "prompts/end.md"].into_iter().all(watched));
+
+    let before = loaded.snapshot.hash.clone();
+    write("prompts/end.md", "Farewell.");
+    assert_ne!(parse().expect("valid").snapshot.hash, before, "a partial counts into the content");
+    let problem = |what: &str| {
+        let found = parse().expect_err(what).to_string();
+        assert!(found.starts_with("t.yaml:4:") && found.contains(what) && found.lines().count() == 1, "{found}");
+    };
+    write("prompts/end.md", "{% include 'partials/tone.md' %}");
+    problem("includes go around in a circle: partials/tone.md → end.md → partials/tone.md");
+    write("prompts/end.md", "\n{% if %}");
+    problem("prompts/end.md, line 2: ");
+    write("prompts/end.md", "\n{% include '../secret' %}");
+    problem("prompts/end.md, line 2: a file to include is named by its path in the `prompts` folder");
+    std::fs::remove_file(dir.path().join("prompts/end.md")).expect("removed");
+    problem("prompts/partials/tone.md, line 1: the file prompts/end.md cannot be included: ");
+    #[cfg(unix)]
+    {
+        write("secret", "secret");
+        std::os::unix::fs::symlink(dir.path().join("secret"), dir.path().join("prompts/end.md")).expect("linked");
+        problem("cannot be included: it leads out of the folder");
+    }
+    write("shots.messages.yaml", "- { role: robot, content: hi }\n");
+    problem("shots.messages.yaml: ");
+    write("shots.messages.yaml", "- { role: user }\n");
+    problem("shots.messages.yaml: message 1 needs a `role` and a `content`");
+}
+
+#[test]
+fn rules_of_variables_are_checked_where_they_stand() {
+    let each = |variable: &str| {
+        format!(
+            "prompts: {{ p: {{ versions: {{ v1: {{ system: \"{{{{ a }}}}\", variables: {{ a: {variable} }} }} }} }} }}"
+        )
+    };
+    for (variable, path, says) in [
+        ("{ min: 3 }", ".min", "is a rule for numbers, and this is a string"),
+        ("{ type: array, max_length: 3 }", ".max_length", "is a rule for strings, and this is an array"),
+        ("{ enum: [] }", ".enum", "is empty; list the values that it may have"),
+        ("{ pattern: \"(\" }", "", "the rules of `a` are not valid: /pattern: is no regular expression"),
+        ("{ schema: { format: date } }", "", "the rules of `a` are not valid: /format: `format` is not checked here"),
+        ("{ type: integer, min: 3, default: 2 }", ".default", "the default of `a` must be at least 3"),
+        (
+            "{ type: array, schema: { items: { type: string } }, default: [x, 2] }",
+            ".default",
+            "the default of `a` is not as declared: `/1` must be a string",
+        ),
+    ] {
+        let found = problems(&with(&each(variable)));
+        assert_eq!(found.len(), 1, "{variable}: {found:?}");
+        assert!(found[0].contains(&format!("variables.a{path}: {says}")), "{found:?}");
+    }
+    loads(&with(&each("{ type: integer, min: 1, max: 5, default: 3 }")));
 }
 
 #[cfg(unix)]

@@ -69,7 +69,7 @@ pub(super) struct Entry {
 
 /// A path of keys and indices from the top; indices count what was not struck.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Path(Vec<Step>);
+pub struct Path(Vec<Step>);
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -79,14 +79,16 @@ enum Step {
 
 impl Path {
     /// The key `key` below this path.
-    pub(super) fn key(&self, key: &str) -> Path {
+    #[must_use]
+    pub fn key(&self, key: &str) -> Path {
         let mut steps = self.0.clone();
         steps.push(Step::Key(key.to_owned()));
         Path(steps)
     }
 
     /// The item `index` below this path.
-    pub(super) fn index(&self, index: usize) -> Path {
+    #[must_use]
+    pub fn index(&self, index: usize) -> Path {
         let mut steps = self.0.clone();
         steps.push(Step::Index(index));
         Path(steps)

@@ -10,6 +10,7 @@ mod calls;
 mod experiments;
 mod keys;
 mod models;
+mod oidc;
 mod prices;
 mod prompts;
 mod providers;
