@@ -207,7 +207,7 @@ pub async fn run(command: CallsCommand, place: &Place, out: &mut (impl Write + S
     }
 }
 
-fn open(place: &Place) -> Result<Box<dyn CallLog>, CallsError> {
+pub(super) fn open(place: &Place) -> Result<Box<dyn CallLog>, CallsError> {
     match &place.records {
         Records::Sqlite => Ok(Box::new(Sqlite::read(&place.data_dir)?)),
         Records::Postgres(url) => Ok(Box::new(Postgres::read(url.expose())?)),
@@ -491,7 +491,7 @@ impl Which {
 }
 
 /// A point in time, or how long ago, in milliseconds since 1970.
-fn moment(text: &str) -> Result<u64, String> {
+pub(super) fn moment(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is no time; write it as 2026-11-23T18:00:00Z, or as 30m, 2h or 7d ago");
     let at = match text.parse::<jiff::Timestamp>() {
         Ok(at) => at,
@@ -517,7 +517,7 @@ fn outcome(text: &str) -> Result<Outcome, String> {
     Outcome::of_label(text).ok_or_else(|| format!("no call ends so; calls end {labels}"))
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is no NAME=VALUE"))?;
     Ok((name.to_owned(), value.to_owned()))
 }

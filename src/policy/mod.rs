@@ -3,6 +3,7 @@
 pub mod alerts;
 pub mod delivery;
 pub mod experiment;
+pub mod forecast;
 pub mod keys;
 pub mod limits;
 pub mod pricing;

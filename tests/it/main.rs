@@ -32,6 +32,7 @@ mod ranks;
 mod realtime;
 mod routing;
 mod secrets;
+mod spending;
 mod streams;
 mod support;
 mod tls;
