@@ -14,6 +14,7 @@ mod follow;
 pub mod health;
 pub mod import;
 pub mod keys;
+pub mod plan;
 pub mod prices;
 pub mod schema;
 pub mod serve;
@@ -66,6 +67,8 @@ enum Command {
         /// Configuration; default as for `serve`
         file: Option<PathBuf>,
     },
+    /// Show what a reload with another configuration would change: rights, budgets, variants, recorded calls. Changes nothing
+    Plan(plan::PlanArguments),
     /// Ask a running gateway whether it is well; exit 3 when it is not: the health check of a container
     Health {
         /// What to ask, on the admin listener
@@ -151,7 +154,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 5] = ["plan", "models", "prompts", "experiments", "eval"];
+const NOT_YET: [&str; 4] = ["models", "prompts", "experiments", "eval"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -172,6 +175,7 @@ pub fn main() -> ExitCode {
         Command::Serve { config } => serve::run(config.as_deref()),
         Command::Demo { once } => demo::run(once),
         Command::Check { file } => check::run(file.as_deref()),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Health { url } => code_of(health::run(&url), UNREACHABLE),
         Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),

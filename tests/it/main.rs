@@ -27,6 +27,7 @@ mod limits;
 mod limits_fleet;
 mod metrics;
 mod otlp;
+mod plan;
 mod prompts;
 mod ranks;
 mod realtime;
