@@ -9,6 +9,7 @@
 //!    │  layers/in_flight.rs    sheds what is too much                       Arrival
 //!    │  layers/auth.rs         key → Caller; pins the Snapshot              Arrival → Authenticated
 //!    │  layers/local.rs        lists models, which needs no provider        Authenticated
+//!    │  layers/feedback.rs     takes what is said of calls                  Authenticated
 //!    │  layers/read.rs         size-capped body, one borrowed scan          Authenticated → Call
 //!    │  layers/variant.rs      alias, user hash → variant → targets         Call → Planned
 //!    │  layers/prompt.rs       splices the prompt template in               Planned

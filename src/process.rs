@@ -184,6 +184,7 @@ impl Gateway {
                 in_flight: shared.in_flight.clone(),
             },
             via,
+            feedback: shared.calls.as_ref().map(|calls| calls.desk.clone()),
             epoch: self.limits.epoch,
         };
         let routes = ClientRoutes::new(stack::build(parts), shared.clone());
@@ -335,7 +336,7 @@ fn open_calls(snapshot: &Snapshot, live: Arc<Live>) -> Result<Option<OpenCalls>,
     let spill_bytes_max = snapshot.calls.spill_bytes_max;
     let (handover, progress, thread) =
         writer::start(log.clone(), &snapshot.data_dir, spill_bytes_max, keep).map_err(StartError::Thread)?;
-    Ok(Some(OpenCalls { calls: Calls { log, progress }, handover, thread }))
+    Ok(Some(OpenCalls { calls: Calls { log, progress, desk: handover.desk() }, handover, thread }))
 }
 
 /// Deletes calls that are kept no longer, as long as the gateway runs.

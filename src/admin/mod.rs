@@ -19,6 +19,7 @@ mod models;
 mod openapi;
 pub mod paging;
 pub mod problem;
+mod prompts;
 mod providers;
 mod sessions;
 mod status;
@@ -104,6 +105,7 @@ fn api() -> OpenApiRouter<Admin> {
         usage::router(),
         keys::router(),
         models::router(),
+        prompts::router(),
         providers::router(),
         config::router(),
         audit::router(),

@@ -16,6 +16,7 @@ pub mod import;
 pub mod keys;
 pub mod plan;
 pub mod prices;
+pub mod prompts;
 pub mod schema;
 pub mod serve;
 
@@ -131,6 +132,14 @@ enum Command {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
+    /// Render, lint and test prompts, offline
+    Prompts {
+        /// Configuration with the prompts; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        #[command(subcommand)]
+        command: prompts::PromptsCommand,
+    },
     /// Read another gateway's configuration and write it as one of Tollgate's
     Import {
         #[command(subcommand)]
@@ -154,7 +163,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 4] = ["models", "prompts", "experiments", "eval"];
+const NOT_YET: [&str; 3] = ["models", "experiments", "eval"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -188,6 +197,7 @@ pub fn main() -> ExitCode {
             show_costs(config.as_deref(), data_dir.as_deref(), &arguments)
         }
         Command::Audit { config, data_dir, command } => read_audit(config.as_deref(), data_dir, &command),
+        Command::Prompts { config, command } => work_on_prompts(config.as_deref(), &command),
         Command::Import { command } => import::run(&command),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
@@ -316,6 +326,18 @@ fn log_failed(error: calls::CallsError) -> ExitCode {
             fail(&anyhow::anyhow!(mend), WRONG)
         }
         calls::CallsError::Failed(error) => fail(&error, UNREACHABLE),
+    }
+}
+
+fn work_on_prompts(config: Option<&Path>, command: &prompts::PromptsCommand) -> ExitCode {
+    let loaded = match crate::config::load(config) {
+        Ok(loaded) => loaded,
+        Err(error) => return fail(&error.into(), WRONG),
+    };
+    match prompts::run(command, &loaded, &mut io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(prompts::PromptsError::Failed(error)) => fail(&error, FAILED),
+        Err(prompts::PromptsError::Wrong(error)) => fail(&error, WRONG),
     }
 }
 

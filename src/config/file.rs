@@ -322,10 +322,36 @@ pub struct PromptVersion {
     pub before_user: Option<String>,
     /// Put after the last user message.
     pub after_user: Option<String>,
-    /// File with the system message, relative to the configuration.
+    /// Messages of several roles, put before the conversation; not beside `system` and `developer`.
+    pub messages: Option<Vec<PromptMessage>>,
+    /// File with the system message, or, where its name ends in `.messages.yaml`, with the messages; relative to the configuration.
     pub file: Option<String>,
     /// The variables that the templates may use.
     pub variables: BTreeMap<String, Variable>,
+}
+
+/// One message of a prompt.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PromptMessage {
+    /// Whose words it is. Required.
+    pub role: Option<MessageRole>,
+    /// Its text, a template. Required.
+    pub content: Option<String>,
+}
+
+/// Whose words a message is.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MessageRole {
+    /// Instructions.
+    System,
+    /// Instructions, as OpenAI's newer models prefer them.
+    Developer,
+    /// What users say.
+    User,
+    /// A good answer.
+    Assistant,
 }
 
 /// A variable of a prompt.
@@ -339,6 +365,19 @@ pub struct Variable {
     pub default: Option<serde_json::Value>,
     /// For people.
     pub description: Option<String>,
+    /// The values that it may have.
+    #[serde(rename = "enum")]
+    pub values: Option<Vec<serde_json::Value>>,
+    /// The least number.
+    pub min: Option<f64>,
+    /// The largest number.
+    pub max: Option<f64>,
+    /// Most characters of a text.
+    pub max_length: Option<u64>,
+    /// A regular expression that is found in the text; `^…$` is the whole of it.
+    pub pattern: Option<String>,
+    /// What the value must be besides, in JSON Schema: the part of it that is checked here, other keywords are errors.
+    pub schema: Option<serde_json::Value>,
 }
 
 /// The type of a variable.
@@ -353,6 +392,10 @@ pub enum VariableType {
     Integer,
     /// `true` or `false`.
     Boolean,
+    /// A list.
+    Array,
+    /// Values by name.
+    Object,
 }
 
 /// An experiment on a model.

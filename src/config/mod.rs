@@ -8,6 +8,7 @@ pub mod environment;
 pub mod file;
 pub mod forms;
 pub mod problems;
+pub mod prompts;
 pub mod pushed;
 pub mod schema;
 pub mod secret;

@@ -305,7 +305,7 @@ fn what_must_be_given_is_asked_for() {
         (
             "prompts: { p: { versions: { v1: {} } } }",
             &[
-                "t.yaml:4:29: prompts.p.versions.v1: says nothing; write `system`, `developer`, `before_user`, `after_user` or `file`",
+                "t.yaml:4:29: prompts.p.versions.v1: says nothing; write `system`, `developer`, `before_user`, `after_user`, `messages` or `file`",
             ],
         ),
     ]);
@@ -641,6 +641,82 @@ models: { a: { versions: { v1: { target: sim/m } } } }
     assert!(found[1].starts_with("prices.yaml:2:"), "{found:#?}");
     assert!(found[2].contains("providers.o.api_key: the file key cannot be read: "), "{found:#?}");
     assert!(found[3].contains("prompts.p.versions.v1.file: p.md: "), "{found:#?}");
+}
+
+#[test]
+fn messages_and_partials_come_from_files_that_are_watched() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("written");
+    std::fs::create_dir_all(dir.path().join("prompts/partials")).expect("made");
+    write(
+        "shots.messages.yaml",
+        "- { role: system, content: \"{% include 'partials/tone.md' %}\" }\n- { role: user, content: hi }\n",
+    );
+    write("prompts/partials/tone.md", "Be {{ tone }}.{% include 'end.md' %}");
+    write("prompts/end.md", "Bye.");
+    let text = with(
+        "prompts: { p: { versions: { v1: { file: shots.messages.yaml, variables: { tone: { default: kind, enum: [kind] } } } } } }",
+    );
+    let parse = || parse_str(&text, "t.yaml", &|_| None, dir.path());
+    let loaded = parse().expect("a valid configuration");
+    let template = &loaded.snapshot.prompts["p"].versions["v1"];
+    let rendered = template.render(&serde_json::Map::new()).expect("renders");
+    assert_eq!(rendered.messages.iter().map(|one| &*one.content).collect::<Vec<_>>(), ["Be kind.Bye.", "hi"]);
+    let watched = |name: &str| loaded.origin.files.contains(&dir.path().join(name));
+    assert!(["shots.messages.yaml", "prompts/partials/tone.md", "prompts/end.md"].into_iter().all(watched));
+
+    let before = loaded.snapshot.hash.clone();
+    write("prompts/end.md", "Farewell.");
+    assert_ne!(parse().expect("valid").snapshot.hash, before, "a partial counts into the content");
+    let problem = |what: &str| {
+        let found = parse().expect_err(what).to_string();
+        assert!(found.starts_with("t.yaml:4:") && found.contains(what) && found.lines().count() == 1, "{found}");
+    };
+    write("prompts/end.md", "{% include 'partials/tone.md' %}");
+    problem("includes go around in a circle: partials/tone.md → end.md → partials/tone.md");
+    write("prompts/end.md", "\n{% if %}");
+    problem("prompts/end.md, line 2: ");
+    write("prompts/end.md", "\n{% include '../secret' %}");
+    problem("prompts/end.md, line 2: a file to include is named by its path in the `prompts` folder");
+    std::fs::remove_file(dir.path().join("prompts/end.md")).expect("removed");
+    problem("prompts/partials/tone.md, line 1: the file prompts/end.md cannot be included: ");
+    #[cfg(unix)]
+    {
+        write("secret", "secret");
+        std::os::unix::fs::symlink(dir.path().join("secret"), dir.path().join("prompts/end.md")).expect("linked");
+        problem("cannot be included: it leads out of the folder");
+    }
+    write("shots.messages.yaml", "- { role: robot, content: hi }\n");
+    problem("shots.messages.yaml: ");
+    write("shots.messages.yaml", "- { role: user }\n");
+    problem("shots.messages.yaml: message 1 needs a `role` and a `content`");
+}
+
+#[test]
+fn rules_of_variables_are_checked_where_they_stand() {
+    let each = |variable: &str| {
+        format!(
+            "prompts: {{ p: {{ versions: {{ v1: {{ system: \"{{{{ a }}}}\", variables: {{ a: {variable} }} }} }} }} }}"
+        )
+    };
+    for (variable, path, says) in [
+        ("{ min: 3 }", ".min", "is a rule for numbers, and this is a string"),
+        ("{ type: array, max_length: 3 }", ".max_length", "is a rule for strings, and this is an array"),
+        ("{ enum: [] }", ".enum", "is empty; list the values that it may have"),
+        ("{ pattern: \"(\" }", "", "the rules of `a` are not valid: /pattern: is no regular expression"),
+        ("{ schema: { format: date } }", "", "the rules of `a` are not valid: /format: `format` is not checked here"),
+        ("{ type: integer, min: 3, default: 2 }", ".default", "the default of `a` must be at least 3"),
+        (
+            "{ type: array, schema: { items: { type: string } }, default: [x, 2] }",
+            ".default",
+            "the default of `a` is not as declared: `/1` must be a string",
+        ),
+    ] {
+        let found = problems(&with(&each(variable)));
+        assert_eq!(found.len(), 1, "{variable}: {found:?}");
+        assert!(found[0].contains(&format!("variables.a{path}: {says}")), "{found:?}");
+    }
+    loads(&with(&each("{ type: integer, min: 1, max: 5, default: 3 }")));
 }
 
 #[cfg(unix)]

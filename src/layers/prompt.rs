@@ -6,11 +6,12 @@ use http::HeaderMap;
 use serde_json::{Map, Value};
 
 use crate::{
-    call::{Document, Payload, Planned},
+    call::{Document, Failure, Payload, Planned},
     config::{Snapshot, snapshot::PromptRef},
     error::GatewayError,
     layers::{Early, Turn},
     policy::prompt::{PromptError, Rendered, Template},
+    recorder,
     wire::{
         edit::{self, EditError, Role},
         endpoint::Endpoint,
@@ -27,23 +28,30 @@ impl Turn for InjectPrompt {
     type Next = Planned;
 
     fn turn(&self, mut planned: Planned) -> Result<Planned, Early> {
-        let call = &planned.call;
-        if let (Some(named), Payload::Json(_)) = (call.head.headers.get("x-tollgate-prompt"), &call.payload) {
-            let named = named.to_str().unwrap_or_default();
-            planned.plan.prompt = Some(named_prompt(&call.snapshot, named)?);
+        match inject(&mut planned) {
+            Ok(()) => Ok(planned),
+            Err(error) => {
+                let facts = recorder::of_call(&planned.call, Some(&planned.plan));
+                Err(Failure::early(error, facts).into())
+            }
         }
-        if let (Some(wanted), Payload::Json(document)) = (&planned.plan.prompt, &call.payload) {
-            let template = wanted.prompt.versions.get(&wanted.version).ok_or_else(|| {
-                GatewayError::invalid(
-                    format!("prompt `{}` has no version `{}`", wanted.prompt.name, wanted.version),
-                    None,
-                )
-            })?;
-            let rendered = render(template, &call.head.headers, document)?;
-            splice(&call.head.endpoint, document, &rendered, &mut planned.edits)?;
-        }
-        Ok(planned)
     }
+}
+
+fn inject(planned: &mut Planned) -> Result<(), GatewayError> {
+    let call = &planned.call;
+    if let (Some(named), Payload::Json(_)) = (call.head.headers.get("x-tollgate-prompt"), &call.payload) {
+        let named = named.to_str().unwrap_or_default();
+        planned.plan.prompt = Some(named_prompt(&call.snapshot, named)?);
+    }
+    if let (Some(wanted), Payload::Json(document)) = (&planned.plan.prompt, &call.payload) {
+        let template = wanted.prompt.versions.get(&wanted.version).ok_or_else(|| {
+            GatewayError::invalid(format!("prompt `{}` has no version `{}`", wanted.prompt.name, wanted.version), None)
+        })?;
+        let rendered = render(template, &call.head.headers, document)?;
+        splice(&call.head.endpoint, document, &rendered, &mut planned.edits)?;
+    }
+    Ok(())
 }
 
 /// `name` or `name@version` of `x-tollgate-prompt`.
@@ -110,6 +118,10 @@ fn splice(
                 }
             }
         }
+    }
+    if !rendered.messages.is_empty() {
+        let messages: Vec<(Role, &str)> = rendered.messages.iter().map(|one| (one.role, &*one.content)).collect();
+        edit::inject_messages(edits, endpoint, body, scan, &messages).map_err(cannot)?;
     }
     if rendered.before_user.is_some() || rendered.after_user.is_some() {
         let (before, after) = (rendered.before_user.as_deref(), rendered.after_user.as_deref());

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::SystemTime};
 use jiff::Timestamp;
 
 use crate::{
-    call::{Ceiling, Payload, Planned, Quoted},
+    call::{Ceiling, Failure, Payload, Planned, Quoted},
     config::snapshot::{Budget, BudgetMode, OnStoreLoss, Target, Unpriced},
     error::GatewayError,
     layers::{Early, Turn},
@@ -18,6 +18,7 @@ use crate::{
         tokens::{self, Contents},
     },
     purses::Claim,
+    recorder,
     units::Tokens,
     wire::{
         endpoint::{Cost, Endpoint},
@@ -41,13 +42,25 @@ impl Turn for Quote {
 
     fn turn(&self, mut planned: Planned) -> Result<Quoted, Early> {
         let at = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
-        price_unpriced(&mut planned)?;
-        let budgets = covering(&planned, at);
-        let ceilings = if budgets.is_empty() { Vec::new() } else { ceilings(&planned, &budgets, at)? };
-        let claims: Arc<[Claim]> = budgets.into_iter().map(|(_, claim)| claim).collect();
-        let estimate = estimate(&planned);
-        Ok(Quoted { planned, ceilings, claims, estimate, at })
+        match bound(&mut planned, at) {
+            Ok((ceilings, claims)) => {
+                let estimate = estimate(&planned);
+                Ok(Quoted { planned, ceilings, claims, estimate, at })
+            }
+            Err(error) => {
+                let facts = recorder::of_call(&planned.call, Some(&planned.plan));
+                Err(Failure::early(error, facts).into())
+            }
+        }
     }
+}
+
+/// What the call can cost at each target, and who pays.
+fn bound(planned: &mut Planned, at: Timestamp) -> Result<(Vec<Ceiling>, Arc<[Claim]>), GatewayError> {
+    price_unpriced(planned)?;
+    let budgets = covering(planned, at);
+    let ceilings = if budgets.is_empty() { Vec::new() } else { ceilings(planned, &budgets, at)? };
+    Ok((ceilings, budgets.into_iter().map(|(_, claim)| claim).collect()))
 }
 
 /// Gives targets without a price the configured one, or refuses the call: never 0 by silence.

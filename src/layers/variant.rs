@@ -7,7 +7,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    call::{Answer, Call, Document, Payload, Plan, Planned},
+    call::{Answer, Call, Document, Failure, Payload, Plan, Planned},
     config::{
         Snapshot,
         snapshot::{Model, ModelVersion, PromptRef, Target},
@@ -15,6 +15,7 @@ use crate::{
     error::GatewayError,
     layers::{Inner, Step},
     policy::experiment::{Unit, Variant},
+    recorder,
     wire::{
         edit,
         endpoint::Endpoint,
@@ -36,8 +37,8 @@ impl Step for ChooseVariant {
     async fn handle<S: Inner<Planned>>(&'static self, call: Box<Call>, mut inner: S) -> Answer {
         // Kept only where a budget may send the call another way: then it starts over with the body as it came.
         let spare = if may_downgrade(&call.snapshot) { call.again() } else { None };
-        let plan = plan(&call)?;
-        let failure = match inner.call(planned(call, plan)?).await {
+        let plan = plan(&call).map_err(|error| Failure::early(error, recorder::of_call(&call, None)))?;
+        let failure = match inner.call(planned(call, plan).map_err(|failure| *failure)?).await {
             Err(failure) if failure.downgrade.is_some() => failure,
             answer => return answer,
         };
@@ -46,12 +47,13 @@ impl Step for ChooseVariant {
         if let Some(record) = failure.record {
             record.discard();
         }
-        inner.call(planned(spare, plan)?).await
+        inner.call(planned(spare, plan).map_err(|failure| *failure)?).await
     }
 }
 
-fn planned(mut call: Box<Call>, plan: Plan) -> Result<Planned, GatewayError> {
-    let edits = set_parameters(&mut call, &plan)?;
+fn planned(mut call: Box<Call>, plan: Plan) -> Result<Planned, Box<Failure>> {
+    let edits = set_parameters(&mut call, &plan)
+        .map_err(|error| Box::new(Failure::early(error, recorder::of_call(&call, Some(&plan)))))?;
     Ok(Planned { call, plan, edits })
 }
 

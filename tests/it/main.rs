@@ -18,6 +18,7 @@ mod docs;
 mod drain;
 mod experiments;
 mod faults;
+mod feedback;
 mod fixtures;
 mod fleet;
 mod hostile;

@@ -1,0 +1,2 @@
+DROP TABLE feedback;
+DROP INDEX calls_tags;
