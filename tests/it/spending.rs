@@ -1,7 +1,10 @@
 //! `tollgate costs`: sums, forecasts, bills, what-ifs, and the comparison with a provider's statement, over a log written by hand.
 
 use serde_json::{Value, json};
-use tollgate::record::CallRow;
+use tollgate::{
+    record::{CallRow, Feedback, Rating},
+    store::records::{ports::CallLog, sqlite::Sqlite},
+};
 
 use crate::support::{
     Gateway,
@@ -94,6 +97,39 @@ async fn the_current_month_has_a_forecast() {
     assert_eq!(forecast["days"], 21);
     assert_eq!(forecast["range"]["low_nanousd"], forecast["range"]["high_nanousd"], "days that never differed");
     assert!(table.contains("This month will come to about") && table.contains("(21 whole days known)"), "{table}");
+}
+
+#[tokio::test]
+async fn outcomes_are_worth_what_is_said() {
+    let setup = logged(november()).await;
+    let said = |n: u64, value: Rating| Feedback {
+        id: row(BEGIN_MS + n, n).id,
+        call: Some(format!("call-{n}").into()),
+        session: None,
+        metric: "resolved".into(),
+        value,
+        source: "client".into(),
+        comment: None,
+        key: "web".into(),
+        team: Some("product".into()),
+        rated_ms: BEGIN_MS + n,
+    };
+    let ratings = [
+        said(1, Rating::Flag(true)),
+        said(2, Rating::Flag(false)),
+        said(3, Rating::Number(2.0)),
+        said(4, Rating::Text("x".into())),
+    ];
+    let log = Sqlite::open(&directory(&setup).join("data")).unwrap();
+    log.rate(ratings.into()).await.unwrap();
+
+    let value = json_of(&setup, &["--month", "2026-11", "--value", "resolved=0.10USD"])["value"].clone();
+    let (table, _, _) = costs(&setup, &["--month", "2026-11", "--value", "resolved=0.10USD"]);
+    let (_, refused, code) = costs(&setup, &["--value", "resolved=0.10USD", "--team", "product"]);
+
+    assert_eq!(value, json!({"ratings": 3, "sum": 3.0, "value_nanousd": 300_000_000}));
+    assert!(table.contains("worth 0.30 USD, 9.0 times what was spent"), "{table}");
+    assert_eq!(code, Some(2), "{refused}");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod csv;
 mod overview;
 mod reconcile;
 mod statement;
+mod value;
 mod what_if;
 
 use std::{io::Write, sync::Arc};
@@ -20,7 +21,10 @@ use crate::{
     config::Snapshot,
     policy::pricing::{Catalog, Price},
     record::{CallRow, UsageSource, stored_id},
-    store::records::ports::{CallLog, Filter},
+    store::records::{
+        month,
+        ports::{CallLog, Filter},
+    },
     units::Tokens,
     wire::usage::Usage,
 };
@@ -141,6 +145,11 @@ impl Span {
         }
     }
 
+    /// Whether nothing but the time is given.
+    fn is_of_all(&self) -> bool {
+        self.team.is_none() && self.key.is_none() && self.user.is_none() && self.tag.is_none()
+    }
+
     /// Whether the current month is meant.
     fn is_this_month(&self, now: Timestamp) -> bool {
         let this = day_of(now).first_of_month();
@@ -157,13 +166,7 @@ fn month_of(text: &str) -> Result<Date, String> {
 fn month_bounds(day: Date) -> (Option<u64>, Option<u64>) {
     let first = day.first_of_month();
     let next = day.last_of_month().tomorrow().ok();
-    (Some(millisecond_of(first)), next.map(millisecond_of))
-}
-
-/// The first millisecond of a day of UTC.
-fn millisecond_of(day: Date) -> u64 {
-    let start = TimeZone::UTC.to_timestamp(day.to_datetime(jiff::civil::Time::midnight()));
-    start.ok().and_then(|at| u64::try_from(at.as_millisecond()).ok()).unwrap_or_default()
+    (Some(month::first_ms(first)), next.map(month::first_ms))
 }
 
 /// The day of UTC that a moment is in.
@@ -173,7 +176,7 @@ fn day_of(at: Timestamp) -> Date {
 
 /// The day of UTC in which a call came.
 fn day_of_call(row: &CallRow) -> Date {
-    day_of(moment_of(row.received_ms))
+    month::day_of(row.received_ms)
 }
 
 /// A moment from milliseconds since 1970.

@@ -1,16 +1,21 @@
 //! `tollgate costs`: sums by something, and what the month will come to.
 
-use std::{collections::BTreeMap, io::Write, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io::Write, sync::Arc};
 
 use clap::Args;
-use jiff::civil::Date;
 use serde_json::{Value, json};
 
-use super::{Books, CostsError, Span, csv, day_of, millisecond_of, moment_of, percent};
+use super::{
+    Books, CostsError, Span, csv, percent,
+    value::{Valued, Worth},
+};
 use crate::{
     policy::forecast::{self, Forecast},
     record::CallRow,
-    store::records::ports::{Dimension, Figures, Filter, UsageQuery},
+    store::records::{
+        month,
+        ports::{Dimension, Figures, Filter, UsageQuery},
+    },
     units::NanoUsd,
 };
 
@@ -22,6 +27,9 @@ pub(super) struct OverviewArguments {
     by: By,
     #[command(flatten)]
     span: Span,
+    /// What an outcome is worth, by feedback that came in that time: resolved=0.50USD
+    #[arg(long, value_name = "METRIC=AMOUNT", value_parser = Worth::parse, conflicts_with = "csv")]
+    value: Option<Worth>,
     /// As JSON
     #[arg(long, conflicts_with = "csv")]
     json: bool,
@@ -54,9 +62,11 @@ pub(super) async fn run(
     let filter = arguments.span.filter(books);
     let sums = match &arguments.by {
         By::Summed(dimension) => summed(books, filter.clone(), *dimension).await?,
-        By::Day => {
-            by_day(books, filter.clone()).await?.into_iter().map(|(day, sums)| (day.to_string().into(), sums)).collect()
-        }
+        By::Day => month::by_day(&*books.log, filter.clone())
+            .await?
+            .into_iter()
+            .map(|(day, sums)| (day.to_string().into(), sums))
+            .collect(),
         By::Prompt => {
             counted(books, filter.clone(), |row| {
                 row.prompt.as_deref().map_or("", |prompt| prompt.split('@').next().unwrap_or(prompt)).into()
@@ -67,17 +77,26 @@ pub(super) async fn run(
     };
     let total = of_all(books, filter.clone()).await?;
     let forecast = match arguments.span.is_this_month(books.now) {
-        true => forecast(books, filter).await?,
+        true => month::forecast(&*books.log, filter.clone(), books.now).await?,
         false => None,
+    };
+    let valued = match &arguments.value {
+        None => None,
+        Some(_) if !arguments.span.is_of_all() => {
+            let why =
+                "what outcomes are worth is known for all calls together; leave --team, --key, --user and --tag out";
+            return Err(CostsError::Wrong(anyhow::anyhow!(why)));
+        }
+        Some(worth) => Some(worth.clone().valued(books, &filter).await?),
     };
     let mut rows: Vec<(Arc<str>, Figures)> = sums.into_iter().collect();
     if arguments.by != By::Day {
         rows.sort_by(|(a, one), (b, other)| other.cost_nanousd.cmp(&one.cost_nanousd).then_with(|| a.cmp(b)));
     }
     let text = match (arguments.json, arguments.csv) {
-        (true, _) => as_json(&arguments.by, &rows, &total, forecast),
+        (true, _) => as_json(&arguments.by, &rows, &total, forecast, valued.as_ref()),
         (_, true) => as_csv(&arguments.by, &rows),
-        _ => as_table(&arguments.by, &rows, &total, forecast),
+        _ => as_table(&arguments.by, &rows, &total, forecast, valued.as_ref()),
     };
     Ok(out.write_all(text.as_bytes())?)
 }
@@ -95,13 +114,6 @@ async fn of_all(books: &Books<'_>, filter: Filter) -> Result<Figures, CostsError
     Ok(series.into_iter().next().map(|series| series.total).unwrap_or_default())
 }
 
-async fn by_day(books: &Books<'_>, filter: Filter) -> Result<BTreeMap<Date, Figures>, CostsError> {
-    let bucket = Some(Duration::from_secs(86_400));
-    let series = books.log.usage(UsageQuery { filter, bucket, ..UsageQuery::default() }).await?;
-    let points = series.into_iter().flat_map(|series| series.points);
-    Ok(points.map(|(at, figures)| (day_of(moment_of(at)), figures)).collect())
-}
-
 /// Sums that the log does not keep, from the calls themselves.
 async fn counted(books: &Books<'_>, filter: Filter, value: impl Fn(&CallRow) -> Arc<str>) -> Result<Sums, CostsError> {
     let mut sums = Sums::new();
@@ -109,21 +121,15 @@ async fn counted(books: &Books<'_>, filter: Filter, value: impl Fn(&CallRow) -> 
     Ok(sums)
 }
 
-/// What the current month will have cost at its end.
-async fn forecast(books: &Books<'_>, filter: Filter) -> Result<Option<Forecast>, CostsError> {
-    let today = day_of(books.now);
-    let back = jiff::Span::new().weeks(forecast::WEEKS);
-    let since = today.checked_sub(back).map_or(today, |day| day.min(today.first_of_month()));
-    let filter = Filter { since_ms: Some(millisecond_of(since)), until_ms: None, ..filter };
-    let days = by_day(books, filter).await?;
-    let days: Vec<(Date, NanoUsd)> =
-        days.into_iter().map(|(day, figures)| (day, NanoUsd(figures.cost_nanousd))).collect();
-    Ok(forecast::month(&days, today))
-}
-
 // === output ===
 
-fn as_table(by: &By, rows: &[(Arc<str>, Figures)], total: &Figures, forecast: Option<Forecast>) -> String {
+fn as_table(
+    by: &By,
+    rows: &[(Arc<str>, Figures)],
+    total: &Figures,
+    forecast: Option<Forecast>,
+    valued: Option<&Valued>,
+) -> String {
     let width = rows.iter().map(|(value, _)| value.chars().count()).max().unwrap_or(0).clamp(12, 48);
     let line = |value: &str, figures: &Figures| {
         format!(
@@ -156,6 +162,9 @@ fn as_table(by: &By, rows: &[(Arc<str>, Figures)], total: &Figures, forecast: Op
     }
     if let Some(forecast) = forecast {
         text += &format!("\n{}\n", sentence(forecast));
+    }
+    if let Some(valued) = valued {
+        text += &format!("\n{}\n", valued.sentence(NanoUsd(total.cost_nanousd)));
     }
     text
 }
@@ -207,14 +216,22 @@ fn as_csv(by: &By, rows: &[(Arc<str>, Figures)]) -> String {
     text
 }
 
-fn as_json(by: &By, rows: &[(Arc<str>, Figures)], total: &Figures, forecast: Option<Forecast>) -> String {
+fn as_json(
+    by: &By,
+    rows: &[(Arc<str>, Figures)],
+    total: &Figures,
+    forecast: Option<Forecast>,
+    valued: Option<&Valued>,
+) -> String {
     let forecast = forecast.map(|forecast| {
         let range = forecast.range.map(|(low, high)| json!({"low_nanousd": low, "high_nanousd": high, "probability": 0.8}));
         json!({"spent_nanousd": forecast.spent, "total_nanousd": forecast.total, "range": range, "days": forecast.days, "method": "weekdays of 4 weeks"})
     });
     let rows: Vec<Value> = rows.iter().map(|(value, figures)| with_value(value, figures)).collect();
-    let document =
-        json!({"by": by.label().to_lowercase(), "rows": rows, "total": figures_json(total), "forecast": forecast});
+    let value =
+        valued.map(|valued| json!({"ratings": valued.ratings, "sum": valued.sum, "value_nanousd": valued.value()}));
+    let by = by.label().to_lowercase();
+    let document = json!({"by": by, "rows": rows, "total": figures_json(total), "forecast": forecast, "value": value});
     format!("{document:#}\n")
 }
 

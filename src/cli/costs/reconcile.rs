@@ -12,10 +12,14 @@ use jiff::civil::Date;
 use serde_json::{Value, json};
 
 use super::{
-    Books, CostsError, day_of_call, difference, millisecond_of, percent,
+    Books, CostsError, day_of_call, difference, percent,
     statement::{self, Stated, Statement, family},
 };
-use crate::{record::CallRow, store::records::ports::Filter, units::NanoUsd};
+use crate::{
+    record::CallRow,
+    store::records::{month, ports::Filter},
+    units::NanoUsd,
+};
 
 /// What to compare with.
 #[derive(Debug, Args)]
@@ -78,8 +82,8 @@ pub(super) async fn run(
     let days: BTreeSet<Date> = statement.keys().map(|(day, _)| *day).collect();
     let (Some(first), Some(last)) = (days.first(), days.last()) else { return Ok(true) };
     let filter = Filter {
-        since_ms: Some(millisecond_of(*first)),
-        until_ms: last.tomorrow().ok().map(millisecond_of),
+        since_ms: Some(month::first_ms(*first)),
+        until_ms: last.tomorrow().ok().map(month::first_ms),
         provider: Some(arguments.provider.clone()),
         ..Filter::default()
     };
