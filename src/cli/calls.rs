@@ -216,6 +216,7 @@ pub async fn run(command: CallsCommand, place: &Place, out: &mut (impl Write + S
     }
 }
 
+/// The log at `place`.
 pub(super) fn open(place: &Place) -> Result<Box<dyn CallLog>, CallsError> {
     match &place.records {
         Records::Sqlite => Ok(Box::new(Sqlite::read(&place.data_dir)?)),

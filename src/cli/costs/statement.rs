@@ -210,7 +210,10 @@ mod tests {
 
     use super::*;
 
-    fn stated(text: &str) -> Vec<(Date, String, Option<u64>, Option<(u64, u64)>)> {
+    /// Day, model, nano-USD, and tokens in and out.
+    type Shown = (Date, String, Option<u64>, Option<(u64, u64)>);
+
+    fn stated(text: &str) -> Vec<Shown> {
         read(text)
             .unwrap()
             .into_iter()
