@@ -9,6 +9,7 @@ pub mod books;
 mod budgets;
 mod calls;
 pub mod config;
+mod costs;
 mod dashboard;
 pub mod extract;
 pub mod guard;
@@ -108,6 +109,7 @@ fn api() -> OpenApiRouter<Admin> {
         budgets::router(),
         calls::router(),
         usage::router(),
+        costs::router(),
         keys::router(),
         models::router(),
         registry::router(),

@@ -9,6 +9,7 @@ mod audit;
 mod budgets;
 mod calls;
 mod configuration;
+mod costs;
 mod diff;
 mod door;
 mod experiments;
@@ -46,6 +47,7 @@ pub(super) fn router() -> Router<Admin> {
         .route("/calls", get(calls::list))
         .route("/calls/{id}", get(calls::show))
         .route("/budgets", get(budgets::show))
+        .route("/costs", get(costs::show))
         .route("/models", get(models::show))
         .route("/prompts", get(prompts::show))
         .route("/prompts/preview", get(preview::show))
