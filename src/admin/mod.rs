@@ -10,6 +10,7 @@ mod budgets;
 mod calls;
 pub mod config;
 mod dashboard;
+mod evaluations;
 pub mod extract;
 pub mod guard;
 pub mod keyring;
@@ -102,6 +103,7 @@ fn api() -> OpenApiRouter<Admin> {
     let resources = [
         budgets::router(),
         calls::router(),
+        evaluations::router(),
         usage::router(),
         keys::router(),
         models::router(),

@@ -91,7 +91,7 @@ impl From<Reply> for Early {
 
 impl From<Failure> for Early {
     fn from(failure: Failure) -> Early {
-        Early(Box::new(Err(failure)))
+        Early(Box::pin(std::future::ready(Err(failure))))
     }
 }
 

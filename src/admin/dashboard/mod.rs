@@ -10,6 +10,7 @@ mod budgets;
 mod calls;
 mod configuration;
 mod diff;
+mod evaluations;
 mod experiments;
 mod figures;
 mod language;
@@ -48,6 +49,8 @@ pub(super) fn router() -> Router<Admin> {
         .route("/prompts", get(prompts::show))
         .route("/prompts/preview", get(preview::show))
         .route("/experiments", get(experiments::show))
+        .route("/evaluations", get(evaluations::list))
+        .route("/evaluations/{id}", get(evaluations::show))
         .route("/playground", get(playground::show))
         .route("/playground/send", post(playground::send))
         .route("/configuration", get(configuration::show))
