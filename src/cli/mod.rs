@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
+mod api;
 pub mod audit;
 pub mod budgets;
 pub mod calls;
@@ -245,7 +246,7 @@ fn read_audit(config: Option<&Path>, data_dir: Option<PathBuf>, command: &audit:
 
 /// Who uses this command, for the audit log: the system's word.
 fn local_actor() -> String {
-    budgets::user().map_or_else(|| "command line".to_owned(), |user| format!("{user} (command line)"))
+    api::user().map_or_else(|| "command line".to_owned(), |user| format!("{user} (command line)"))
 }
 
 fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {

@@ -11,6 +11,7 @@ mod calls;
 mod configuration;
 mod diff;
 mod evaluations;
+mod door;
 mod experiments;
 mod figures;
 mod language;
@@ -31,6 +32,7 @@ use axum::{
 };
 use http::{HeaderValue, header};
 
+pub(super) use self::{door::Door, visit::word};
 use super::Admin;
 
 /// Nothing comes from elsewhere, nothing stands in the page itself, and no other page shows it in a frame.
@@ -63,6 +65,5 @@ async fn confine(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY);
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
     response
 }

@@ -53,6 +53,8 @@ const SCHEMA_LOCK: i64 = 0x746f_6c6c_0001;
 const SUMS_LOCK: i64 = 0x746f_6c6c_0002;
 /// The tables that have a partition for each day.
 const PARTITIONED: [&str; 2] = ["calls", "bodies"];
+/// So many calls of a day are sorted for a page at most.
+const FEW: u64 = 2000;
 /// The partitions of `calls`.
 const PARTITIONS: &str = "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
     WHERE i.inhparent = 'calls'::regclass";
@@ -651,8 +653,8 @@ async fn latest(
 }
 
 /// The same, a day after the other, where what is asked for has an index that is in no order: how rare a variant or tag is, the
-/// planner guesses, and where it guesses wrong it reads the whole log in order and finds nothing. A day costs no more than what
-/// that day has of it.
+/// planner guesses, and where it guesses wrong it reads the whole log in order and finds nothing. So each day is first asked whether
+/// it has any, and how many.
 async fn latest_by_day(
     client: &Object,
     filter: &Filter,
@@ -668,13 +670,26 @@ async fn latest_by_day(
             continue;
         }
         let of_day = Filter { since_ms: Some(since.max(begins)), until_ms: Some(until.min(ends)), ..filter.clone() };
-        // What is added to the time keeps it from being read in the order of the primary key.
-        rows.extend(latest(client, &of_day, after, count - rows.len(), "received_ms + 0").await?);
+        let time = match few_of(client, &of_day).await? {
+            0 => continue,
+            // Sorted all of them: what is added to the time keeps it from being read in the order of the primary key.
+            1..FEW => "received_ms + 0",
+            // In that order the page is soon full.
+            _ => "received_ms",
+        };
+        rows.extend(latest(client, &of_day, after, count - rows.len(), time).await?);
         if rows.len() >= count {
             break;
         }
     }
     Ok(rows)
+}
+
+/// How many calls a filter has, counted up to [`FEW`].
+async fn few_of(client: &Object, filter: &Filter) -> Result<u64, tokio_postgres::Error> {
+    let (condition, values) = Conditions::of(filter, Dialect::Postgres, Table::Calls).finish();
+    let sql = format!("SELECT count(*) FROM (SELECT 1 FROM calls {condition} LIMIT {FEW}) AS few");
+    Ok(number(&client.query_one(&sql, &parameters(&values)).await?, 0))
 }
 
 /// The days (since 1970) that have a partition, ascending.
