@@ -11,6 +11,7 @@ mod calls;
 pub mod config;
 mod costs;
 mod dashboard;
+mod evaluations;
 pub mod extract;
 pub mod guard;
 pub mod keyring;
@@ -108,6 +109,7 @@ fn api() -> OpenApiRouter<Admin> {
     let resources = [
         budgets::router(),
         calls::router(),
+        evaluations::router(),
         usage::router(),
         costs::router(),
         keys::router(),

@@ -11,6 +11,7 @@ mod calls;
 mod configuration;
 mod costs;
 mod diff;
+mod evaluations;
 mod door;
 mod experiments;
 mod figures;
@@ -52,6 +53,8 @@ pub(super) fn router() -> Router<Admin> {
         .route("/prompts", get(prompts::show))
         .route("/prompts/preview", get(preview::show))
         .route("/experiments", get(experiments::show))
+        .route("/evaluations", get(evaluations::list))
+        .route("/evaluations/{id}", get(evaluations::show))
         .route("/playground", get(playground::show))
         .route("/playground/send", post(playground::send))
         .route("/configuration", get(configuration::show))
