@@ -6,7 +6,7 @@
 mod format;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -33,6 +33,8 @@ use crate::{
 
 /// Alerts that may wait for a receiver that is slow or away.
 const QUEUE_MAX: usize = 256;
+/// Refused configurations that are remembered.
+const REFUSALS_MAX: usize = 20;
 /// About four minutes in all: a receiver that restarts is back by then.
 const PATIENCE: Patience =
     Patience { timeout: Duration::from_secs(10), attempts_max: 10, may_go_better: delivery::webhook_may_recover };
@@ -185,13 +187,24 @@ async fn send(post: &dyn Post, webhook: &Webhook, alert: &Alert) {
 #[derive(Debug, Default)]
 pub struct Signals {
     refused: Mutex<Option<Arc<str>>>,
+    refusals: Mutex<VecDeque<RefusedConfiguration>>,
     rejecting: Mutex<BTreeSet<Arc<str>>>,
     /// Whether `rejecting` holds any, so that a call that went well takes no lock.
     any_rejecting: AtomicBool,
 }
 
+/// A configuration that was refused.
+#[derive(Debug, Clone)]
+pub struct RefusedConfiguration {
+    /// When.
+    pub at: Timestamp,
+    /// Why. Never holds a secret.
+    pub reason: Arc<str>,
+}
+
 static SIGNALS: Signals = Signals {
     refused: Mutex::new(None),
+    refusals: Mutex::new(VecDeque::new()),
     rejecting: Mutex::new(BTreeSet::new()),
     any_rejecting: AtomicBool::new(false),
 };
@@ -205,7 +218,19 @@ pub fn signals() -> &'static Signals {
 impl Signals {
     /// A changed configuration was refused, for this reason; `None`: one was taken.
     pub fn configuration(&self, refused: Option<&str>) {
-        *lock(&self.refused) = refused.map(Arc::from);
+        let reason: Option<Arc<str>> = refused.map(Arc::from);
+        let before = std::mem::replace(&mut *lock(&self.refused), reason.clone());
+        if let Some(reason) = reason.filter(|reason| before.as_ref() != Some(reason)) {
+            let mut refusals = lock(&self.refusals);
+            refusals.push_front(RefusedConfiguration { at: Timestamp::now(), reason });
+            refusals.truncate(REFUSALS_MAX);
+        }
+    }
+
+    /// The last configurations that were refused since the process began, the latest first.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<RefusedConfiguration> {
+        lock(&self.refusals).iter().cloned().collect()
     }
 
     /// Why the configuration on disk does not serve.
