@@ -16,6 +16,7 @@ mod figures;
 mod language;
 mod models;
 mod overview;
+mod own_tls;
 mod playground;
 mod prompts;
 mod sums;
