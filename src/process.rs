@@ -34,10 +34,10 @@ use crate::{
             sqlite::Sqlite,
             writer::{self, Handover, KeepBodies},
         },
-        redis::{Redis, limits::SharedLimits},
+        redis::{Redis, claims::RedisClaims, limits::SharedLimits},
     },
     telemetry::{
-        alerts::Outbox,
+        alerts::{Claims, Outbox},
         metrics,
         otlp::{self, Exporter, Settings},
     },
@@ -148,7 +148,7 @@ impl Gateway {
         let (recorder, recorder_thread) = Recorder::start(handover, exporter).map_err(StartError::Thread)?;
         let (in_flight, shutdown) = (InFlightCount::default(), Shutdown::default());
         let shared = Shared { listen, live, registrar, purses, upstream, in_flight, calls, shutdown };
-        let alerts = Outbox::start(post, instance);
+        let alerts = Outbox::start(post, instance, claims(&snapshot));
         let limits = Limits::open(&snapshot, &shared.live).await?;
         let carried = Drain::new(DRAINS_MAX, shared.shutdown.connections.clone(), shared.shutdown.over.clone());
         let mut gateway = Gateway {
@@ -304,6 +304,14 @@ async fn open_purses(snapshot: &Snapshot) -> Result<Arc<Purses>, StoreError> {
             let redis = Redis::open(url.clone(), ledger.wait_replicas, ledger.sync).await?;
             Purses::over(Arc::new(redis), dir, ledger.sync, ledger.budget_wait)
         }
+    }
+}
+
+/// Who tells of an alert, where there may be others who find the same.
+fn claims(snapshot: &Snapshot) -> Option<Arc<dyn Claims>> {
+    match &snapshot.store {
+        Store::Embedded => None,
+        Store::Redis(url) => Some(Arc::new(RedisClaims::new(url.clone()))),
     }
 }
 

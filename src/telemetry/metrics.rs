@@ -401,7 +401,7 @@ pub fn otlp(signal: &'static str, result: &'static str, count: u64) {
     counter!(OTLP, "signal" => signal, "result" => result).increment(count);
 }
 
-/// Counts an alert for a webhook: `sent`, `failed`, `dropped`.
+/// Counts an alert for a webhook: `sent`, `failed`, `dropped`, or `left` to another gateway.
 pub fn alert(result: &'static str) {
     counter!(ALERTS, "result" => result).increment(1);
 }

@@ -26,7 +26,8 @@ data_dir: {data}
 providers: {{ sim: {{ kind: simulated, time_to_first_token: 1ms, tokens_per_second: 2000 }} }}
 prices: {{ sim/large: {{ input: 3 USD/1M, output: 15 USD/1M, max_output: 4096 }} }}
 models: {{ support: {{ versions: {{ v1: {{ target: sim/large }} }} }} }}
-telemetry: {{ otlp: "{mlflow}", metrics: off, headers: {{ x-mlflow-experiment-id: "{experiment}" }} }}
+calls: {{ bodies: full }}
+telemetry: {{ otlp: "{mlflow}", metrics: off, content: on, headers: {{ x-mlflow-experiment-id: "{experiment}" }} }}
 """
 
 
@@ -103,6 +104,10 @@ def test_a_call_appears_with_its_model_tokens_and_attempt(server, gateway):
     assert root.attributes["mlflow.llm.model"] == "large"
     tokens = trace.info.token_usage
     assert (tokens["input_tokens"], tokens["output_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
+    said = json.loads(root.attributes["gen_ai.input.messages"]) if isinstance(root.attributes["gen_ai.input.messages"], str) else root.attributes["gen_ai.input.messages"]
+    assert said == [{"role": "user", "parts": [{"type": "text", "content": "Where is my parcel?"}]}]
+    assert "Where is my parcel?" in json.dumps(root.inputs), "MLflow shows what was asked"
+    assert root.outputs, "and what was answered"
 
 
 SUITE = """

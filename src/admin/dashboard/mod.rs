@@ -18,6 +18,7 @@ mod figures;
 mod language;
 mod models;
 mod overview;
+mod own_tls;
 mod playground;
 mod preview;
 mod prompts;
