@@ -29,7 +29,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     record::Outcome,
     recorder::{Charge, OpenRecord},
-    telemetry::metrics,
     wire::{
         coding::Decoder, endpoint::Dialect, headers, openai::usage_filter::UsageFilter, output::Output,
         reply::ReplyWatch, stream::StreamWatch,
@@ -357,7 +356,6 @@ impl Watched {
         if let Some(charge) = watch.charge(complete) {
             attempt.charge = charge;
         }
-        metrics::attempt(&record.facts().provider, outcome.attempt_result());
         record.close(outcome);
     }
 }

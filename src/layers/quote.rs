@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     purses::Claim,
     units::Tokens,
     wire::{
+        edit,
         endpoint::{Cost, Endpoint},
         request::RequestFacts,
     },
@@ -42,11 +44,20 @@ impl Turn for Quote {
     fn turn(&self, mut planned: Planned) -> Result<Quoted, Early> {
         let at = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
         price_unpriced(&mut planned)?;
+        set_model(&mut planned);
         let budgets = covering(&planned, at);
-        let ceilings = if budgets.is_empty() { Vec::new() } else { ceilings(&planned, &budgets, at)? };
+        let (ceilings, body) = if budgets.is_empty() { (Vec::new(), None) } else { ceilings(&planned, &budgets, at)? };
         let claims: Arc<[Claim]> = budgets.into_iter().map(|(_, claim)| claim).collect();
         let estimate = estimate(&planned);
-        Ok(Quoted { planned, ceilings, claims, estimate, at })
+        Ok(Quoted { planned, ceilings, claims, body, estimate, at })
+    }
+}
+
+/// Names the first target's model in the body. A call that names no model goes to the default provider as it is.
+fn set_model(planned: &mut Planned) {
+    let (Payload::Json(document), Some(target)) = (&planned.call.payload, planned.plan.targets.first()) else { return };
+    if !target.model.is_empty() && document.facts.model.as_deref() != Some(&*target.model) {
+        edit::set_model(&mut planned.edits, &document.scan, &target.model);
     }
 }
 
@@ -103,10 +114,15 @@ fn claim(budget: &Budget, account: &str, at: Timestamp) -> Claim {
     }
 }
 
-fn ceilings(planned: &Planned, budgets: &[(Arc<Budget>, Claim)], at: Timestamp) -> Result<Vec<Ceiling>, GatewayError> {
+/// The ceilings, and the edited body that they were worked out from.
+fn ceilings(
+    planned: &Planned,
+    budgets: &[(Arc<Budget>, Claim)],
+    at: Timestamp,
+) -> Result<(Vec<Ceiling>, Option<Bytes>), GatewayError> {
     let document = match &planned.call.payload {
         Payload::Json(document) if planned.call.head.endpoint.cost() == Cost::Metered => document,
-        _ => return unbounded(planned, budgets),
+        _ => return Ok((unbounded(planned, budgets)?, None)),
     };
     if let Some(what) = &document.facts.extra_cost {
         refuse_if_enforced(budgets, || format!("`{what}` costs extra that cannot be bounded beforehand"))?;
@@ -114,7 +130,8 @@ fn ceilings(planned: &Planned, budgets: &[(Arc<Budget>, Claim)], at: Timestamp) 
     // What the prompt and the parameters add is in the edited body.
     let body = planned.edits.apply(&document.bytes);
     let call = Bounded { endpoint: &planned.call.head.endpoint, facts: &document.facts, body: &body, budgets, at };
-    planned.plan.targets.iter().map(|target| call.ceiling(target)).collect()
+    let ceilings = planned.plan.targets.iter().map(|target| call.ceiling(target)).collect::<Result<_, _>>()?;
+    Ok((ceilings, Some(body)))
 }
 
 /// An endpoint whose cost isn't told by request and reply.
