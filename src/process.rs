@@ -15,6 +15,7 @@ use crate::{
     gateway::{
         Shared,
         alarms::Alarms,
+        cores::Cores,
         registrar::Registrar,
         routes::ClientRoutes,
         serve::{self, Shutdown},
@@ -164,11 +165,19 @@ impl Gateway {
             alerts,
             telemetry: (telemetry, exporting),
         };
-        gateway.serve(client, admin, tls, snapshot.server.header_timeout);
+        let cores = Cores::start(&gateway.shared.shutdown.over).map_err(StartError::Thread)?;
+        gateway.serve(client, admin, tls, cores, snapshot.server.header_timeout);
         Ok(gateway)
     }
 
-    fn serve(&mut self, client: TcpListener, admin: TcpListener, tls: Option<TlsAcceptor>, header_timeout: Duration) {
+    fn serve(
+        &mut self,
+        client: TcpListener,
+        admin: TcpListener,
+        tls: Option<TlsAcceptor>,
+        cores: Cores,
+        header_timeout: Duration,
+    ) {
         let shared = &self.shared;
         let via: Arc<str> = Arc::from(format!("tollgate-{:08x}", rand_u32()));
         let parts = stack::Parts {
@@ -195,12 +204,13 @@ impl Gateway {
             self.listeners.push(tokio::spawn(acceptor.clone().watch()));
         }
         let shutdown = &shared.shutdown;
-        let listen = serve::listen(client, tls, routes, client_limits, shutdown.clone());
+        let listen = serve::listen(client, tls, routes, client_limits, Some(cores), shutdown.clone());
         self.listeners.push(tokio::spawn(listen));
         let admin_routes = admin::Routes::new(shared.clone());
         // Not among the connections that the drain waits for: a scraper's idle connection must not hold the process.
         let admin_shutdown = Shutdown { connections: TaskTracker::new(), ..shutdown.clone() };
-        let listen_admin = serve::listen(admin, None, admin_routes, limits(ADMIN_CONNECTIONS_MAX), admin_shutdown);
+        let listen_admin =
+            serve::listen(admin, None, admin_routes, limits(ADMIN_CONNECTIONS_MAX), None, admin_shutdown);
         self.listeners.push(tokio::spawn(listen_admin));
         let alarms = Alarms::new(self.alerts.0.clone());
         let telemetry = self.telemetry.0.clone();
