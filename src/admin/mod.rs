@@ -20,7 +20,9 @@ mod oidc;
 mod openapi;
 pub mod paging;
 pub mod problem;
+mod prompts;
 mod providers;
+mod registry;
 mod sessions;
 mod status;
 mod usage;
@@ -108,6 +110,8 @@ fn api() -> OpenApiRouter<Admin> {
         usage::router(),
         keys::router(),
         models::router(),
+        registry::router(),
+        prompts::router(),
         providers::router(),
         config::router(),
         audit::router(),

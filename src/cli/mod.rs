@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
+mod api;
 pub mod audit;
 pub mod budgets;
 pub mod calls;
@@ -9,10 +10,14 @@ pub mod check;
 pub mod config;
 pub mod count;
 pub mod demo;
+pub mod eval;
 mod follow;
 pub mod health;
+pub mod import;
 pub mod keys;
 pub mod prices;
+pub mod prompts;
+pub mod registry;
 pub mod schema;
 pub mod serve;
 
@@ -93,6 +98,8 @@ enum Command {
     },
     /// Show what was spent and what is left; reclaim, credit, rebuild
     Budgets(budgets::BudgetsArguments),
+    /// Versions of models: list, show, add, deploy, rollback, history, diff
+    Models(registry::ModelsArguments),
     /// Look into the call log, and write it to files
     Calls {
         /// Configuration that says where the log is; default as for `serve`
@@ -115,6 +122,18 @@ enum Command {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
+    /// Run evaluations through a gateway; gates decide the exit code
+    Eval {
+        #[command(subcommand)]
+        command: eval::EvalCommand,
+    },
+    /// Versions of prompts: list, show, add, deploy, rollback, history, diff; render, lint and test them offline
+    Prompts(registry::PromptsArguments),
+    /// Read another gateway's configuration and write it as one of Tollgate's
+    Import {
+        #[command(subcommand)]
+        command: import::ImportCommand,
+    },
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -133,7 +152,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 6] = ["plan", "models", "prompts", "experiments", "eval", "import"];
+const NOT_YET: [&str; 2] = ["plan", "experiments"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -158,11 +177,18 @@ pub fn main() -> ExitCode {
         Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
-        Command::Budgets(arguments) => manage_budgets(&arguments),
+        Command::Budgets(arguments) => asking(budgets::run(&arguments, &mut io::stdout())),
+        Command::Models(arguments) => asking(registry::run_models(&arguments, &mut io::stdout())),
         Command::Calls { config, data_dir, command } => {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
         }
         Command::Audit { config, data_dir, command } => read_audit(config.as_deref(), data_dir, &command),
+        Command::Eval { command } => eval::run(command),
+        Command::Prompts(arguments) => match arguments.offline() {
+            Some((config, command)) => work_on_prompts(config, command),
+            None => asking(registry::run_prompts(&arguments, &mut io::stdout())),
+        },
+        Command::Import { command } => import::run(&command),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -221,14 +247,15 @@ fn read_audit(config: Option<&Path>, data_dir: Option<PathBuf>, command: &audit:
 
 /// Who uses this command, for the audit log: the system's word.
 fn local_actor() -> String {
-    budgets::user().map_or_else(|| "command line".to_owned(), |user| format!("{user} (command line)"))
+    api::user().map_or_else(|| "command line".to_owned(), |user| format!("{user} (command line)"))
 }
 
-fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {
+/// Runs a command that asks a gateway.
+fn asking(work: impl Future<Output = Result<(), api::Failure>>) -> ExitCode {
     logging::init("warn");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a process that can't have a runtime can't ask anybody");
-    match runtime.block_on(budgets::run(arguments, &mut io::stdout())) {
+    match runtime.block_on(work) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => fail(&failure.error, failure.code),
     }
@@ -256,6 +283,18 @@ fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: call
             fail(&anyhow::anyhow!(mend), WRONG)
         }
         Err(calls::CallsError::Failed(error)) => fail(&error, UNREACHABLE),
+    }
+}
+
+fn work_on_prompts(config: Option<&Path>, command: &prompts::PromptsCommand) -> ExitCode {
+    let loaded = match crate::config::load(config) {
+        Ok(loaded) => loaded,
+        Err(error) => return fail(&error.into(), WRONG),
+    };
+    match prompts::run(command, &loaded, &mut io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(prompts::PromptsError::Failed(error)) => fail(&error, FAILED),
+        Err(prompts::PromptsError::Wrong(error)) => fail(&error, WRONG),
     }
 }
 

@@ -46,6 +46,8 @@ pub struct File {
     pub prompts: BTreeMap<String, Prompt>,
     /// Experiments by name.
     pub experiments: BTreeMap<String, Experiment>,
+    /// The registry of models and prompts: what may change in it.
+    pub registry: Registry,
     /// Virtual keys.
     pub keys: Vec<Key>,
     /// Given, key hashes are HMACs with it.
@@ -296,12 +298,33 @@ pub enum CapField {
     MaxCompletionTokens,
 }
 
+/// The registry of models and prompts.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Registry {
+    /// What happens when a version in a file changed after it served: `refuse` the configuration, or `allow` it, which the history
+    /// says. Default: refuse.
+    pub changed_versions: Option<ChangedVersions>,
+}
+
+/// What happens when a version in a file changed after it served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangedVersions {
+    /// The configuration is refused.
+    Refuse,
+    /// It counts from now on.
+    Allow,
+}
+
 /// An alias that clients name.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
     /// The version that serves. May be left out where there is only one.
     pub live: Option<String>,
+    /// Whether this file alone says what serves, and nothing else can be deployed. Default: off.
+    pub pin: Option<Switch>,
     /// Versions by name; each is immutable once deployed.
     pub versions: BTreeMap<String, ModelVersion>,
 }
@@ -341,7 +364,9 @@ pub struct WeightedTarget {
 pub struct Prompt {
     /// The version that serves. May be left out where there is only one.
     pub live: Option<String>,
-    /// Versions by name.
+    /// Whether this file alone says what serves, and nothing else can be deployed. Default: off.
+    pub pin: Option<Switch>,
+    /// Versions by name; each is immutable once deployed.
     pub versions: BTreeMap<String, PromptVersion>,
 }
 
@@ -357,10 +382,36 @@ pub struct PromptVersion {
     pub before_user: Option<String>,
     /// Put after the last user message.
     pub after_user: Option<String>,
-    /// File with the system message, relative to the configuration.
+    /// Messages of several roles, put before the conversation; not beside `system` and `developer`.
+    pub messages: Option<Vec<PromptMessage>>,
+    /// File with the system message, or, where its name ends in `.messages.yaml`, with the messages; relative to the configuration.
     pub file: Option<String>,
     /// The variables that the templates may use.
     pub variables: BTreeMap<String, Variable>,
+}
+
+/// One message of a prompt.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PromptMessage {
+    /// Whose words it is. Required.
+    pub role: Option<MessageRole>,
+    /// Its text, a template. Required.
+    pub content: Option<String>,
+}
+
+/// Whose words a message is.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MessageRole {
+    /// Instructions.
+    System,
+    /// Instructions, as OpenAI's newer models prefer them.
+    Developer,
+    /// What users say.
+    User,
+    /// A good answer.
+    Assistant,
 }
 
 /// A variable of a prompt.
@@ -374,6 +425,19 @@ pub struct Variable {
     pub default: Option<serde_json::Value>,
     /// For people.
     pub description: Option<String>,
+    /// The values that it may have.
+    #[serde(rename = "enum")]
+    pub values: Option<Vec<serde_json::Value>>,
+    /// The least number.
+    pub min: Option<f64>,
+    /// The largest number.
+    pub max: Option<f64>,
+    /// Most characters of a text.
+    pub max_length: Option<u64>,
+    /// A regular expression that is found in the text; `^…$` is the whole of it.
+    pub pattern: Option<String>,
+    /// What the value must be besides, in JSON Schema: the part of it that is checked here, other keywords are errors.
+    pub schema: Option<serde_json::Value>,
 }
 
 /// The type of a variable.
@@ -388,6 +452,10 @@ pub enum VariableType {
     Integer,
     /// `true` or `false`.
     Boolean,
+    /// A list.
+    Array,
+    /// Values by name.
+    Object,
 }
 
 /// An experiment on a model.

@@ -8,7 +8,7 @@ use quick_cache::sync::Cache;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    config::{pushed::InForce, secret::SecretString},
+    config::{pushed::InForce, registered::InRegistry, secret::SecretString},
     ledger::period::{Per, Period},
     policy::{
         alerts::{Kind, Pace, Webhook},
@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub hash: String,
     /// What was pushed for all gateways and is part of this; `None` where nothing was.
     pub pushed: Option<InForce>,
+    /// What was registered and deployed, and what the files say without it.
+    pub registry: InRegistry,
     /// Listeners, their limits, and what needs a restart.
     pub server: Server,
     /// Where ledger state lives.
@@ -145,7 +147,7 @@ pub struct AdminToken {
 pub enum Role {
     /// Read, but for prompts and replies.
     Viewer,
-    /// Read all, create and revoke keys, reclaim and credit budgets.
+    /// Read all, create and revoke keys, reclaim and credit budgets, register and deploy versions.
     Operator,
     /// Everything.
     Admin,
@@ -369,6 +371,8 @@ pub struct PromptRef {
     pub prompt: Arc<Prompt>,
     /// `@v2`, or the live version.
     pub version: Arc<str>,
+    /// Whether the version was named; otherwise a roll-out may choose another one.
+    pub pinned: bool,
 }
 
 /// A prompt with its versions.

@@ -18,6 +18,7 @@ mod models;
 mod overview;
 mod own_tls;
 mod playground;
+mod preview;
 mod prompts;
 mod sums;
 mod templates;
@@ -48,6 +49,7 @@ pub(super) fn router() -> Router<Admin> {
         .route("/budgets", get(budgets::show))
         .route("/models", get(models::show))
         .route("/prompts", get(prompts::show))
+        .route("/prompts/preview", get(preview::show))
         .route("/experiments", get(experiments::show))
         .route("/playground", get(playground::show))
         .route("/playground/send", post(playground::send))
