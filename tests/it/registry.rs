@@ -119,6 +119,24 @@ async fn what_is_live_survives_a_restart_and_the_command_line_says_and_changes_i
     assert!(diff.contains("-system: Version one.\n+system: Version two.\n"), "{diff}");
     assert_eq!(tollgate(&gateway, &["rollback", "greeting"]), "greeting@v1 is live\n");
     assert!(tollgate(&gateway, &["history", "greeting"]).contains("rolled back"));
+
+    tollgate(&gateway, &["deploy", "greeting@v2", "--at", "2099-01-31T08:00:00Z", "--reason", "new year"]);
+    let shown = tollgate(&gateway, &["show", "greeting"]);
+    let planned = "planned: v2 goes live at 2099-01-31T08:00:00Z (by ";
+    assert!(shown.contains(planned) && shown.contains(": new year)\n"), "{shown}");
+    assert_eq!(tollgate(&gateway, &["unschedule", "greeting"]), "greeting@v1 is live\n");
+    tollgate(&gateway, &["deploy", "greeting@v2", "--rollout", "10%, 50%, 100%"]);
+    assert_eq!(
+        tollgate(&gateway, &["rollout", "greeting", "advance"]),
+        "greeting@v1 is live; under way: v2 to 50.0%\n"
+    );
+    let running = "roll-out: v1 to v2, 50.0% of users; stage 2 of 3 since ";
+    for command in ["rollout", "show"] {
+        let said = tollgate(&gateway, &[command, "greeting"]);
+        assert!(said.contains(running) && said.contains(": 10%, 50%, 100% (by "), "{said}");
+    }
+    assert_eq!(tollgate(&gateway, &["rollout", "greeting", "abort"]), "greeting@v1 is live\n");
+    assert!(tollgate(&gateway, &["rollout", "greeting"]).starts_with("roll-out: v1 to v2, aborted: "));
     assert!(tollgate(&gateway, &["list"]).contains("greeting"));
     assert!(tollgate(&gateway, &["deploy", "greeting@v9"]).contains("has no version `v9`; it has v1, v2"));
 }
