@@ -247,3 +247,25 @@ async fn a_roll_out_moves_users_only_forward_and_ends_with_all() {
     let rollout = fleet[1].admin_get("/api/prompts/greeting/rollout").await.expect(200).json();
     assert_eq!(rollout["state"], "finished");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_form_of_the_dashboard_decides_what_is_live_and_says_why_not() {
+    let upstream = Upstream::run().await;
+    let gateway = setup(&upstream).run().await;
+    add(&gateway, "v2", "Version two.").await.expect(200);
+    let send = |form: &'static str| {
+        Call::new(gateway.admin, "POST", "/prompts?lang=de").body("application/x-www-form-urlencoded", form).send()
+    };
+    let done = send("name=greeting&action=deploy&version=v2&reason=by+hand").await.expect(303);
+    assert_eq!(done.header("location"), Some("/prompts?lang=de#greeting"));
+    assert_eq!(served_to(&gateway, "ann").await, "greeting@v2");
+    let page = gateway.admin_get("/prompts?lang=de").await.expect(200).text();
+    for words in ["eingesetzt von loopback", "by hand", "Zurücknehmen", "registriert"] {
+        assert!(page.contains(words), "{words}: {page}");
+    }
+    send("name=greeting&action=roll_back").await.expect(303);
+    assert_eq!(served_to(&gateway, "ann").await, "greeting@v1");
+    let sorry = send("name=greeting&action=deploy&version=v9").await.expect(404).text();
+    assert!(sorry.contains("Das wurde nicht getan.") && sorry.contains("no version `v9`"), "{sorry}");
+    assert!(gateway.admin_get("/models").await.expect(200).text().contains("as the file says"));
+}
