@@ -612,7 +612,7 @@ mod tests {
         let all: std::collections::HashSet<String> = ["a", "b"]
             .into_iter()
             .flat_map(|id| {
-                let derived = sign_ins.derived(id).ok().expect("a key");
+                let derived = sign_ins.derived(id).unwrap_or_else(|_| panic!("a key"));
                 [derived.state, derived.nonce, derived.verifier]
             })
             .collect();

@@ -44,8 +44,8 @@ impl Turn for Quote {
 
     fn turn(&self, mut planned: Planned) -> Result<Quoted, Early> {
         let at = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
-        match bound(&mut planned, at) {
-            Ok((ceilings, claims, body)) => {
+        match bounds(&mut planned, at) {
+            Ok(Bounds { ceilings, claims, body }) => {
                 let estimate = estimate(&planned);
                 Ok(Quoted { planned, ceilings, claims, body, estimate, at })
             }
@@ -65,16 +65,19 @@ fn set_model(planned: &mut Planned) {
     }
 }
 
-/// What the call can cost at each target, who pays, and the body that this was worked out of.
-fn bound(
-    planned: &mut Planned,
-    at: Timestamp,
-) -> Result<(Vec<Ceiling>, Arc<[Claim]>, Option<Bytes>), GatewayError> {
+/// What a call can cost, who pays, and the body that this was worked out of.
+struct Bounds {
+    ceilings: Vec<Ceiling>,
+    claims: Arc<[Claim]>,
+    body: Option<Bytes>,
+}
+
+fn bounds(planned: &mut Planned, at: Timestamp) -> Result<Bounds, GatewayError> {
     price_unpriced(planned)?;
     set_model(planned);
     let budgets = covering(planned, at);
     let (ceilings, body) = if budgets.is_empty() { (Vec::new(), None) } else { ceilings(planned, &budgets, at)? };
-    Ok((ceilings, budgets.into_iter().map(|(_, claim)| claim).collect(), body))
+    Ok(Bounds { ceilings, claims: budgets.into_iter().map(|(_, claim)| claim).collect(), body })
 }
 
 /// Gives targets without a price the configured one, or refuses the call: never 0 by silence.

@@ -232,6 +232,8 @@ impl Audit {
 struct Checked {
     /// Device and number of the file: another one begins anew.
     file: (u64, u64),
+    /// Its length and its last change: one that was changed and did not grow was not appended to.
+    seen: (u64, (i64, i64)),
     chain: Chain,
     broken: Option<Broken>,
     /// Lines in all, those beyond a break too.
@@ -244,8 +246,8 @@ struct Checked {
 
 impl Audit {
     /// As [`Audit::read`], for who looks often: of the chain only what was appended since the last time is checked, and lines are
-    /// read from the end, in blocks, until there are enough. What is changed meanwhile in lines that were checked is seen by
-    /// [`Audit::read`], and after a restart.
+    /// read from the end, in blocks, until there are enough. A file that was changed and did not grow is checked anew; a change
+    /// of old lines together with new ones is seen by [`Audit::read`], and after a restart.
     ///
     /// # Errors
     /// When it cannot be read. One that is not there has no lines.
@@ -300,9 +302,12 @@ impl Checked {
     fn catch_up(&mut self, file: &mut File) -> io::Result<()> {
         let metadata = file.metadata()?;
         let identity = (metadata.dev(), metadata.ino());
-        if self.file != identity || metadata.len() < self.end {
+        let seen = (metadata.len(), (metadata.ctime(), metadata.ctime_nsec()));
+        let was_changed = seen.0 < self.seen.0 || (seen.0 == self.seen.0 && seen.1 != self.seen.1);
+        if self.file != identity || was_changed {
             *self = Checked { file: identity, ..Checked::default() };
         }
+        self.seen = seen;
         file.seek(SeekFrom::Start(self.end))?;
         for line in complete_lines(BufReader::new(file)) {
             let line = line?;
@@ -518,6 +523,11 @@ mod tests {
         let (_dir, audit) = three();
         assert_eq!(audit.recent(None, 9, |_| true).unwrap().chain, Ok(3));
         let text = std::fs::read_to_string(audit.path()).unwrap();
+        std::fs::write(audit.path(), text.replacen("\"a\"", "\"x\"", 1)).unwrap();
+        let changed = audit.recent(None, 9, |_| true).unwrap();
+        assert_eq!(changed.chain, Err(Broken { line: 1, why: "was changed" }), "as long as before, and not the same");
+        std::fs::write(audit.path(), text.clone()).unwrap();
+        assert_eq!(audit.recent(None, 9, |_| true).unwrap().chain, Ok(3));
         std::fs::write(audit.path(), text.clone() + "{}\n").unwrap();
         let broken = audit.recent(None, 9, |_| true).unwrap();
         assert_eq!(

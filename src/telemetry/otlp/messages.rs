@@ -256,7 +256,7 @@ fn append(to: &mut Value, piece: &Value) {
 // === parts ===
 
 fn message(role: &str, parts: Vec<Value>) -> Value {
-    json!({ "role": role, "parts": parts })
+    json!({ "role": role, "parts": Value::Array(parts) })
 }
 
 /// The parts of a content: one text, or a list of texts and parts of other kinds.
