@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::registrar::{ChangeError, Registrar, Wanted};
 use crate::{
     config::registered::{ChangedVersions, InRegistry},
-    registry::{Command, Deed, Kind, Refusal, Rollout, SealedVersion},
+    registry::{Command, Deed, Kind, Refusal, Rollout, SealedVersion, partials},
 };
 
 /// How often it looks.
@@ -139,8 +139,9 @@ fn unsealed(registry: &InRegistry, reseal: bool) -> Vec<SealedVersion> {
                 Some(seal) => reseal && seal.sha256 != *sha256,
             };
             if is_due {
+                let partials = declared.contents.get(version).map(partials).unwrap_or_default();
                 let (name, version, sha256) = (name.clone(), version.clone(), sha256.clone());
-                found.push(SealedVersion { kind, name, version, sha256 });
+                found.push(SealedVersion { kind, name, version, sha256, partials });
             }
         }
     }

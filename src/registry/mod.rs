@@ -24,7 +24,7 @@ use serde_json::{Map, Value};
 
 pub use self::{
     apply::{Applied, Command, Deed, NewVersion, Refusal, SealedVersion},
-    content::{canonical, compare_versions, content_sha256, short},
+    content::{PARTIALS, canonical, compare_versions, content_sha256, partials, short},
     diff::{Difference, Field, differences, unified},
     rollout::{Rollout, RolloutState, Stage, Stages},
 };
@@ -113,6 +113,9 @@ pub struct Seal {
     /// Since when.
     #[serde(with = "rfc3339")]
     pub at: Timestamp,
+    /// [`partials`] of it: they tell which file changed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub partials: BTreeMap<String, String>,
 }
 
 /// A decision about what is live.

@@ -62,10 +62,11 @@ async fn each_operation_is_open_to_its_roles_and_to_nobody_else() {
     for (at, (method, path, said)) in operations.into_iter().enumerate() {
         let least = match (method.as_str(), path.as_str()) {
             (_, "/api/calls/{id}/bodies" | "/api/prompts/{name}" | "/api/keys/{name}") => 1,
-            ("get", "/api/{kind}/{name}/diff") => 1,
+            ("get", "/api/{kind}/{name}/diff" | "/api/evaluations/{id}") => 1,
             (
                 "post",
                 "/api/keys"
+                | "/api/evaluations"
                 | "/api/prompts/{name}/render"
                 | "/api/budgets/{name}/reclaim"
                 | "/api/budgets/{name}/credit",
@@ -323,7 +324,9 @@ async fn calls_are_listed_by_page_filtered_exported_and_summed_up() {
     assert_eq!(tags, [&json!("4"), &json!("3"), &json!("2"), &json!("1"), &json!("0")], "the latest first");
     let one = &pages[0][0];
     let id = one["id"].as_str().expect("an id");
-    assert_eq!(get(format!("/api/calls/{id}")).await.expect(200).json(), *one);
+    let mut alone = get(format!("/api/calls/{id}")).await.expect(200).json();
+    assert_eq!(alone.as_object_mut().expect("a call").remove("feedback"), Some(json!([])), "what was said of it");
+    assert_eq!(alone, *one);
     let exported = get("/api/calls/export?format=jsonl&user=ann".to_owned()).await.expect(200);
     assert_eq!(exported.header("content-type"), Some("application/x-ndjson"));
     let lines: Vec<Value> = exported.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
