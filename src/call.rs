@@ -19,6 +19,7 @@ use crate::{
     error::GatewayError,
     policy::keys::Caller,
     purses::{Claim, Reservation},
+    record::Record,
     recorder::OpenRecord,
     units::{NanoUsd, Tokens},
     wire::{
@@ -255,13 +256,15 @@ pub struct Failure {
     pub headers: HeaderMap,
     /// The record, still open.
     pub record: Option<Box<OpenRecord>>,
+    /// Where none is open yet: what the one that is written of the refusal says of the call.
+    pub facts: Option<Box<Record>>,
     /// The alias to try instead, where the budget that refused names one.
     pub downgrade: Option<Arc<str>>,
 }
 
 impl From<GatewayError> for Failure {
     fn from(error: GatewayError) -> Failure {
-        Failure { error, headers: HeaderMap::new(), record: None, downgrade: None }
+        Failure { error, headers: HeaderMap::new(), record: None, facts: None, downgrade: None }
     }
 }
 
@@ -269,7 +272,13 @@ impl Failure {
     /// A failure of a call whose record is open.
     #[must_use]
     pub fn recorded(error: GatewayError, record: OpenRecord) -> Failure {
-        Failure { error, headers: HeaderMap::new(), record: Some(Box::new(record)), downgrade: None }
+        Failure { record: Some(Box::new(record)), ..Failure::from(error) }
+    }
+
+    /// A failure of a call whose record is not open yet, but whose caller is known.
+    #[must_use]
+    pub fn early(error: GatewayError, facts: Record) -> Failure {
+        Failure { facts: Some(Box::new(facts)), ..Failure::from(error) }
     }
 }
 

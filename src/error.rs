@@ -113,6 +113,14 @@ pub enum GatewayError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// Feedback where no calls are kept.
+    #[error(
+        "feedback is kept in the call log, and this gateway keeps none (`records: none`): set `records: sqlite`, or a PostgreSQL's URL"
+    )]
+    NoCallLog,
+    /// Feedback that has no room to wait for the call log.
+    #[error("the call log cannot be reached, and there is no room left to wait for it; try again")]
+    CallLogFull,
     /// The process is going down.
     #[error("the gateway is shutting down; try again, another replica will answer")]
     Draining,
@@ -189,6 +197,8 @@ impl GatewayError {
             E::UpstreamTimeout { .. } => (504, "upstream_error", "upstream_timeout"),
             E::Overloaded => (503, "server_error", "overloaded"),
             E::StoreUnavailable { .. } => (503, "server_error", "store_unavailable"),
+            E::NoCallLog => (501, "invalid_request_error", "no_call_log"),
+            E::CallLogFull => (503, "server_error", "store_unavailable"),
             E::Draining => (503, "server_error", "draining"),
             E::LoopDetected => (508, "server_error", "loop_detected"),
             E::Internal => (500, "server_error", "internal_error"),
@@ -215,7 +225,9 @@ impl GatewayError {
             GatewayError::RateLimited { retry_after, .. } | GatewayError::StoreUnavailable { retry_after } => {
                 Some(*retry_after)
             }
-            GatewayError::Overloaded | GatewayError::Draining => Some(Duration::from_secs(1)),
+            GatewayError::Overloaded | GatewayError::CallLogFull | GatewayError::Draining => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }
@@ -256,6 +268,8 @@ mod tests {
             (GatewayError::UpstreamTimeout { target: "p".into(), waited: wait }, 504, "upstream_timeout"),
             (GatewayError::Overloaded, 503, "overloaded"),
             (GatewayError::StoreUnavailable { retry_after: wait }, 503, "store_unavailable"),
+            (GatewayError::NoCallLog, 501, "no_call_log"),
+            (GatewayError::CallLogFull, 503, "store_unavailable"),
             (GatewayError::Draining, 503, "draining"),
         ] {
             let meaning = error.meaning();

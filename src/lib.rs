@@ -9,6 +9,7 @@
 //!    │  layers/in_flight.rs    sheds what is too much                       Arrival
 //!    │  layers/auth.rs         key → Caller; pins the Snapshot              Arrival → Authenticated
 //!    │  layers/local.rs        lists models, which needs no provider        Authenticated
+//!    │  layers/feedback.rs     takes what is said of calls                  Authenticated
 //!    │  layers/read.rs         size-capped body, one borrowed scan          Authenticated → Call
 //!    │  layers/variant.rs      alias, user hash → variant → targets         Call → Planned
 //!    │  layers/prompt.rs       splices the prompt template in               Planned
@@ -27,8 +28,8 @@
 //! | rank | modules |
 //! |---|---|
 //! | 0 | wire, units |
-//! | 1 | policy, ledger, record |
-//! | 2 | config, registry, store, telemetry |
+//! | 1 | policy, ledger, record, registry |
+//! | 2 | config, store, telemetry |
 //! | 3 | call, error, body, recorder, purses |
 //! | 4 | upstream |
 //! | 5 | layers |
@@ -49,6 +50,7 @@ pub mod wire;
 pub mod ledger;
 pub mod policy;
 pub mod record;
+pub mod registry;
 
 pub mod config;
 pub mod store;
@@ -66,6 +68,7 @@ pub mod upstream;
 pub mod gateway;
 
 pub mod admin;
+pub mod eval;
 
 pub mod process;
 

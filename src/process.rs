@@ -16,6 +16,7 @@ use crate::{
         Shared,
         alarms::Alarms,
         cores::Cores,
+        registrar::Registrar,
         routes::ClientRoutes,
         serve::{self, Shutdown},
         stack,
@@ -124,7 +125,7 @@ impl Gateway {
     ///
     /// # Errors
     /// See [`StartError`]; nothing is left running.
-    pub async fn start(live: Arc<Live>) -> Result<Gateway, StartError> {
+    pub async fn start(live: Arc<Live>, registrar: Arc<Registrar>) -> Result<Gateway, StartError> {
         metrics::init();
         let snapshot = live.load_full();
         metrics::config_hash(None, &snapshot.hash);
@@ -147,7 +148,7 @@ impl Gateway {
         telemetry.set(snapshot.telemetry.as_ref());
         let (recorder, recorder_thread) = Recorder::start(handover, exporter).map_err(StartError::Thread)?;
         let (in_flight, shutdown) = (InFlightCount::default(), Shutdown::default());
-        let shared = Shared { listen, live, purses, upstream, in_flight, calls, shutdown };
+        let shared = Shared { listen, live, registrar, purses, upstream, in_flight, calls, shutdown };
         let alerts = Outbox::start(post, instance);
         let limits = Limits::open(&snapshot, &shared.live).await?;
         let carried = Drain::new(DRAINS_MAX, shared.shutdown.connections.clone(), shared.shutdown.over.clone());
@@ -193,6 +194,7 @@ impl Gateway {
                 in_flight: shared.in_flight.clone(),
             },
             via,
+            feedback: shared.calls.as_ref().map(|calls| calls.desk.clone()),
             epoch: self.limits.epoch,
         };
         let routes = ClientRoutes::new(stack::build(parts), shared.clone());
@@ -345,7 +347,7 @@ fn open_calls(snapshot: &Snapshot, live: Arc<Live>) -> Result<Option<OpenCalls>,
     let spill_bytes_max = snapshot.calls.spill_bytes_max;
     let (handover, progress, thread) =
         writer::start(log.clone(), &snapshot.data_dir, spill_bytes_max, keep).map_err(StartError::Thread)?;
-    Ok(Some(OpenCalls { calls: Calls { log, progress }, handover, thread }))
+    Ok(Some(OpenCalls { calls: Calls { log, progress, desk: handover.desk() }, handover, thread }))
 }
 
 /// Deletes calls that are kept no longer, as long as the gateway runs.

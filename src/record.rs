@@ -407,7 +407,106 @@ pub struct AttemptRow {
     pub result: Cow<'static, str>,
 }
 
+/// What somebody, or some program, says of a call or of a session: one value of one metric.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Feedback {
+    /// Its id: a UUID v7 as 32 hexadecimal digits. Of two about the same, from the same source, the later one holds.
+    pub id: Arc<str>,
+    /// The call's id, or
+    pub call: Option<Arc<str>>,
+    /// the session as stored: see [`UserIds`].
+    pub session: Option<Arc<str>>,
+    /// The metric: lower-case letters, digits, `_`, `.` and `-`.
+    pub metric: Arc<str>,
+    /// Its value.
+    pub value: Rating,
+    /// Who says so, in the client's words: lower-case letters, digits, `_`, `.` and `-`.
+    pub source: Arc<str>,
+    /// A remark, redacted.
+    pub comment: Option<Arc<str>>,
+    /// The key by which it came.
+    pub key: Arc<str>,
+    /// Its team.
+    pub team: Option<Arc<str>>,
+    /// When it came: milliseconds since 1970 (UTC).
+    pub rated_ms: u64,
+}
+
+/// The value of a metric.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Rating {
+    /// Yes or no; counts as 1 or 0.
+    Flag(bool),
+    /// A finite number.
+    Number(f64),
+    /// A word. Shown, never summed up.
+    Text(Arc<str>),
+}
+
+impl Feedback {
+    /// What it is about: `call` or `session`, and its id.
+    #[must_use]
+    pub fn subject(&self) -> (&'static str, &str) {
+        match &self.call {
+            Some(call) => ("call", call),
+            None => ("session", self.session.as_deref().unwrap_or_default()),
+        }
+    }
+
+    /// Whose calls it may be about: see [`CallRow::owner`].
+    #[must_use]
+    pub fn owner(&self) -> String {
+        owner(self.team.as_deref(), &self.key)
+    }
+
+    /// When the call came that it is about; of a session, when the feedback came. It is kept as long as a call of then.
+    #[must_use]
+    pub fn received_ms(&self) -> u64 {
+        self.call.as_deref().and_then(received_ms).unwrap_or(self.rated_ms)
+    }
+}
+
+/// What the log measures of each call by itself: metrics that no feedback can have the name of.
+pub const BUILT_IN_METRICS: [&str; 7] =
+    ["error_rate", "refusal_rate", "cost_per_call", "latency", "time_to_first_token", "tokens", "input_tokens"];
+
+/// What begins the name of a metric that sets cost in proportion to feedback.
+pub const COST_PER: &str = "cost_per_";
+
+/// Sums over units of randomisation, of x (what a unit's calls came to) and n (how many of them count), from which a ratio and its
+/// variance follow: the calls of one user are not independent draws. A unit of which nothing counts is not in them.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Moments {
+    /// Units in the sums.
+    pub units: u64,
+    /// Σ x.
+    pub sum_x: f64,
+    /// Σ n.
+    pub sum_n: f64,
+    /// Σ x².
+    pub sum_xx: f64,
+    /// Σ n².
+    pub sum_nn: f64,
+    /// Σ x n.
+    pub sum_xn: f64,
+}
+
+/// Who shares calls and what is said of them: `team/NAME`, or `key/NAME` of a key without a team.
+fn owner(team: Option<&str>, key: &str) -> String {
+    match team {
+        Some(team) => format!("team/{team}"),
+        None => format!("key/{key}"),
+    }
+}
+
 impl CallRow {
+    /// Whose word on this call counts: its team's, or of a key without a team that key's.
+    #[must_use]
+    pub fn owner(&self) -> String {
+        owner(self.team.as_deref(), &self.key)
+    }
+
     /// The row of a finished call.
     #[must_use]
     pub fn of(record: Record) -> CallRow {
@@ -423,7 +522,7 @@ impl CallRow {
             key: record.key,
             team: record.team,
             user: stored_id(clean(record.user), users),
-            session: record.session.map(|session| stored_id(clean(session), users)),
+            session: record.session.map(|session| stored_session(session, users)),
             tags: record.tags.into_iter().map(|(tag, value)| (clean(tag), clean(value))).collect(),
             model: record.model_label,
             named: record.named.map(clean),
@@ -501,6 +600,12 @@ pub fn stored_id(id: Arc<str>, users: UserIds) -> Arc<str> {
             Arc::from(format!("sha256:{hex}"))
         }
     }
+}
+
+/// A session that a client names, as it is stored in the rows of its calls.
+#[must_use]
+pub fn stored_session(session: Arc<str>, users: UserIds) -> Arc<str> {
+    stored_id(clean(session), users)
 }
 
 /// Text of a client's as every store takes it: PostgreSQL has no NUL, and nobody needs a megabyte of a model's name.

@@ -11,13 +11,15 @@ use http::StatusCode;
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
-    policy::{limits::Admission, pricing::Price, tokens},
+    call::{Call, Head, Payload, Plan},
+    config::Snapshot,
+    policy::{keys::Caller, limits::Admission, pricing::Price, tokens},
     purses::Reservation,
     record::{Outcome, Record, UsageSource, UserIds},
     store::records::writer::Handover,
     telemetry::{alerts::signals, logging::CallLog, metrics::CallMetrics, otlp::Exporter},
     units::{NanoUsd, Tokens},
-    wire::{output::Output, usage::Usage},
+    wire::{output::Output, traceparent::TraceParent, usage::Usage},
 };
 
 /// Calls that may be open at the same time before new ones wait for a slot.
@@ -415,6 +417,50 @@ pub fn blank(id: Arc<str>, endpoint: &'static str) -> Record {
         first_token: None,
         overhead: None,
     }
+}
+
+/// The record of a call that was understood, and planned where `plan` is given; it is not open yet.
+#[must_use]
+pub fn of_call(call: &Call, plan: Option<&Plan>) -> Record {
+    let mut record = of_caller(&call.head, &call.caller, &call.snapshot);
+    record.user = call.identity.user.clone();
+    record.session = call.identity.session.clone();
+    record.tags = call.identity.tags.clone();
+    record.read = call.read_for;
+    let Some(plan) = plan else {
+        record.named = named(call).map(Arc::from);
+        return record;
+    };
+    record.named = Some(plan.named.clone()).filter(|named| !named.is_empty());
+    record.model_label = plan.label.clone();
+    record.version = plan.version.as_ref().map(|version| version.name.clone());
+    record.variants = plan.variants.clone();
+    record.units = plan.units.clone();
+    record.prompt = plan.prompt.as_ref().map(|p| Arc::from([&*p.prompt.name, "@", &*p.version].concat()));
+    record.priced = plan.targets.first().is_some_and(|target| target.price.is_some());
+    record
+}
+
+/// The model that the client named, where it is no longer than a name is.
+fn named(call: &Call) -> Option<&str> {
+    const NAME_BYTES_MAX: usize = 512;
+    let Payload::Json(document) = &call.payload else { return None };
+    document.facts.model.as_deref().filter(|name| name.len() <= NAME_BYTES_MAX)
+}
+
+/// The record of a call of which only the caller is known.
+#[must_use]
+pub fn of_caller(head: &Head, caller: &Caller, snapshot: &Snapshot) -> Record {
+    let mut record = blank(head.id.clone(), head.endpoint.label());
+    if snapshot.telemetry.is_some() {
+        record.trace = TraceParent::of(&head.headers);
+    }
+    record.key = caller.name.clone();
+    record.team = caller.team.clone();
+    record.user = caller.name.clone();
+    record.user_ids = snapshot.calls.users;
+    record.prices = Some(snapshot.prices.revision().clone());
+    record
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `/api/calls`: the call log, call by call, and as a file.
+//! `/api/calls` and `/api/feedback`: the call log, call by call, and as a file, and what is said of calls.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{
     IntoParams, PartialSchema, ToSchema,
     openapi::{
-        RefOr, Schema,
+        Ref, RefOr, Schema,
         schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type},
     },
 };
@@ -24,15 +24,18 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     Admin,
     extract::{Path, Queries},
+    guard::Access,
     paging::{self, Page, ROWS_MAX},
     problem::Problem,
 };
 use crate::{
-    record::{Outcome, UserIds, stored_id},
+    config::snapshot::Role,
+    record::{Feedback, Outcome, Rating, UserIds, stored_id},
     store::{
         ports::StoreError,
         records::{
             export::{Exported, write_json_line},
+            feedback::{self, FeedbackFilter},
             ports::{Bodies, Body as KeptBody, CallLog, Filter},
         },
     },
@@ -42,7 +45,12 @@ use crate::{
 const PAGE: usize = 100;
 
 pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default().routes(routes!(list)).routes(routes!(export)).routes(routes!(show)).routes(routes!(bodies))
+    OpenApiRouter::default()
+        .routes(routes!(list))
+        .routes(routes!(export))
+        .routes(routes!(show))
+        .routes(routes!(bodies))
+        .routes(routes!(feedback_list))
 }
 
 /// Which calls: those that fulfil all that is given.
@@ -144,6 +152,58 @@ pub(super) fn wrong(why: String) -> Problem {
 #[serde(transparent)]
 struct Call<'r>(Exported<'r>);
 
+/// A finished call with what is said of it: its fields are the columns of the call log, and `feedback`.
+#[derive(Serialize)]
+struct CallShown<'r> {
+    #[serde(flatten)]
+    call: Call<'r>,
+    feedback: Vec<Rated>,
+}
+
+/// One value of one metric of a call or session.
+#[derive(Debug, Serialize, ToSchema)]
+struct Rated {
+    /// Its id. Ids sort by time.
+    id: String,
+    /// The call's id, or
+    call: Option<String>,
+    /// the session as stored.
+    session: Option<String>,
+    /// The metric.
+    metric: String,
+    /// `true`, `false`, a number or a word.
+    #[schema(value_type = Object)]
+    value: Rating,
+    /// Who says so, in the client's words.
+    source: String,
+    /// A remark, redacted. Shown to operators.
+    comment: Option<String>,
+    /// The key by which it came.
+    key: String,
+    /// Its team.
+    team: Option<String>,
+    /// When it came: milliseconds since 1970.
+    rated_ms: u64,
+}
+
+/// Which ratings: those that fulfil all that is given.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct FeedbackFilters {
+    /// Given then or later: `2026-11-23T18:00:00Z`, or so long ago: `30m`, `2h`, `7d`.
+    since: Option<String>,
+    /// Given before then.
+    until: Option<String>,
+    /// Of a call, by its id.
+    call: Option<String>,
+    /// Of a session. Where sessions are stored hashed, the plain id finds them too.
+    session: Option<String>,
+    /// Of a metric.
+    metric: Option<String>,
+    /// From a source.
+    source: Option<String>,
+}
+
 /// What a call sent and received, redacted, as far as it was kept.
 #[derive(Debug, Serialize, ToSchema)]
 struct CallBodies {
@@ -182,14 +242,37 @@ async fn list(
     Ok(paging::respond(&rows, &uri, found.next.as_deref()))
 }
 
-/// One call
+/// One call, and what is said of it
+///
+/// Of feedback only what came by a key of the call's team is shown; where its key has none, by that key.
 #[utoipa::path(get, path = "/api/calls/{id}", tag = "calls", operation_id = "show_call",
     params(("id" = String, Path, description = "As in `x-tollgate-call`")),
-    responses((status = OK, body = Call), (status = NOT_FOUND, body = Problem),
+    responses((status = OK, body = CallShown), (status = NOT_FOUND, body = Problem),
         (status = SERVICE_UNAVAILABLE, body = Problem)))]
-async fn show(State(admin): State<Admin>, Path(id): Path<String>) -> Result<Response, Problem> {
-    let row = log(&admin)?.get(id.as_str().into()).await?.ok_or_else(|| no_call(&id))?;
-    Ok(Json(Call((&row).into())).into_response())
+async fn show(State(admin): State<Admin>, access: Access, Path(id): Path<String>) -> Result<Response, Problem> {
+    let log = log(&admin)?;
+    let row = log.get(id.as_str().into()).await?.ok_or_else(|| no_call(&id))?;
+    let feedback = rated(feedback::of_call(&*log, &row).await?, &access);
+    Ok(Json(CallShown { call: Call((&row).into()), feedback }).into_response())
+}
+
+/// What is said of calls and sessions, the latest first
+///
+/// The `Link` header names the next page, where there is one. A page has 100 ratings unless another `limit` is given. Feedback of
+/// keys of other teams, which counts for nothing, is listed too.
+#[utoipa::path(get, path = "/api/feedback", tag = "calls", operation_id = "list_feedback", params(FeedbackFilters, Page),
+    responses((status = OK, body = Vec<Rated>), (status = NOT_FOUND, body = Problem),
+        (status = SERVICE_UNAVAILABLE, body = Problem)))]
+async fn feedback_list(
+    State(admin): State<Admin>,
+    access: Access,
+    uri: Uri,
+    Queries(filters, page): Queries<FeedbackFilters, Page>,
+) -> Result<Response, Problem> {
+    let log = log(&admin)?;
+    let filter = filters.read(users(&admin), Timestamp::now())?;
+    let found = log.feedback(filter, page.after.as_deref().map(Arc::from), page.size(PAGE)).await?;
+    Ok(paging::respond(&rated(found.rows, &access), &uri, found.next.as_deref()))
 }
 
 /// What one call sent and received
@@ -278,6 +361,46 @@ fn no_call(id: &str) -> Problem {
     Problem::not_found(format!("no call in the log has the id `{id}`"))
 }
 
+/// Comments may say what prompts say, so they are for those who may see prompts.
+fn rated(feedback: Vec<Feedback>, access: &Access) -> Vec<Rated> {
+    let comments = access.may(Role::Operator);
+    let shown = |rating: Feedback| Rated::from(Feedback { comment: rating.comment.filter(|_| comments), ..rating });
+    feedback.into_iter().map(shown).collect()
+}
+
+impl FeedbackFilters {
+    fn read(self, users: UserIds, now: Timestamp) -> Result<FeedbackFilter, Problem> {
+        let moment_of = |name, text: Option<String>| text.map(|text| moment(name, &text, now)).transpose();
+        Ok(FeedbackFilter {
+            since_ms: moment_of("since", self.since)?,
+            until_ms: moment_of("until", self.until)?,
+            call: self.call,
+            session: self.session.map(|session| stored(&session, users)),
+            metric: self.metric,
+            source: self.source,
+            owner: None,
+        })
+    }
+}
+
+impl From<Feedback> for Rated {
+    fn from(rating: Feedback) -> Rated {
+        let text = |text: Option<Arc<str>>| text.map(|text| text.to_string());
+        Rated {
+            id: rating.id.to_string(),
+            call: text(rating.call),
+            session: text(rating.session),
+            metric: rating.metric.to_string(),
+            value: rating.value,
+            source: rating.source.to_string(),
+            comment: text(rating.comment),
+            key: rating.key.to_string(),
+            team: text(rating.team),
+            rated_ms: rating.rated_ms,
+        }
+    }
+}
+
 impl From<Bodies> for CallBodies {
     fn from(bodies: Bodies) -> CallBodies {
         let body = |body: KeptBody| CallBody { text: body.text, bytes: body.bytes, cut: body.cut };
@@ -345,13 +468,35 @@ const COLUMNS: [(&str, Kind, bool); 40] = [
 
 impl PartialSchema for Call<'_> {
     fn schema() -> RefOr<Schema> {
-        let mut object = ObjectBuilder::new()
-            .description(Some("A finished call: its fields are the columns of the call log (docs/calls.md)."));
-        for (name, kind, optional) in COLUMNS {
-            object = object.property(name, column(kind, optional)).required(name);
-        }
-        object.into()
+        columns("A finished call: its fields are the columns of the call log (docs/calls.md).").into()
     }
+}
+
+impl PartialSchema for CallShown<'_> {
+    fn schema() -> RefOr<Schema> {
+        let said = ArrayBuilder::new().items(Ref::from_schema_name(Rated::name()));
+        columns("A finished call with what is said of it: the columns of the call log (docs/calls.md), and `feedback`.")
+            .property("feedback", said)
+            .required("feedback")
+            .into()
+    }
+}
+
+impl ToSchema for CallShown<'_> {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "CallShown".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((Rated::name().into_owned(), Rated::schema()));
+    }
+}
+
+fn columns(description: &str) -> ObjectBuilder {
+    let object = ObjectBuilder::new().description(Some(description));
+    COLUMNS
+        .into_iter()
+        .fold(object, |object, (name, kind, optional)| object.property(name, column(kind, optional)).required(name))
 }
 
 impl ToSchema for Call<'_> {

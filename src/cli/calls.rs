@@ -15,9 +15,10 @@ use serde_json::json;
 
 use crate::{
     config::snapshot::Records,
-    record::{CallRow, Outcome, UserIds, stored_id},
+    record::{CallRow, Feedback, Outcome, Rating, UserIds, stored_id},
     store::records::{
         export::{Exported, ParquetWriter, write_json_line},
+        feedback::{self, FeedbackFilter},
         ports::{CallLog, Filter},
         postgres::Postgres,
         sqlite::Sqlite,
@@ -65,6 +66,9 @@ pub enum CallsCommand {
         /// In which form
         #[arg(long, value_enum, default_value_t = Format::Jsonl)]
         format: Format,
+        /// What is said of calls and sessions instead of the calls: JSON lines, by --since, --until and --session
+        #[arg(long, conflicts_with_all = ["format", "model", "team", "key", "user", "provider", "endpoint", "outcome", "errors", "variant", "tag"])]
+        feedback: bool,
         /// Where to; default: standard output
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
@@ -180,10 +184,13 @@ pub async fn run(command: CallsCommand, place: &Place, out: &mut (impl Write + S
         CallsCommand::Show { id, json } => {
             let Some(row) = log.get(Arc::from(id.as_str())).await? else { return Err(CallsError::Unknown(id)) };
             let bodies = log.bodies(row.id.clone()).await?;
+            let said = feedback::of_call(&*log, &row).await?;
             if json {
-                return Ok(writeln!(out, "{}", json!({"call": Exported::from(&row), "bodies": bodies}))?);
+                let call = json!({"call": Exported::from(&row), "bodies": bodies, "feedback": said});
+                return Ok(writeln!(out, "{call}")?);
             }
             out.write_all(waterfall(&row).as_bytes())?;
+            out.write_all(feedback_lines(&said).as_bytes())?;
             for (name, body) in bodies.iter().flat_map(|b| [("request", &b.request), ("reply", &b.reply)]) {
                 let Some(body) = body else { continue };
                 let cut = if body.cut { ", cut" } else { "" };
@@ -191,23 +198,26 @@ pub async fn run(command: CallsCommand, place: &Place, out: &mut (impl Write + S
             }
             Ok(())
         }
-        CallsCommand::Export { format, output, which } => {
+        CallsCommand::Export { format, feedback, output, which } => {
             let filter = which.filter(place.users);
             let progress = Progress::new(output.is_some() || !io::stdout().is_terminal());
-            let done = match output {
+            let mut out: Box<dyn Write + Send + '_> = match output {
                 Some(path) => {
-                    let file = File::create(&path).with_context(|| path.display().to_string())?;
-                    export(&*log, filter, format, BufWriter::new(file), progress).await
+                    Box::new(BufWriter::new(File::create(&path).with_context(|| path.display().to_string())?))
                 }
-                None => export(&*log, filter, format, BufWriter::new(out), progress).await,
+                None => Box::new(BufWriter::new(out)),
             };
-            until_closed(done)
+            until_closed(match feedback {
+                true => export_feedback(&*log, filter, &mut out).await,
+                false => export(&*log, filter, format, out, progress).await,
+            })
         }
         CallsCommand::Migrate { .. } => Ok(()),
     }
 }
 
-fn open(place: &Place) -> Result<Box<dyn CallLog>, CallsError> {
+/// The log at `place`.
+pub(super) fn open(place: &Place) -> Result<Box<dyn CallLog>, CallsError> {
     match &place.records {
         Records::Sqlite => Ok(Box::new(Sqlite::read(&place.data_dir)?)),
         Records::Postgres(url) => Ok(Box::new(Postgres::read(url.expose())?)),
@@ -347,6 +357,27 @@ fn waterfall(row: &CallRow) -> String {
     text
 }
 
+/// What is said of a call, a line each; nothing where nothing is.
+fn feedback_lines(said: &[Feedback]) -> String {
+    let mut text = String::new();
+    for rating in said {
+        let value = match &rating.value {
+            Rating::Flag(flag) => flag.to_string(),
+            Rating::Number(number) => number.to_string(),
+            Rating::Text(text) => format!("{text:?}"),
+        };
+        let (about, _) = rating.subject();
+        let comment = rating.comment.as_ref().map(|comment| format!("  {comment:?}")).unwrap_or_default();
+        text += &format!(
+            "  {about:<8} {} = {value}  ({}, {}){comment}\n",
+            rating.metric,
+            rating.source,
+            time(rating.rated_ms)
+        );
+    }
+    if text.is_empty() { text } else { format!("\nfeedback\n{text}") }
+}
+
 /// The parts of a call: name, beginning and end in microseconds.
 fn parts(row: &CallRow) -> Vec<(String, u64, u64)> {
     let mut parts = vec![("body received".to_owned(), 0, row.read_us)];
@@ -417,6 +448,24 @@ async fn export(
     writing.finish()?;
     progress.end(count);
     Ok(())
+}
+
+/// One JSON object a line, the latest first.
+async fn export_feedback(log: &dyn CallLog, filter: Filter, out: &mut (dyn Write + Send)) -> anyhow::Result<()> {
+    let Filter { since_ms, until_ms, session, .. } = filter;
+    let filter = FeedbackFilter { since_ms, until_ms, session, ..FeedbackFilter::default() };
+    let mut after = None;
+    loop {
+        let page = log.feedback(filter.clone(), after, PAGE).await?;
+        for rating in &page.rows {
+            serde_json::to_writer(&mut *out, rating)?;
+            out.write_all(b"\n")?;
+        }
+        after = page.next;
+        if after.is_none() {
+            return Ok(out.flush()?);
+        }
+    }
 }
 
 /// A file in the making.

@@ -37,6 +37,11 @@ fn report(loaded: &Loaded) -> io::Result<()> {
     for missing in &loaded.snapshot.not_yet {
         writeln!(stderr, "warning: {missing}")?;
     }
+    for named in loaded.snapshot.all_prompts() {
+        for finding in named.lint(&loaded.snapshot) {
+            writeln!(stderr, "warning: prompt {}: {}", named.label(), finding.what)?;
+        }
+    }
     writeln!(io::stdout(), "ok: {}", summary(loaded))
 }
 

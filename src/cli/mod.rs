@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
+mod api;
 pub mod audit;
 pub mod budgets;
 pub mod calls;
@@ -9,10 +10,13 @@ pub mod check;
 pub mod config;
 pub mod count;
 pub mod demo;
+pub mod eval;
 mod follow;
 pub mod health;
+pub mod import;
 pub mod keys;
 pub mod prices;
+pub mod prompts;
 pub mod schema;
 pub mod serve;
 
@@ -115,6 +119,24 @@ enum Command {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
+    /// Run evaluations through a gateway; gates decide the exit code
+    Eval {
+        #[command(subcommand)]
+        command: eval::EvalCommand,
+    },
+    /// Render, lint and test prompts, offline
+    Prompts {
+        /// Configuration with the prompts; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        #[command(subcommand)]
+        command: prompts::PromptsCommand,
+    },
+    /// Read another gateway's configuration and write it as one of Tollgate's
+    Import {
+        #[command(subcommand)]
+        command: import::ImportCommand,
+    },
     /// Count tokens: JSON lines of chat requests, or of {"encoding": …, "text": …}, on stdin
     Count,
     /// Look at the price catalog
@@ -133,7 +155,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 6] = ["plan", "models", "prompts", "experiments", "eval", "import"];
+const NOT_YET: [&str; 3] = ["plan", "models", "experiments"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -163,6 +185,9 @@ pub fn main() -> ExitCode {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
         }
         Command::Audit { config, data_dir, command } => read_audit(config.as_deref(), data_dir, &command),
+        Command::Eval { command } => eval::run(command),
+        Command::Prompts { config, command } => work_on_prompts(config.as_deref(), &command),
+        Command::Import { command } => import::run(&command),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
@@ -221,7 +246,7 @@ fn read_audit(config: Option<&Path>, data_dir: Option<PathBuf>, command: &audit:
 
 /// Who uses this command, for the audit log: the system's word.
 fn local_actor() -> String {
-    budgets::user().map_or_else(|| "command line".to_owned(), |user| format!("{user} (command line)"))
+    api::user().map_or_else(|| "command line".to_owned(), |user| format!("{user} (command line)"))
 }
 
 fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {
@@ -256,6 +281,18 @@ fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: call
             fail(&anyhow::anyhow!(mend), WRONG)
         }
         Err(calls::CallsError::Failed(error)) => fail(&error, UNREACHABLE),
+    }
+}
+
+fn work_on_prompts(config: Option<&Path>, command: &prompts::PromptsCommand) -> ExitCode {
+    let loaded = match crate::config::load(config) {
+        Ok(loaded) => loaded,
+        Err(error) => return fail(&error.into(), WRONG),
+    };
+    match prompts::run(command, &loaded, &mut io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(prompts::PromptsError::Failed(error)) => fail(&error, FAILED),
+        Err(prompts::PromptsError::Wrong(error)) => fail(&error, WRONG),
     }
 }
 

@@ -65,6 +65,32 @@ impl<'a> Sources<'a> {
         Ok(text)
     }
 
+    /// A text file of a folder beside the configuration, which no link leads out of.
+    ///
+    /// # Errors
+    /// As [`Sources::file`]; also when it is elsewhere.
+    pub(super) fn file_within(&mut self, folder: &str, path: &str) -> io::Result<String> {
+        let (folder, named) = (self.resolve(folder), self.resolve(folder).join(path));
+        // Noted before it is looked at: one that is missing may come.
+        self.files.push(named.clone());
+        let real = named.canonicalize()?;
+        if !real.starts_with(folder.canonicalize()?) {
+            return Err(io::Error::other("it leads out of the folder"));
+        }
+        let text = read_text(&real)?;
+        self.note(path.as_bytes());
+        self.note(text.as_bytes());
+        Ok(text)
+    }
+
+    /// A text file that is read, and counted, elsewhere.
+    ///
+    /// # Errors
+    /// As [`Sources::file`].
+    pub(super) fn peek(&self, path: &str) -> io::Result<String> {
+        read_text(&self.resolve(path))
+    }
+
     /// A file with one secret, without the line break at its end.
     ///
     /// # Errors

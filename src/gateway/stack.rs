@@ -11,13 +11,14 @@ use crate::{
     call::Arrival,
     config::Live,
     layers::{
-        Inner, auth::Authenticate, budget::ReserveBudget, in_flight::LimitInFlight, layer, limits::ApplyLimits,
-        local::AnswerLocally, prompt::InjectPrompt, quote::Quote, read::ReadBody, record::OpenRecords,
-        respond::Respond, route::Route, turn, variant::ChooseVariant,
+        Inner, auth::Authenticate, budget::ReserveBudget, feedback::TakeFeedback, in_flight::LimitInFlight, layer,
+        limits::ApplyLimits, local::AnswerLocally, prompt::InjectPrompt, quote::Quote, read::ReadBody,
+        record::OpenRecords, respond::Respond, route::Route, turn, variant::ChooseVariant,
     },
     policy::limits::Limiter,
     purses::Purses,
     recorder::Recorder,
+    store::records::writer::Desk,
     upstream::{Upstream, tunnel::Tunnels},
 };
 
@@ -43,6 +44,8 @@ pub struct Parts {
     pub drain: Drain,
     /// WebSockets.
     pub tunnels: Tunnels,
+    /// Where feedback is taken; `None` where no calls are kept.
+    pub feedback: Option<Desk>,
     /// Our name in `Via`.
     pub via: Arc<str>,
     /// The start of this process' clock.
@@ -51,7 +54,7 @@ pub struct Parts {
 
 /// The whole way of a call. Built once per process; a reload swaps the configuration, never the stack.
 pub fn build(parts: Parts) -> Respond<impl Inner<Arrival>> {
-    let Parts { live, limiter, purses, upstream, in_flight, recorder, drain, tunnels, via, epoch } = parts;
+    let Parts { live, limiter, purses, upstream, in_flight, recorder, drain, tunnels, feedback, via, epoch } = parts;
     let via_value = HeaderValue::from_str(&via).expect("a name of letters and digits, made by this process");
     let route = Route { upstream, purses: purses.clone(), drain, tunnels, via: via_value };
     let stack = ServiceBuilder::new()
@@ -61,6 +64,8 @@ pub fn build(parts: Parts) -> Respond<impl Inner<Arrival>> {
         .layer(turn(Authenticate { live }))
         // After auth, since the answer depends on the key; needs no body.
         .layer(turn(AnswerLocally))
+        // After auth, since its word counts for the calls of its team; before what is meant for a provider.
+        .layer(turn(TakeFeedback { desk: feedback }))
         // The one place where bodies are read and scanned.
         .layer(layer(ReadBody))
         // Needs the model's name and the user from the body; decides what the prompt and the price will be.

@@ -10,6 +10,7 @@
 
 pub mod auth;
 pub mod budget;
+pub mod feedback;
 pub mod in_flight;
 pub mod limits;
 pub mod local;
@@ -73,19 +74,36 @@ pub trait Turn: Send + Sync + 'static {
     fn turn(&self, input: Self::In) -> Result<Self::Next, Early>;
 }
 
-/// An answer from a [`Turn`]: what stands further in is not asked. Boxed, since it is larger than what is handed on.
-#[derive(Debug)]
-pub struct Early(Box<Answer>);
+/// An answer from a [`Turn`]: what stands further in is not asked.
+pub struct Early(Answering);
+
+impl std::fmt::Debug for Early {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Early")
+    }
+}
 
 impl From<Reply> for Early {
     fn from(reply: Reply) -> Early {
-        Early(Box::new(Ok(reply)))
+        Early(Box::pin(std::future::ready(Ok(reply))))
+    }
+}
+
+impl From<Failure> for Early {
+    fn from(failure: Failure) -> Early {
+        Early(Box::pin(std::future::ready(Err(failure))))
     }
 }
 
 impl From<GatewayError> for Early {
     fn from(error: GatewayError) -> Early {
-        Early(Box::new(Err(error.into())))
+        Early(Box::pin(std::future::ready(Err(error.into()))))
+    }
+}
+
+impl From<Answering> for Early {
+    fn from(answering: Answering) -> Early {
+        Early(answering)
     }
 }
 
@@ -181,7 +199,7 @@ impl<L: Turn, S: Inner<L::Next>> Service<L::In> for Turned<L, S> {
     fn call(&mut self, input: L::In) -> Answering {
         match self.turn.turn(input) {
             Ok(next) => self.inner.call(next),
-            Err(Early(answer)) => Box::pin(std::future::ready(*answer)),
+            Err(Early(answering)) => answering,
         }
     }
 }

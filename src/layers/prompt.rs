@@ -6,11 +6,13 @@ use http::HeaderMap;
 use serde_json::{Map, Value};
 
 use crate::{
-    call::{Document, Payload, Planned},
+    call::{Document, Failure, Payload, Planned},
     config::{Snapshot, snapshot::PromptRef},
     error::GatewayError,
     layers::{Early, Turn},
     policy::prompt::{PromptError, Rendered, Template},
+    recorder,
+    registry::Kind,
     wire::{
         edit::{self, EditError, Role},
         endpoint::Endpoint,
@@ -27,34 +29,43 @@ impl Turn for InjectPrompt {
     type Next = Planned;
 
     fn turn(&self, mut planned: Planned) -> Result<Planned, Early> {
-        let call = &planned.call;
-        if let (Some(named), Payload::Json(_)) = (call.head.headers.get("x-tollgate-prompt"), &call.payload) {
-            let named = named.to_str().unwrap_or_default();
-            planned.plan.prompt = Some(named_prompt(&call.snapshot, named)?);
+        match inject(&mut planned) {
+            Ok(()) => Ok(planned),
+            Err(error) => {
+                let facts = recorder::of_call(&planned.call, Some(&planned.plan));
+                Err(Failure::early(error, facts).into())
+            }
         }
-        if let (Some(wanted), Payload::Json(document)) = (&planned.plan.prompt, &call.payload) {
-            let template = wanted.prompt.versions.get(&wanted.version).ok_or_else(|| {
-                GatewayError::invalid(
-                    format!("prompt `{}` has no version `{}`", wanted.prompt.name, wanted.version),
-                    None,
-                )
-            })?;
-            let rendered = render(template, &call.head.headers, document)?;
-            splice(&call.head.endpoint, document, &rendered, &mut planned.edits)?;
-        }
-        Ok(planned)
     }
 }
 
+fn inject(planned: &mut Planned) -> Result<(), GatewayError> {
+    let call = &planned.call;
+    if let (Some(named), Payload::Json(_)) = (call.head.headers.get("x-tollgate-prompt"), &call.payload) {
+        let named = named.to_str().unwrap_or_default();
+        planned.plan.prompt = Some(named_prompt(&call.snapshot, named, &call.identity.user)?);
+    }
+    if let (Some(wanted), Payload::Json(document)) = (&planned.plan.prompt, &call.payload) {
+        let template = wanted.prompt.versions.get(&wanted.version).ok_or_else(|| {
+            GatewayError::invalid(format!("prompt `{}` has no version `{}`", wanted.prompt.name, wanted.version), None)
+        })?;
+        let rendered = render(template, &call.head.headers, document)?;
+        splice(&call.head.endpoint, document, &rendered, &mut planned.edits)?;
+    }
+    Ok(())
+}
+
 /// `name` or `name@version` of `x-tollgate-prompt`.
-fn named_prompt(snapshot: &Snapshot, named: &str) -> Result<PromptRef, GatewayError> {
+fn named_prompt(snapshot: &Snapshot, named: &str, user: &str) -> Result<PromptRef, GatewayError> {
     let (name, version) = named.split_once('@').map_or((named, None), |(name, version)| (name, Some(version)));
     let unknown =
         || GatewayError::invalid(format!("no prompt `{named}` here: see x-tollgate-prompt"), Some("x-tollgate-prompt"));
     let prompt = snapshot.prompts.get(name).ok_or_else(unknown)?;
-    let version = version.unwrap_or(&prompt.live);
+    let chosen = || snapshot.registry.choose(Kind::Prompts, name, user).unwrap_or(&prompt.live);
+    let pinned = version.is_some();
+    let version = version.unwrap_or_else(|| chosen());
     let (version, _) = prompt.versions.get_key_value(version).ok_or_else(unknown)?;
-    Ok(PromptRef { prompt: prompt.clone(), version: version.clone() })
+    Ok(PromptRef { prompt: prompt.clone(), version: version.clone(), pinned })
 }
 
 fn render(template: &Template, headers: &HeaderMap, document: &Document) -> Result<Rendered, GatewayError> {
@@ -110,6 +121,10 @@ fn splice(
                 }
             }
         }
+    }
+    if !rendered.messages.is_empty() {
+        let messages: Vec<(Role, &str)> = rendered.messages.iter().map(|one| (one.role, &*one.content)).collect();
+        edit::inject_messages(edits, endpoint, body, scan, &messages).map_err(cannot)?;
     }
     if rendered.before_user.is_some() || rendered.after_user.is_some() {
         let (before, after) = (rendered.before_user.as_deref(), rendered.after_user.as_deref());

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::{
-    call::{Ceiling, Payload, Planned, Quoted},
+    call::{Ceiling, Failure, Payload, Planned, Quoted},
     config::snapshot::{Budget, BudgetMode, OnStoreLoss, Target, Unpriced},
     error::GatewayError,
     layers::{Early, Turn},
@@ -19,6 +19,7 @@ use crate::{
         tokens::{self, Contents},
     },
     purses::Claim,
+    recorder,
     units::Tokens,
     wire::{
         edit,
@@ -43,14 +44,28 @@ impl Turn for Quote {
 
     fn turn(&self, mut planned: Planned) -> Result<Quoted, Early> {
         let at = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
-        price_unpriced(&mut planned)?;
-        set_model(&mut planned);
-        let budgets = covering(&planned, at);
-        let (ceilings, body) = if budgets.is_empty() { (Vec::new(), None) } else { ceilings(&planned, &budgets, at)? };
-        let claims: Arc<[Claim]> = budgets.into_iter().map(|(_, claim)| claim).collect();
-        let estimate = estimate(&planned);
-        Ok(Quoted { planned, ceilings, claims, body, estimate, at })
+        match bound(&mut planned, at) {
+            Ok((ceilings, claims, body)) => {
+                let estimate = estimate(&planned);
+                Ok(Quoted { planned, ceilings, claims, body, estimate, at })
+            }
+            Err(error) => {
+                let facts = recorder::of_call(&planned.call, Some(&planned.plan));
+                Err(Failure::early(error, facts).into())
+            }
+        }
     }
+}
+
+/// What the call can cost at each target, who pays, and the edited body where it had to be known.
+type Bound = (Vec<Ceiling>, Arc<[Claim]>, Option<Bytes>);
+
+fn bound(planned: &mut Planned, at: Timestamp) -> Result<Bound, GatewayError> {
+    price_unpriced(planned)?;
+    set_model(planned);
+    let budgets = covering(planned, at);
+    let (ceilings, body) = if budgets.is_empty() { (Vec::new(), None) } else { ceilings(planned, &budgets, at)? };
+    Ok((ceilings, budgets.into_iter().map(|(_, claim)| claim).collect(), body))
 }
 
 /// Names the first target's model in the body. A call that names no model goes to the default provider as it is.

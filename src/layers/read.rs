@@ -8,14 +8,16 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, Method, header};
 use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    call::{Answer, Authenticated, Call, Document, Identity, Payload},
+    call::{Answer, Authenticated, Call, Document, Failure, Head, Identity, Payload},
+    config::Snapshot,
     error::GatewayError,
     layers::{Inner, Step},
     policy::keys::Caller,
+    recorder,
     wire::{
         coding::{DecodeError, Decoder},
         endpoint::Endpoint,
@@ -57,21 +59,35 @@ impl Step for ReadBody {
 
     async fn handle<S: Inner<Box<Call>>>(&'static self, request: Authenticated, mut inner: S) -> Answer {
         let Authenticated { arrival, caller, snapshot, own_credential } = request;
-        let head = arrival.head;
-        let began = Instant::now();
-        let payload = match arrival.upgrade {
-            Some(upgrade) if head.endpoint == Endpoint::Realtime => Payload::Upgrade(upgrade),
-            _ if head.method == Method::POST && head.endpoint.is_json() => {
-                let deadline = head.received + snapshot.routing.total_timeout;
-                let body = collect(arrival.body, snapshot.server.body_bytes_max, deadline).await?;
-                Payload::Json(document(&head.endpoint, &head.headers, body, snapshot.server.body_bytes_max)?)
+        let (head, began) = (arrival.head, Instant::now());
+        match read(&head, arrival.body, arrival.upgrade, &caller, &snapshot).await {
+            Ok((payload, identity)) => {
+                let read_for = began.elapsed();
+                inner.call(Box::new(Call { head, caller, snapshot, own_credential, payload, identity, read_for })).await
             }
-            _ => Payload::Stream(arrival.body),
-        };
-        let identity = identity(&head.headers, &payload, &caller)?;
-        let read_for = began.elapsed();
-        inner.call(Box::new(Call { head, caller, snapshot, own_credential, payload, identity, read_for })).await
+            Err(error) => Err(Failure::early(error, recorder::of_caller(&head, &caller, &snapshot))),
+        }
     }
+}
+
+async fn read(
+    head: &Head,
+    body: Incoming,
+    upgrade: Option<OnUpgrade>,
+    caller: &Caller,
+    snapshot: &Snapshot,
+) -> Result<(Payload, Identity), GatewayError> {
+    let payload = match upgrade {
+        Some(upgrade) if head.endpoint == Endpoint::Realtime => Payload::Upgrade(upgrade),
+        _ if head.method == Method::POST && head.endpoint.is_json() => {
+            let deadline = head.received + snapshot.routing.total_timeout;
+            let body = collect(body, snapshot.server.body_bytes_max, deadline).await?;
+            Payload::Json(document(&head.endpoint, &head.headers, body, snapshot.server.body_bytes_max)?)
+        }
+        _ => Payload::Stream(body),
+    };
+    let identity = identity(&head.headers, &payload, caller)?;
+    Ok((payload, identity))
 }
 
 /// The whole body, or why not.

@@ -132,10 +132,13 @@ impl<S: Inner<Arrival>> Respond<S> {
         dialect: Dialect,
         received: Instant,
     ) -> Response<ReplyBody> {
-        let Failure { error, headers, record, .. } = failure;
+        let Failure { error, headers, record, facts, .. } = failure;
         let record = match record {
             Some(record) => Some(*record),
-            None => self.recorder.open(recorder::blank(id.clone(), endpoint), received).await,
+            None => {
+                let facts = facts.map_or_else(|| recorder::blank(id.clone(), endpoint), |facts| *facts);
+                self.recorder.open(facts, received).await
+            }
         };
         if let Some(record) = record {
             close(record, &error);

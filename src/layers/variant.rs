@@ -7,7 +7,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    call::{Answer, Call, Document, Payload, Plan, Planned},
+    call::{Answer, Call, Document, Failure, Payload, Plan, Planned},
     config::{
         Snapshot,
         snapshot::{Model, ModelVersion, PromptRef, Target},
@@ -15,6 +15,8 @@ use crate::{
     error::GatewayError,
     layers::{Inner, Step},
     policy::experiment::{Unit, Variant},
+    recorder,
+    registry::Kind,
     wire::{
         edit,
         endpoint::Endpoint,
@@ -36,8 +38,8 @@ impl Step for ChooseVariant {
     async fn handle<S: Inner<Planned>>(&'static self, call: Box<Call>, mut inner: S) -> Answer {
         // Kept only where a budget may send the call another way: then it starts over with the body as it came.
         let spare = if may_downgrade(&call.snapshot) { call.again() } else { None };
-        let plan = plan(&call)?;
-        let failure = match inner.call(planned(call, plan)?).await {
+        let plan = plan(&call).map_err(|error| Failure::early(error, recorder::of_call(&call, None)))?;
+        let failure = match inner.call(planned(call, plan).map_err(|failure| *failure)?).await {
             Err(failure) if failure.downgrade.is_some() => failure,
             answer => return answer,
         };
@@ -46,12 +48,13 @@ impl Step for ChooseVariant {
         if let Some(record) = failure.record {
             record.discard();
         }
-        inner.call(planned(spare, plan)?).await
+        inner.call(planned(spare, plan).map_err(|failure| *failure)?).await
     }
 }
 
-fn planned(mut call: Box<Call>, plan: Plan) -> Result<Planned, GatewayError> {
-    let edits = set_parameters(&mut call, &plan)?;
+fn planned(mut call: Box<Call>, plan: Plan) -> Result<Planned, Box<Failure>> {
+    let edits = set_parameters(&mut call, &plan)
+        .map_err(|error| Box::new(Failure::early(error, recorder::of_call(&call, Some(&plan)))))?;
     Ok(Planned { call, plan, edits })
 }
 
@@ -66,7 +69,7 @@ fn downgraded_plan(call: &Call, alias: &str) -> Option<Plan> {
         return None;
     }
     let model = call.snapshot.models.get(alias)?;
-    let version = model.versions.get(&model.live)?;
+    let version = model.versions.get(live_version(call, model))?;
     Some(version_plan(model, version, call))
 }
 
@@ -74,7 +77,7 @@ fn version_plan(model: &Model, version: &Arc<ModelVersion>, call: &Call) -> Plan
     Plan {
         named: model.name.clone(),
         label: model.name.clone(),
-        prompt: version.prompt.clone(),
+        prompt: version.prompt.clone().map(|prompt| rolled_out_prompt(call, prompt)),
         version: Some(version.clone()),
         variants: Vec::new(),
         units: Vec::new(),
@@ -136,7 +139,7 @@ fn alias_plan(call: &Call, model: &Model, named: &str, pinned: Option<&str>) -> 
     let mut variants = Vec::new();
     let mut units = Vec::new();
     let mut variant_parameters = Vec::new();
-    let mut wanted = pinned.unwrap_or(&model.live);
+    let mut wanted = pinned.unwrap_or_else(|| live_version(call, model));
     let mut instead = None;
     let mut prompt = None;
     // A call that pins a version has chosen for itself.
@@ -182,9 +185,26 @@ fn unit(call: &Call, unit: &Unit) -> Arc<str> {
     }
 }
 
+/// The live version, or the one that the user gets while another one is rolled out.
+fn live_version<'m>(call: &'m Call, model: &'m Model) -> &'m str {
+    call.snapshot.registry.choose(Kind::Models, &model.name, &call.identity.user).unwrap_or(&model.live)
+}
+
+/// While a prompt is rolled out, users get its live version or the new one.
+fn rolled_out_prompt(call: &Call, prompt: PromptRef) -> PromptRef {
+    if prompt.pinned {
+        return prompt;
+    }
+    match call.snapshot.registry.choose(Kind::Prompts, &prompt.prompt.name, &call.identity.user) {
+        Some(version) => PromptRef { version: version.clone(), ..prompt },
+        None => prompt,
+    }
+}
+
 fn variant_prompt(snapshot: &Snapshot, variant: &Variant) -> Option<PromptRef> {
     let (prompt, version) = variant.prompt.as_ref()?;
-    Some(PromptRef { prompt: snapshot.prompts.get(&**prompt)?.clone(), version: version.clone() })
+    // Every call of a variant gets the same.
+    Some(PromptRef { prompt: snapshot.prompts.get(&**prompt)?.clone(), version: version.clone(), pinned: true })
 }
 
 /// One weighted target drawn by `draw`, then the other ones, then the fallbacks.

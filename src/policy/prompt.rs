@@ -3,8 +3,8 @@
 //! A template is the operator's, its variables are the client's. So:
 //! - **Values are data.** A template is compiled once; values are inserted in a single pass, never read as template text, and
 //!   never escaped or changed. What is rendered is raw text: who puts it into a body writes it as a JSON string.
-//! - **Nothing can be reached.** There is no loader, and tags that name other templates are refused at compile time; no
-//!   functions, no globals; only the filters listed in `sandbox`, all of them pure functions of texts and numbers.
+//! - **Nothing can be reached.** There is no loader: a template includes only the partials that were read before it was compiled;
+//!   no functions, no globals; only the filters listed in `sandbox`, all of them pure functions of texts and numbers.
 //! - **Nothing is silently empty.** Each variable that a template uses is given, of its type, or has a default.
 //! - **Work and size are bounded.** A template's text has at most [`SOURCE_BYTES_MAX`]; rendering has [`FUEL`], which pays for
 //!   instructions and for every byte made (64 a unit), so loops and filters end; all parts together yield at most
@@ -13,20 +13,36 @@
 //!
 //! As everywhere in Jinja, one newline at a template's very end is dropped, and booleans read `True` and `False`.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, filters, tests as jinja_tests};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
+pub use super::prompt_tags::{Include, TagError, includes};
+use crate::{
+    policy::{
+        json_schema::{self, Schema, Violation},
+        prompt_tags,
+    },
+    wire::edit::Role,
+};
+
+/// Most messages of one version.
+pub const MESSAGES_MAX: usize = 64;
+/// How deep partials may include partials.
+pub const INCLUDE_DEPTH_MAX: usize = 8;
 /// Longest source of one part, in bytes.
 pub const SOURCE_BYTES_MAX: usize = 1024 * 1024;
 /// Most that all parts of one rendering yield, in bytes.
 pub const RENDERED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Work that rendering one part may do: instructions, and 64 bytes each.
 pub const FUEL: u64 = 200_000;
-
-/// Tags that would read other templates, or change how values are written.
-const FORBIDDEN_TAGS: [&str; 6] = ["include", "import", "from", "extends", "block", "autoescape"];
+/// What partials are called in the engine, so that none is taken for a part.
+const PARTIALS: &str = "prompts/";
 
 /// What a version of a prompt says, as configured. Each part is a template of its own.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -39,12 +55,25 @@ pub struct TemplateSource {
     pub before_user: Option<String>,
     /// Stands after the user's own text.
     pub after_user: Option<String>,
+    /// Stand before the conversation, in this order; not beside `system` and `developer`.
+    pub messages: Vec<MessageSource>,
+    /// The texts that the parts may include, by their path in the folder of prompts.
+    pub partials: BTreeMap<String, String>,
     /// What the parts may use, with types and defaults. Other variables are texts that each call must give.
     pub variables: Vec<Variable>,
 }
 
+/// One message of a version, as configured.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MessageSource {
+    /// Whose words it is.
+    pub role: Role,
+    /// The template of its text.
+    pub content: String,
+}
+
 /// A declared variable.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Variable {
     /// Its name in the template.
     pub name: String,
@@ -54,12 +83,15 @@ pub struct Variable {
     pub default: Option<Value>,
     /// For people.
     pub description: Option<String>,
+    /// What its values must be besides, in JSON Schema ([`json_schema`]).
+    pub schema: Option<Value>,
 }
 
 /// What values a variable takes, in JSON's terms.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum VariableKind {
     /// A string.
+    #[default]
     String,
     /// Any number.
     Number,
@@ -67,12 +99,18 @@ pub enum VariableKind {
     Integer,
     /// `true` or `false`.
     Boolean,
+    /// A list of values.
+    Array,
+    /// Values by name.
+    Object,
 }
 
 /// One immutable version of a prompt, compiled.
 pub struct Template {
     version: Arc<str>,
-    parts: [Option<Part>; PARTS],
+    source: TemplateSource,
+    /// The named parts, then the messages.
+    parts: Vec<Option<Part>>,
     environment: Environment<'static>,
     /// What the parts use, by name.
     used: BTreeMap<String, Expected>,
@@ -91,6 +129,17 @@ pub struct Rendered {
     pub before_user: Option<Arc<str>>,
     /// What stands after the user's own text.
     pub after_user: Option<Arc<str>>,
+    /// What stands before the conversation.
+    pub messages: Arc<[Message]>,
+}
+
+/// One rendered message.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Whose words it is.
+    pub role: Role,
+    /// Its text, raw.
+    pub content: Arc<str>,
 }
 
 /// Why a template does not compile (for its owner, may quote a word of it) or render (for the client, never does).
@@ -106,15 +155,42 @@ pub enum PromptError {
         /// What is wrong.
         reason: String,
     },
-    /// A part uses a tag that is not available here.
-    #[error("{part}, line {line}: `{tag}` is not available in prompts")]
-    ForbiddenTag {
+    /// A partial is no valid template.
+    #[error("{PARTIALS}{path}, line {line}: {reason}")]
+    Partial {
+        /// Its path in the folder of prompts.
+        path: String,
+        /// Line in it, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A part includes what the version does not bring along.
+    #[error(
+        "{part}, line {line}: `{path}` cannot be included here: only prompts in a configuration's files include files; write its \
+         text in place of the tag"
+    )]
+    NoPartial {
         /// Which part.
         part: &'static str,
         /// Line in the part, from 1.
         line: usize,
-        /// The tag.
-        tag: &'static str,
+        /// What it names.
+        path: String,
+    },
+    /// Messages stand beside a system or developer message.
+    #[error("`messages` stands beside `system` or `developer`; write these as messages with that role")]
+    MessagesAndSystem,
+    /// There are too many messages.
+    #[error("has more than {MESSAGES_MAX} messages")]
+    TooManyMessages,
+    /// The rules of a variable are none.
+    #[error("the rules of `{name}` are not valid: {what}")]
+    WrongRules {
+        /// The variable.
+        name: String,
+        /// What is wrong.
+        what: String,
     },
     /// A part's source is too long.
     #[error("{part} is longer than {SOURCE_BYTES_MAX} bytes")]
@@ -123,12 +199,12 @@ pub enum PromptError {
         part: &'static str,
     },
     /// A variable's default is not of its type.
-    #[error("the default of `{name}` must be {expected}")]
+    #[error("the default of `{name}` {what}")]
     WrongDefault {
         /// The variable.
         name: String,
-        /// Its type.
-        expected: VariableKind,
+        /// What it must be.
+        what: String,
     },
     /// The call does not give a variable that has no default.
     #[error("the prompt's variable `{name}` is missing (version {version})")]
@@ -138,13 +214,13 @@ pub enum PromptError {
         /// The version of the prompt that needs it.
         version: Arc<str>,
     },
-    /// The call gives a variable as another type.
-    #[error("the prompt's variable `{name}` must be {expected} (version {version})")]
+    /// The call gives a variable as another type, or against its rules.
+    #[error("the prompt's variable `{name}` {what} (version {version})")]
     WrongType {
         /// The variable.
         name: String,
-        /// Its type.
-        expected: VariableKind,
+        /// What it must be.
+        what: String,
         /// The version of the prompt that says so.
         version: Arc<str>,
     },
@@ -168,8 +244,17 @@ pub enum PromptError {
     },
 }
 
-const PARTS: usize = 4;
-const PART_NAMES: [&str; PARTS] = ["system", "developer", "before_user", "after_user"];
+/// The parts that are no messages, before those.
+const NAMED_PARTS: [&str; 4] = ["system", "developer", "before_user", "after_user"];
+
+/// `system`, …, then `messages[0]`, `messages[1]`, …
+fn part_name(index: usize) -> &'static str {
+    static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| {
+        let messages = (0..MESSAGES_MAX).map(|i| format!("messages[{i}]"));
+        NAMED_PARTS.into_iter().map(str::to_owned).chain(messages).collect()
+    });
+    &NAMES[index]
+}
 
 enum Part {
     /// Uses no variable: rendered when it was compiled.
@@ -179,9 +264,17 @@ enum Part {
 }
 
 /// What a used variable must be.
+#[derive(Default)]
 struct Expected {
     kind: VariableKind,
-    default: Option<minijinja::Value>,
+    default: Option<Value>,
+    rules: Option<Rules>,
+}
+
+/// What values must be besides their type.
+struct Rules {
+    typed: Value,
+    schema: Schema,
 }
 
 // === impl Template ===
@@ -190,26 +283,41 @@ impl Template {
     /// Compiles a version.
     ///
     /// # Errors
-    /// When a part has a syntax error, a tag, filter or test that is not available, or is too long; when a default has the
-    /// wrong type.
+    /// When a part or a partial has a syntax error, a tag, filter or test that is not available, or is too long; when it includes
+    /// what is not there; when a variable's rules are none, or its default is against them.
     pub fn compile(version: Arc<str>, source: TemplateSource) -> Result<Template, PromptError> {
+        if !source.messages.is_empty() && (source.system.is_some() || source.developer.is_some()) {
+            return Err(PromptError::MessagesAndSystem);
+        }
+        if source.messages.len() > MESSAGES_MAX {
+            return Err(PromptError::TooManyMessages);
+        }
+        let mut declared = declared(&source.variables)?;
         let mut template = Template {
             version,
-            parts: [const { None }; PARTS],
+            source,
+            parts: Vec::new(),
             environment: sandbox(),
             used: BTreeMap::new(),
             by_default: None,
         };
-        let declared = declared(source.variables)?;
-        let sources = [source.system, source.developer, source.before_user, source.after_user];
-        for (index, source) in sources.into_iter().enumerate() {
-            if let Some(source) = source {
-                template.add(index, source, &declared)?;
-            }
+        template.add_partials()?;
+        let mut used = BTreeSet::new();
+        for (index, text) in template.source.texts().into_iter().enumerate() {
+            let part = text.map(|text| template.add(index, text, &mut used)).transpose()?;
+            template.parts.push(part);
         }
+        template.used =
+            used.into_iter().map(|name| (name.clone(), declared.remove(&name).unwrap_or_default())).collect();
         template.rehearse()?;
         template.by_default = template.render(&Map::new()).ok();
         Ok(template)
+    }
+
+    /// What it was compiled from.
+    #[must_use]
+    pub fn source(&self) -> &TemplateSource {
+        &self.source
     }
 
     /// The version's name.
@@ -224,10 +332,15 @@ impl Template {
         self.used.is_empty()
     }
 
-    /// The parts as they were written, by name: `system`, `developer`, `before_user`, `after_user`.
+    /// The parts as they were written, by name: `system`, `developer`, `before_user`, `after_user`, `messages[0]`, …
     pub fn sources(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let source = |part| Some((part, self.environment.get_template(part).ok()?.source().to_owned()));
-        PART_NAMES.into_iter().filter_map(source)
+        let texts = self.source.texts().into_iter().enumerate();
+        texts.filter_map(|(index, text)| Some((part_name(index), text?)))
+    }
+
+    /// The variables in use, declared or not, with their types.
+    pub fn used(&self) -> impl Iterator<Item = (&str, VariableKind)> {
+        self.used.iter().map(|(name, expected)| (name.as_str(), expected.kind))
     }
 
     /// The variables that a call must give.
@@ -246,57 +359,119 @@ impl Template {
             return Ok(rendered.clone());
         }
         let context = self.context(variables)?;
-        let mut texts = [const { None }; PARTS];
-        for (index, part) in self.parts.iter().enumerate() {
-            texts[index] = match part {
-                None => None,
-                Some(Part::Constant(text)) => Some(Arc::clone(text)),
-                Some(Part::Dynamic) => Some(self.render_part(PART_NAMES[index], &context)?.into()),
-            };
-        }
-        if texts.iter().flatten().map(|text: &Arc<str>| text.len()).sum::<usize>() > RENDERED_BYTES_MAX {
-            return Err(PromptError::TooLarge { version: Arc::clone(&self.version) });
-        }
-        let [system, developer, before_user, after_user] = texts;
-        Ok(Rendered { system, developer, before_user, after_user })
+        self.render_with(&context)
     }
 
-    fn add(&mut self, index: usize, source: String, declared: &BTreeMap<String, Variable>) -> Result<(), PromptError> {
-        let part = PART_NAMES[index];
-        if source.len() > SOURCE_BYTES_MAX {
+    /// What the parts become with made-up values; two choices differ in the value of every variable.
+    ///
+    /// # Errors
+    /// When the template cannot do with these values, which may be due to the values.
+    pub fn render_sample(&self, choice: Choice) -> Result<Rendered, PromptError> {
+        let samples = self.used.iter().map(|(name, expected)| (name.as_str(), expected.sample(choice)));
+        self.render_with(&minijinja::Value::from_pairs(samples.collect::<Vec<_>>()))
+    }
+
+    fn render_with(&self, context: &minijinja::Value) -> Result<Rendered, PromptError> {
+        let mut texts: Vec<Option<Arc<str>>> = Vec::with_capacity(self.parts.len());
+        for (index, part) in self.parts.iter().enumerate() {
+            texts.push(match part {
+                None => None,
+                Some(Part::Constant(text)) => Some(Arc::clone(text)),
+                Some(Part::Dynamic) => Some(self.render_part(part_name(index), context)?.into()),
+            });
+        }
+        if texts.iter().flatten().map(|text| text.len()).sum::<usize>() > RENDERED_BYTES_MAX {
+            return Err(PromptError::TooLarge { version: Arc::clone(&self.version) });
+        }
+        let contents = texts.split_off(NAMED_PARTS.len());
+        let roles = self.source.messages.iter().map(|message| message.role);
+        let message = |(role, content): (Role, Option<Arc<str>>)| Some(Message { role, content: content? });
+        let messages = roles.zip(contents).filter_map(message).collect();
+        let mut texts = texts.into_iter();
+        let mut next = || texts.next().flatten();
+        Ok(Rendered { system: next(), developer: next(), before_user: next(), after_user: next(), messages })
+    }
+
+    /// Compiles the partials, after their own includes are known to be there.
+    fn add_partials(&mut self) -> Result<(), PromptError> {
+        for (path, text) in &self.source.partials {
+            let wrong = |line, reason| PromptError::Partial { path: path.clone(), line, reason };
+            if text.len() > SOURCE_BYTES_MAX {
+                return Err(wrong(1, format!("is longer than {SOURCE_BYTES_MAX} bytes")));
+            }
+            let includes = prompt_tags::includes(text).map_err(|error| wrong(error.line, error.what))?;
+            if let Some(lost) = includes.iter().find(|include| !self.source.partials.contains_key(&include.path)) {
+                return Err(wrong(lost.line, format!("there is no `{}`", lost.path)));
+            }
+            let added = self.environment.add_template_owned(format!("{PARTIALS}{path}"), text.clone());
+            added.map_err(|error| wrong(error.line().unwrap_or(1), reason(&error)))?;
+        }
+        Ok(())
+    }
+
+    /// Compiles a part and notes what it and its partials use.
+    fn add(&mut self, index: usize, text: String, used: &mut BTreeSet<String>) -> Result<Part, PromptError> {
+        let part = part_name(index);
+        if text.len() > SOURCE_BYTES_MAX {
             return Err(PromptError::SourceTooLong { part });
         }
-        if let Some((line, tag)) = forbidden_tag(&source) {
-            return Err(PromptError::ForbiddenTag { part, line, tag });
+        let wrong_tag = |error: TagError| PromptError::Syntax { part, line: error.line, reason: error.what };
+        let includes = prompt_tags::includes(&text).map_err(wrong_tag)?;
+        if let Some(Include { line, path, .. }) =
+            includes.iter().find(|include| !self.source.partials.contains_key(&include.path))
+        {
+            return Err(PromptError::NoPartial { part, line: *line, path: path.clone() });
         }
-        self.environment.add_template_owned(part, source).map_err(|error| syntax(part, &error))?;
-        let used = self.get(part).undeclared_variables(false);
-        let is_constant = used.is_empty();
-        self.used.extend(used.into_iter().map(|name| {
-            let expected = Expected::of(declared.get(&name));
-            (name, expected)
-        }));
-        self.parts[index] = Some(match is_constant {
+        self.environment.add_template_owned(part, text).map_err(|error| syntax(part, &error))?;
+        let names = self.names(part, &includes, &mut Known::default());
+        let names = names.map_err(|reason| PromptError::Syntax { part, line: includes[0].line, reason })?;
+        let is_constant = names.is_empty();
+        used.extend(names);
+        Ok(match is_constant {
             true => Part::Constant(self.get(part).render(()).map_err(|error| syntax(part, &error))?.into()),
             false => Part::Dynamic,
-        });
-        Ok(())
+        })
+    }
+
+    /// The variables of a template and of what it includes. What it imports is none of them.
+    fn names(&self, template: &str, includes: &[Include], known: &mut Known) -> Result<BTreeSet<String>, String> {
+        let mut names: BTreeSet<String> = self.get(template).undeclared_variables(false).into_iter().collect();
+        for Include { path, names: imported, .. } in includes {
+            names.retain(|name| !imported.contains(name));
+            if known.trail.contains(path) {
+                return Err(format!("includes go around in a circle: {} → {path}", known.trail.join(" → ")));
+            }
+            if known.trail.len() == INCLUDE_DEPTH_MAX {
+                return Err(format!("includes go deeper than {INCLUDE_DEPTH_MAX} levels at `{path}`"));
+            }
+            if !known.names.contains_key(path) {
+                known.trail.push(path.clone());
+                let inner = self.source.partials.get(path).and_then(|text| prompt_tags::includes(text).ok());
+                let inner = self.names(&format!("{PARTIALS}{path}"), &inner.unwrap_or_default(), known)?;
+                known.trail.pop();
+                known.names.insert(path.clone(), inner);
+            }
+            names.extend(known.names[path].iter().cloned());
+        }
+        Ok(names)
     }
 
     /// The parts as they were written: name and text.
     pub fn parts(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let given = self.parts.iter().zip(PART_NAMES).filter(|(part, _)| part.is_some());
-        given.map(|(_, name)| (name, self.get(name).source().to_owned()))
+        self.sources()
     }
 
     /// Renders once with made-up values: the engine notices unknown filters and tests only when it reaches them. Other failures
     /// may be due to the values.
     fn rehearse(&self) -> Result<(), PromptError> {
-        let sample = |expected: &Expected| expected.default.clone().unwrap_or_else(|| expected.kind.sample());
+        let sample = |expected: &Expected| match &expected.default {
+            Some(default) => engine_value(default),
+            None => expected.sample(Choice::One),
+        };
         let samples = self.used.iter().map(|(name, expected)| (name.as_str(), sample(expected)));
         let context = minijinja::Value::from_pairs(samples);
-        for (part, name) in self.parts.iter().zip(PART_NAMES) {
-            let Some(Part::Dynamic) = part else { continue };
+        for (index, part) in self.parts.iter().enumerate() {
+            let (Some(Part::Dynamic), name) = (part, part_name(index)) else { continue };
             if let Err(error) = self.get(name).render(&context)
                 && matches!(
                     error.kind(),
@@ -325,11 +500,10 @@ impl Template {
         let version = || Arc::clone(&self.version);
         let Some(given) = variables.get(name) else {
             let missing = || PromptError::MissingVariable { name: name.to_owned(), version: version() };
-            return expected.default.clone().ok_or_else(missing);
+            return expected.default.as_ref().and_then(|value| expected.kind.value(value)).ok_or_else(missing);
         };
-        let kind = expected.kind;
-        let wrong = || PromptError::WrongType { name: name.to_owned(), expected: kind, version: version() };
-        kind.value(given).ok_or_else(wrong)
+        let wrong = |what| PromptError::WrongType { name: name.to_owned(), what, version: version() };
+        expected.value(given).map_err(wrong)
     }
 
     fn render_part(&self, part: &'static str, context: &minijinja::Value) -> Result<String, PromptError> {
@@ -344,15 +518,63 @@ impl Template {
         }
     }
 
-    fn get(&self, part: &'static str) -> minijinja::Template<'_, '_> {
+    fn get(&self, part: &str) -> minijinja::Template<'_, '_> {
         self.environment.get_template(part).expect("added before it is asked for")
+    }
+}
+
+/// What is known of partials while the variables of a part are looked for.
+#[derive(Default)]
+struct Known {
+    /// The variables of each.
+    names: BTreeMap<String, BTreeSet<String>>,
+    /// From the part to where the look is now.
+    trail: Vec<String>,
+}
+
+/// Made-up values for a template's variables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// Some.
+    One,
+    /// Others.
+    Other,
+}
+
+// === impl TemplateSource ===
+
+impl TemplateSource {
+    /// The text of every part, the named ones first.
+    fn texts(&self) -> Vec<Option<String>> {
+        let named = [&self.system, &self.developer, &self.before_user, &self.after_user].map(Clone::clone);
+        named.into_iter().chain(self.messages.iter().map(|message| Some(message.content.clone()))).collect()
+    }
+
+    /// All that decides what calls get, the texts of partials included, as JSON: equal for equal versions, so that it can be
+    /// hashed. Descriptions are not in it.
+    #[must_use]
+    pub fn content(&self) -> Value {
+        let message = |message: &MessageSource| json!({"role": message.role.name(), "content": message.content});
+        let variable = |variable: &Variable| json!({"name": variable.name, "type": variable.kind.name(), "default": variable.default, "schema": variable.schema});
+        json!({
+            "system": self.system,
+            "developer": self.developer,
+            "before_user": self.before_user,
+            "after_user": self.after_user,
+            "messages": self.messages.iter().map(message).collect::<Vec<_>>(),
+            "partials": self.partials,
+            "variables": self.variables.iter().map(variable).collect::<Vec<_>>(),
+        })
     }
 }
 
 /// What is wrong with a part, for its owner.
 fn syntax(part: &'static str, error: &minijinja::Error) -> PromptError {
-    let reason = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
-    PromptError::Syntax { part, line: error.line().unwrap_or(1), reason }
+    PromptError::Syntax { part, line: error.line().unwrap_or(1), reason: reason(error) }
+}
+
+fn reason(error: &minijinja::Error) -> String {
+    error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }
 
 /// Shows no text: a prompt is its owner's secret.
@@ -369,32 +591,98 @@ impl fmt::Debug for Rendered {
     }
 }
 
-/// Variables by name, their defaults checked.
-fn declared(variables: Vec<Variable>) -> Result<BTreeMap<String, Variable>, PromptError> {
-    for Variable { name, kind, default, .. } in &variables {
-        if default.as_ref().is_some_and(|default| kind.value(default).is_none()) {
-            return Err(PromptError::WrongDefault { name: name.clone(), expected: *kind });
-        }
+/// Shows no text, as [`Rendered`].
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message").field("role", &self.role).finish_non_exhaustive()
     }
-    Ok(variables.into_iter().map(|variable| (variable.name.clone(), variable)).collect())
+}
+
+/// Variables by name, their defaults checked.
+fn declared(variables: &[Variable]) -> Result<BTreeMap<String, Expected>, PromptError> {
+    let mut declared = BTreeMap::new();
+    for variable in variables {
+        let mut expected = Expected { kind: variable.kind, default: None, rules: Rules::of(variable)? };
+        if let Some(default) = &variable.default {
+            let wrong = |what| PromptError::WrongDefault { name: variable.name.clone(), what };
+            expected.value(default).map_err(wrong)?;
+            expected.default = Some(default.clone());
+        }
+        declared.insert(variable.name.clone(), expected);
+    }
+    Ok(declared)
+}
+
+impl Rules {
+    fn of(variable: &Variable) -> Result<Option<Rules>, PromptError> {
+        let Some(typed) = &variable.schema else { return Ok(None) };
+        let wrong = |error: json_schema::SchemaError| PromptError::WrongRules {
+            name: variable.name.clone(),
+            what: error.to_string(),
+        };
+        Ok(Some(Rules { typed: typed.clone(), schema: json_schema::compile(typed).map_err(wrong)? }))
+    }
 }
 
 impl Expected {
-    /// What a variable must be; a text without a default where it is not declared.
-    fn of(declared: Option<&Variable>) -> Expected {
-        let kind = declared.map_or(VariableKind::String, |variable| variable.kind);
-        let default = declared.and_then(|variable| variable.default.as_ref()).and_then(|value| kind.value(value));
-        Expected { kind, default }
+    /// The value for the template.
+    ///
+    /// # Errors
+    /// What it must be, without a word of the value.
+    fn value(&self, given: &Value) -> Result<minijinja::Value, String> {
+        let value = self.kind.value(given).ok_or_else(|| format!("must be {}", self.kind))?;
+        match self.rules.as_ref().map(|rules| rules.schema.check(given)) {
+            Some(Err(violations)) => Err(violations.first().map(shown).unwrap_or_default()),
+            _ => Ok(value),
+        }
+    }
+
+    /// A made-up value: of the allowed ones where these are listed.
+    fn sample(&self, choice: Choice) -> minijinja::Value {
+        let listed = self.rules.as_ref().and_then(|rules| rules.typed.get("enum")?.as_array());
+        let value = listed.and_then(|values| match choice {
+            Choice::One => values.first(),
+            Choice::Other => values.last(),
+        });
+        match value.and_then(|value| self.kind.value(value)) {
+            Some(value) => value,
+            None => self.kind.sample(choice),
+        }
+    }
+}
+
+/// `must be at least 3`, and where it is not the value itself that breaks the rule, where.
+fn shown(violation: &Violation) -> String {
+    match violation.path.as_str() {
+        "" => violation.what.clone(),
+        path => format!("is not as declared: `{}` {}", path.chars().take(80).collect::<String>(), violation.what),
     }
 }
 
 impl VariableKind {
-    /// Any value of this kind.
-    fn sample(self) -> minijinja::Value {
+    /// Its name in configurations.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
-            VariableKind::String => minijinja::Value::from("sample"),
-            VariableKind::Number | VariableKind::Integer => minijinja::Value::from(1),
-            VariableKind::Boolean => minijinja::Value::from(true),
+            VariableKind::String => "string",
+            VariableKind::Number => "number",
+            VariableKind::Integer => "integer",
+            VariableKind::Boolean => "boolean",
+            VariableKind::Array => "array",
+            VariableKind::Object => "object",
+        }
+    }
+
+    /// Any value of this kind.
+    fn sample(self, choice: Choice) -> minijinja::Value {
+        let one = choice == Choice::One;
+        match self {
+            VariableKind::String => minijinja::Value::from(if one { "sample" } else { "other" }),
+            VariableKind::Number | VariableKind::Integer => minijinja::Value::from(if one { 1 } else { 2 }),
+            VariableKind::Boolean => minijinja::Value::from(one),
+            VariableKind::Array if one => minijinja::Value::from(vec!["sample"]),
+            VariableKind::Array => minijinja::Value::from(vec!["other", "others"]),
+            VariableKind::Object => engine_value(&json!({})),
         }
     }
 
@@ -405,7 +693,25 @@ impl VariableKind {
             (VariableKind::Number, Value::Number(given)) => number(given),
             (VariableKind::Integer, Value::Number(given)) if !given.is_f64() => number(given),
             (VariableKind::Boolean, Value::Bool(truth)) => Some(minijinja::Value::from(*truth)),
+            (VariableKind::Array, Value::Array(_)) | (VariableKind::Object, Value::Object(_)) => {
+                Some(engine_value(value))
+            }
             _ => None,
+        }
+    }
+}
+
+/// Any value as the template sees it.
+fn engine_value(value: &Value) -> minijinja::Value {
+    match value {
+        Value::Null => minijinja::Value::from(()),
+        Value::Bool(truth) => minijinja::Value::from(*truth),
+        Value::Number(given) => number(given).unwrap_or_default(),
+        Value::String(text) => minijinja::Value::from(text.as_str()),
+        Value::Array(items) => items.iter().map(engine_value).collect(),
+        Value::Object(members) => {
+            let members = members.iter().map(|(name, member)| (name.as_str(), engine_value(member)));
+            minijinja::Value::from_pairs(members.collect::<Vec<_>>())
         }
     }
 }
@@ -423,6 +729,8 @@ impl fmt::Display for VariableKind {
             VariableKind::Number => "a number",
             VariableKind::Integer => "an integer",
             VariableKind::Boolean => "true or false",
+            VariableKind::Array => "an array",
+            VariableKind::Object => "an object",
         })
     }
 }
@@ -436,6 +744,8 @@ fn sandbox() -> Environment<'static> {
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
+    // What a template names is a partial, whatever the name: a part cannot include a part.
+    environment.set_path_join_callback(|name, _| format!("{PARTIALS}{name}").into());
     environment.set_debug(false);
 
     environment.add_filter("upper", filters::upper);
@@ -465,45 +775,6 @@ fn sandbox() -> Environment<'static> {
     environment
 }
 
-/// The first tag that is not available, with its line. Comments and raw blocks are plain text and pass; a tag inside a quoted
-/// text of an expression does not, which is stricter than need be.
-fn forbidden_tag(source: &str) -> Option<(usize, &'static str)> {
-    let mut rest = source;
-    while let Some(at) = rest.find("{%").into_iter().chain(rest.find("{#")).min() {
-        let tag_at = source.len() - rest.len() + at;
-        rest = &rest[at + 2..];
-        if source[tag_at..].starts_with("{#") {
-            rest = rest.split_once("#}").map_or("", |(_, after)| after);
-            continue;
-        }
-        let word = first_word(rest);
-        if let Some(tag) = FORBIDDEN_TAGS.into_iter().find(|tag| *tag == word) {
-            return Some((source[..tag_at].matches('\n').count() + 1, tag));
-        }
-        if word == "raw" {
-            rest = after_raw(rest);
-        }
-    }
-    None
-}
-
-/// The name of the tag whose inside this is.
-fn first_word(tag: &str) -> &str {
-    let name = tag.trim_start_matches(['-', '+']).trim_start();
-    &name[..name.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(name.len())]
-}
-
-/// What follows the end of a raw block.
-fn after_raw(mut rest: &str) -> &str {
-    while let Some(at) = rest.find("{%") {
-        rest = &rest[at + 2..];
-        if first_word(rest) == "endraw" {
-            return rest;
-        }
-    }
-    ""
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
@@ -522,7 +793,7 @@ mod tests {
     }
 
     fn variable(name: &str, kind: VariableKind, default: Option<Value>) -> Variable {
-        Variable { name: name.to_owned(), kind, default, description: None }
+        Variable { name: name.to_owned(), kind, default, ..Variable::default() }
     }
 
     fn vars(value: Value) -> Map<String, Value> {
@@ -587,7 +858,8 @@ mod tests {
         for (kind, given, expected) in table {
             let source = TemplateSource { variables: vec![variable("v", kind, None)], ..system("{{ v }}") };
             let rendered = compile(source).expect("valid").render(&vars(json!({"v": given})));
-            let wrong = PromptError::WrongType { name: "v".into(), expected: kind, version: "v1".into() };
+            let wrong =
+                PromptError::WrongType { name: "v".into(), what: format!("must be {kind}"), version: "v1".into() };
             let expected = expected.map(Some).ok_or(wrong);
             assert_eq!(rendered.as_ref().map(|r| r.system.as_deref()).map_err(Clone::clone), expected, "{given}");
         }
@@ -597,7 +869,7 @@ mod tests {
     fn a_default_of_the_wrong_type_does_not_compile() {
         let variables = vec![variable("n", VariableKind::Integer, Some(json!("five")))];
         let error = compile(TemplateSource { variables, ..system("{{ n }}") }).expect_err("a text is no integer");
-        assert_eq!(error, PromptError::WrongDefault { name: "n".into(), expected: VariableKind::Integer });
+        assert_eq!(error, PromptError::WrongDefault { name: "n".into(), what: "must be an integer".into() });
     }
 
     #[test]
@@ -620,7 +892,14 @@ mod tests {
             ("include", "{# {% raw %} #}\n{% include 'x' %}"),
         ] {
             let error = compile(system(text)).expect_err(text);
-            assert_eq!(error, PromptError::ForbiddenTag { part: "system", line: 2, tag }, "{text}");
+            assert!(
+                matches!(
+                    error,
+                    PromptError::Syntax { part: "system", line: 2, .. }
+                        | PromptError::NoPartial { part: "system", line: 2, .. }
+                ),
+                "{tag}: {error:?}"
+            );
         }
         assert_eq!(
             rendered("{# {% include %} #}{% raw %}{% include %}{% endraw %}", json!({})).as_deref(),
@@ -656,6 +935,120 @@ mod tests {
             (template.render(&Map::new()).expect("renders"), template.render(&Map::new()).expect("renders"));
         assert_eq!(one.system.as_deref(), Some("12"));
         assert!(Arc::ptr_eq(&one.system.expect("there"), &other.system.expect("there")));
+    }
+
+    fn with_partials(text: &str, partials: &[(&str, &str)]) -> TemplateSource {
+        let partials = partials.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect();
+        TemplateSource { partials, ..system(text) }
+    }
+
+    #[test]
+    fn messages_are_rendered_in_order_with_their_roles() {
+        let message = |role, content: &str| MessageSource { role, content: content.to_owned() };
+        let source = TemplateSource {
+            messages: vec![
+                message(Role::System, "For {{ product }}."),
+                message(Role::User, "Hi"),
+                message(Role::Assistant, "{{ v }}"),
+            ],
+            after_user: Some("!".into()),
+            ..TemplateSource::default()
+        };
+        let template = compile(source.clone()).expect("valid");
+        let rendered = template.render(&vars(json!({"product": "a", "v": "{{ product }}"}))).expect("renders");
+        let shown: Vec<_> = rendered.messages.iter().map(|one| (one.role.name(), &*one.content)).collect();
+        assert_eq!(shown, [("system", "For a."), ("user", "Hi"), ("assistant", "{{ product }}")]);
+        assert_eq!(
+            template.sources().map(|(name, _)| name).collect::<Vec<_>>(),
+            ["after_user", "messages[0]", "messages[1]", "messages[2]"]
+        );
+
+        let both = TemplateSource { system: Some("x".into()), ..source.clone() };
+        assert_eq!(compile(both).expect_err("both"), PromptError::MessagesAndSystem);
+        let many = TemplateSource { messages: vec![MessageSource::default(); MESSAGES_MAX + 1], ..source };
+        assert_eq!(compile(many).expect_err("many"), PromptError::TooManyMessages);
+    }
+
+    #[test]
+    fn partials_and_macros_come_from_what_the_version_brings_along() {
+        let partials = [
+            ("tone.md", "Be {{ tone }}.{% include 'end.md' %}"),
+            ("end.md", " Thanks."),
+            ("m.md", "{% macro list(items) %}{% for i in items | split(',') %}- {{ i }};{% endfor %}{% endmacro %}"),
+        ];
+        let text = "{% from 'm.md' import list as l %}{% import 'm.md' as m %}{% include 'tone.md' %} {{ l('a,b') }}{{ m.list('c') }}";
+        let template = compile(with_partials(text, &partials)).expect("valid");
+        assert_eq!(template.required().collect::<Vec<_>>(), ["tone"], "what is imported is no variable");
+        let rendered = template.render(&vars(json!({"tone": "{% include 'end.md' %}"}))).expect("renders");
+        assert_eq!(rendered.system.as_deref(), Some("Be {% include 'end.md' %}. Thanks. - a;- b;- c;"));
+
+        let lost = compile(with_partials("\n{% include 'x.md' %}", &partials)).expect_err("not there");
+        assert_eq!(lost, PromptError::NoPartial { part: "system", line: 2, path: "x.md".into() });
+        let error = compile(with_partials("x", &[("a.md", "\n{% if %}")])).expect_err("no template");
+        assert!(error.to_string().starts_with("prompts/a.md, line 2: "), "{error}");
+        let circle = [("a.md", "{% include 'b.md' %}"), ("b.md", "{% include 'a.md' %}")];
+        let error = compile(with_partials("{% include 'a.md' %}", &circle)).expect_err("a circle");
+        assert!(error.to_string().contains("go around in a circle: a.md → b.md → a.md"), "{error}");
+    }
+
+    #[test]
+    fn the_content_of_a_version_changes_with_its_partials_and_rules() {
+        let content = |text: &str, rules: Value| {
+            let variable = Variable { name: "v".into(), schema: Some(rules), ..Variable::default() };
+            TemplateSource { variables: vec![variable], ..with_partials("{{ v }}", &[("a.md", text)]) }.content()
+        };
+        assert_eq!(content("x", json!({"maxLength": 3})), content("x", json!({"maxLength": 3})));
+        assert_ne!(content("x", json!({"maxLength": 3})), content("y", json!({"maxLength": 3})));
+        assert_ne!(content("x", json!({"maxLength": 3})), content("x", json!({"maxLength": 4})));
+    }
+
+    #[test]
+    fn values_against_the_rules_are_refused_without_a_word_of_them() {
+        let with = |kind, schema: Value| {
+            let variable = Variable { name: "v".into(), kind, schema: Some(schema), ..Variable::default() };
+            TemplateSource { variables: vec![variable], ..system("{{ v | tojson }}") }
+        };
+        for (kind, rules, fits, breaks, what) in [
+            (
+                VariableKind::String,
+                json!({"enum": ["a", "b"]}),
+                json!("a"),
+                json!("secret"),
+                "must be one of \"a\", \"b\"",
+            ),
+            (VariableKind::Integer, json!({"minimum": 1, "maximum": 5}), json!(5), json!(6), "must be at most 5"),
+            (
+                VariableKind::String,
+                json!({"maxLength": 3}),
+                json!("abc"),
+                json!("secret"),
+                "must have at most 3 characters",
+            ),
+            (
+                VariableKind::String,
+                json!({"pattern": "^a"}),
+                json!("abc"),
+                json!("secret"),
+                "must match the pattern `^a`",
+            ),
+            (
+                VariableKind::Array,
+                json!({"items": {"type": "string"}}),
+                json!(["x"]),
+                json!(["x", 5]),
+                "is not as declared: `/1` must be a string",
+            ),
+            (VariableKind::Object, json!({"required": ["a"]}), json!({"a": [1]}), json!({}), "lacks `a`"),
+            (VariableKind::Object, json!({}), json!({"a": null}), json!([]), "must be an object"),
+        ] {
+            let template = compile(with(kind, rules)).expect("valid");
+            let rendered = template.render(&vars(json!({"v": fits}))).expect("fits");
+            assert_eq!(serde_json::from_str::<Value>(rendered.system.as_deref().unwrap_or_default()).ok(), Some(fits));
+            let error = template.render(&vars(json!({"v": breaks}))).expect_err("breaks").to_string();
+            assert_eq!(error, format!("the prompt's variable `v` {what} (version v1)"));
+        }
+        let error = compile(with(VariableKind::String, json!({"format": "date"}))).expect_err("unknown");
+        assert!(error.to_string().starts_with("the rules of `v` are not valid: /format: "), "{error}");
     }
 
     #[test]

@@ -52,6 +52,7 @@ const DROPPED_RESERVATIONS: &str = "tollgate_reservations_dropped_total";
 const UNBOOKED: &str = "tollgate_calls_unbooked_total";
 const DRIFT: &str = "tollgate_ledger_drift_nanousd";
 const ALERTS: &str = "tollgate_alerts_total";
+const FEEDBACK: &str = "tollgate_feedback_total";
 const OTLP: &str = "tollgate_otlp_total";
 
 /// Seconds; from a fast cache answer to a long reasoning call.
@@ -128,6 +129,7 @@ fn describe() {
     describe_counter!(RELOADS, "Configuration reloads, by result");
     describe_gauge!(CONFIG_INFO, "1 for the hash of the configuration that is serving");
     describe_gauge!(IN_FLIGHT, "Calls in flight");
+    describe_counter!(FEEDBACK, "Ratings of calls and sessions that were taken");
     describe_counter!(PANICS, "Requests that ended by a panic: each is a bug");
     describe_counter!(
         DROPPED_RESERVATIONS,
@@ -145,6 +147,7 @@ fn describe() {
     describe_counter!(ALERTS, "Alerts for a webhook, by what became of them: sent, failed, dropped");
     counter!(RECORDS_DROPPED).absolute(0);
     counter!(PANICS).absolute(0);
+    counter!(FEEDBACK).absolute(0);
     // A series that begins at 1 shows no increase, and the first refusal is the one to alert on.
     for result in ["ok", "refused"] {
         counter!(RELOADS, "result" => result).absolute(0);
@@ -365,6 +368,11 @@ pub fn in_flight(count: usize) {
 /// Counts a request that ended by a panic.
 pub fn panicked() {
     counter!(PANICS).increment(1);
+}
+
+/// Counts ratings that were taken.
+pub fn feedback(count: usize) {
+    counter!(FEEDBACK).increment(count as u64);
 }
 
 /// Counts calls that were served without being booked.

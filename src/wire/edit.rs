@@ -24,12 +24,17 @@ pub enum EditError {
         /// What it must be.
         must: &'static str,
     },
+    /// The prompt's examples begin with an answer.
+    #[error(
+        "the prompt's examples begin with an assistant's message, and this API takes only conversations that a user begins"
+    )]
+    UserMustBegin,
     /// Text was to go around the last user message, and there is none.
     #[error("`{0}` has no user message to put the prompt around")]
     NoUserMessage(&'static str),
 }
 
-/// In whose name an injected prompt speaks.
+/// In whose name an injected message speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Role {
     /// `system`, which all models know.
@@ -37,6 +42,10 @@ pub enum Role {
     System,
     /// `developer`, which OpenAI's newer models prefer.
     Developer,
+    /// `user`: an example of what users say.
+    User,
+    /// `assistant`: an example of a good answer.
+    Assistant,
 }
 
 impl Role {
@@ -46,7 +55,15 @@ impl Role {
         match self {
             Role::System => "system",
             Role::Developer => "developer",
+            Role::User => "user",
+            Role::Assistant => "assistant",
         }
+    }
+
+    /// Whether it instructs the model rather than talks with it.
+    #[must_use]
+    pub const fn instructs(self) -> bool {
+        matches!(self, Role::System | Role::Developer)
     }
 }
 
@@ -106,6 +123,43 @@ pub fn inject_prompt(
         Endpoint::Messages | Endpoint::CountTokens => anthropic::prompt::prepend_system(edits, body, scan, text),
         _ => Err(EditError::Unsupported),
     }
+}
+
+/// Puts messages before the conversation: those that instruct first of all, the examples after the client's own instructions,
+/// because models are trained on conversations that begin with these.
+///
+/// # Errors
+/// As [`inject_prompt`]; also when the API takes no conversation that begins so.
+pub fn inject_messages(
+    edits: &mut Edits,
+    endpoint: &Endpoint,
+    body: &[u8],
+    scan: &Scan,
+    messages: &[(Role, &str)],
+) -> Result<(), EditError> {
+    match endpoint {
+        Endpoint::ChatCompletions => openai::prompt::insert_messages(edits, body, scan, messages),
+        Endpoint::Responses => openai::prompt::insert_input(edits, body, scan, messages),
+        Endpoint::Messages | Endpoint::CountTokens => anthropic::prompt::insert_messages(edits, body, scan, messages),
+        _ => Err(EditError::Unsupported),
+    }
+}
+
+/// `{"role":"…","content":"…"}`
+pub(super) fn message(role: Role, text: &str) -> Vec<u8> {
+    let mut json = Vec::with_capacity(text.len() + 48);
+    json.extend_from_slice(b"{\"role\":\"");
+    json.extend_from_slice(role.name().as_bytes());
+    json.extend_from_slice(b"\",\"content\":");
+    json.extend_from_slice(&quoted(text));
+    json.push(b'}');
+    json
+}
+
+/// The texts with blank lines between them, for APIs that have one field for all instructions.
+pub(super) fn paragraphs<'a>(texts: impl Iterator<Item = &'a str>) -> Option<String> {
+    let texts: Vec<&str> = texts.collect();
+    (!texts.is_empty()).then(|| texts.join("\n\n"))
 }
 
 /// Puts text before and after what the user said last.
@@ -331,6 +385,90 @@ mod tests {
         assert!(call("/v1/responses", r#"{"instructions":[]}"#).inject("x").is_err());
         assert!(call("/v1/messages", r#"{"system":5}"#).inject("x").is_err());
         assert_eq!(call("/v1/embeddings", r#"{"input":"a"}"#).inject("x"), Err(EditError::Unsupported));
+    }
+
+    const SHOTS: [(Role, &str); 4] =
+        [(Role::System, "s"), (Role::Developer, "d"), (Role::User, "u"), (Role::Assistant, "\"a\"")];
+
+    fn with_messages(path: &str, body: &str, messages: &[(Role, &str)]) -> Result<String, EditError> {
+        let mut call = call(path, body);
+        inject_messages(&mut call.edits, &call.endpoint, &call.body, &call.scan, messages)?;
+        Ok(call.done())
+    }
+
+    #[test]
+    fn instructions_come_first_and_examples_before_the_conversation() {
+        let (lead, shots) = (
+            r#"{"role":"system","content":"s"},{"role":"developer","content":"d"}"#,
+            r#"{"role":"user","content":"u"},{"role":"assistant","content":"\"a\""}"#,
+        );
+        let (chat, responses, messages) = ("/v1/chat/completions", "/v1/responses", "/v1/messages");
+        for (path, body, edited) in [
+            (
+                chat,
+                r#"{"messages":[ {"role":"user","content":"hi"} ], "x":1.0}"#,
+                format!(r#"{{"messages":[{lead},{shots}, {{"role":"user","content":"hi"}} ], "x":1.0}}"#),
+            ),
+            (
+                chat,
+                r#"{"messages":[{"content":"c","role":"system"} , {"role":"user","content":"hi"}]}"#,
+                format!(
+                    r#"{{"messages":[{lead},{{"content":"c","role":"system"}} , {shots},{{"role":"user","content":"hi"}}]}}"#
+                ),
+            ),
+            (
+                chat,
+                r#"{"messages":[{"role":"system","content":"c"}]}"#,
+                format!(r#"{{"messages":[{lead},{{"role":"system","content":"c"}},{shots}]}}"#),
+            ),
+            (chat, r#"{"messages":[]}"#, format!(r#"{{"messages":[{lead},{shots}]}}"#)),
+            (
+                responses,
+                r#"{"input": "h\u0069" ,"x":1}"#,
+                format!(
+                    r#"{{"instructions":"s\n\nd","input": [{shots},{{"role":"user","content":"h\u0069"}}] ,"x":1}}"#
+                ),
+            ),
+            (
+                responses,
+                r#"{"instructions":"c","input":[{"role":"user","content":"hi"}]}"#,
+                format!(r#"{{"instructions":"s\n\nd\n\nc","input":[{shots},{{"role":"user","content":"hi"}}]}}"#),
+            ),
+            (responses, "{}", format!(r#"{{"instructions":"s\n\nd","input":[{shots}]}}"#)),
+            (
+                responses,
+                r#"{"input":"more","previous_response_id":"r1"}"#,
+                r#"{"instructions":"s\n\nd","input":"more","previous_response_id":"r1"}"#.to_owned(),
+            ),
+            (
+                messages,
+                r#"{"system":"c","messages":[{"role":"user","content":"hi"}]}"#,
+                format!(r#"{{"system":"s\n\nd\n\nc","messages":[{shots},{{"role":"user","content":"hi"}}]}}"#),
+            ),
+        ] {
+            assert_eq!(with_messages(path, body, &SHOTS), Ok(edited), "{body}");
+        }
+        let late = [(Role::User, "u"), (Role::System, "s"), (Role::Assistant, "a")];
+        assert_eq!(
+            with_messages(messages, r#"{"messages":[]}"#, &late),
+            Ok(r#"{"system":"s","messages":[{"role":"user","content":"u"},{"role":"assistant","content":"a"}]}"#
+                .into())
+        );
+        assert_eq!(with_messages(messages, r#"{"messages":[]}"#, &late[2..]), Err(EditError::UserMustBegin));
+        assert!(matches!(with_messages(chat, "{}", &SHOTS), Err(EditError::Shape { param: "messages", .. })));
+        assert!(matches!(
+            with_messages(responses, r#"{"input":5}"#, &SHOTS),
+            Err(EditError::Shape { param: "input", .. })
+        ));
+        assert_eq!(with_messages("/v1/embeddings", "{}", &SHOTS), Err(EditError::Unsupported));
+    }
+
+    #[test]
+    fn examples_and_text_around_the_user_go_together() {
+        let mut call = call("/v1/responses", r#"{"input":"b"}"#);
+        inject_messages(&mut call.edits, &call.endpoint, &call.body, &call.scan, &SHOTS[2..3]).expect("fits");
+        around_last_user(&mut call.edits, &call.endpoint, &call.body, &call.scan, Some("<"), Some(">")).expect("fits");
+        assert_eq!(call.done(), r#"{"input":[{"role":"user","content":"u"},{"role":"user","content":"<b>"}]}"#);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub enum Endpoint {
     Model(Box<str>),
     /// `GET /v1/realtime`, a WebSocket
     Realtime,
+    /// `/v1/feedback`, the gateway's own
+    Feedback,
     /// `/v1/organization/…`, which administrates the provider's account
     Organization,
     /// Everything else under `/v1/`
@@ -169,6 +171,7 @@ impl Endpoint {
             Endpoint::CountTokens => "count_tokens",
             Endpoint::Models | Endpoint::Model(_) => "models",
             Endpoint::Realtime => "realtime",
+            Endpoint::Feedback => "feedback",
             Endpoint::Organization => "organization",
             Endpoint::Other(_) => "other",
         }
@@ -207,7 +210,7 @@ impl Endpoint {
             | Endpoint::Responses
             | Endpoint::Embeddings
             | Endpoint::Messages => Cost::Metered,
-            Endpoint::CountTokens | Endpoint::Models | Endpoint::Model(_) => Cost::Free,
+            Endpoint::CountTokens | Endpoint::Models | Endpoint::Model(_) | Endpoint::Feedback => Cost::Free,
             Endpoint::Realtime | Endpoint::Organization => Cost::Unknown,
             Endpoint::Other(other) => other.cost,
         }
@@ -224,6 +227,10 @@ fn named(method: &Method, rest: &str) -> Option<Endpoint> {
     // Whatever the method: nothing under this path is an ordinary call.
     if rest == "organization" || rest.starts_with("organization/") {
         return Some(Endpoint::Organization);
+    }
+    // Whatever the method: it is never a provider's.
+    if rest == "feedback" || rest.starts_with("feedback/") {
+        return Some(Endpoint::Feedback);
     }
     let endpoint = match (method.as_str(), rest) {
         ("POST", "chat/completions") => Endpoint::ChatCompletions,
@@ -311,6 +318,8 @@ mod tests {
             (Method::GET, "/v1/models", Endpoint::Models, "models", Cost::Free),
             (Method::GET, "/v1/models/a/b%3A1", Endpoint::Model("a/b:1".into()), "models", Cost::Free),
             (Method::GET, "/v1/realtime", Endpoint::Realtime, "realtime", Cost::Unknown),
+            (Method::POST, "/v1/feedback", Endpoint::Feedback, "feedback", Cost::Free),
+            (Method::GET, "/v1/feedback/", Endpoint::Feedback, "feedback", Cost::Free),
             (Method::GET, "/v1/organization/costs", Endpoint::Organization, "organization", Cost::Unknown),
             (Method::POST, "/v1/organization/projects", Endpoint::Organization, "organization", Cost::Unknown),
         ] {

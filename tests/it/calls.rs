@@ -106,6 +106,38 @@ async fn refused_abandoned_and_cut_calls_have_a_row_too() {
 }
 
 #[tokio::test]
+async fn a_refusal_is_somebodys_as_soon_as_the_key_is_known() {
+    let gateway = Gateway::bare()
+        .provider("sim", "kind: simulated")
+        .top("records", "sqlite")
+        .model("support", "target: sim/any, prompt: greeting")
+        .top("prompts", "{ greeting: { versions: { v1: { system: \"{{ product }}\", variables: { product: {} } } } } }")
+        .key("web", KEY, ", team: product")
+        .top("unpriced", "refuse")
+        .run()
+        .await;
+    gateway.post("/v1/chat/completions").key(KEY).body("application/json", "no JSON").send().await.expect(400);
+    gateway.hello("nothing").user("alice").send().await.expect(404);
+    gateway.hello("support").user("alice").send().await.expect(400);
+    gateway.hello("sim/unknown-and-unpriced").user("alice").send().await.expect(400);
+
+    let rows = rows(&gateway, 4).await;
+
+    let whose: Vec<_> = rows
+        .iter()
+        .map(|row| (row.refusal.as_deref().unwrap(), &*row.key, row.team.as_deref(), &*row.user, row.named.as_deref()))
+        .collect();
+    let team = Some("product");
+    let expected = [
+        ("invalid_request", "web", team, "web", None),
+        ("model_not_found", "web", team, "alice", Some("nothing")),
+        ("prompt_variable_missing", "web", team, "alice", Some("support")),
+        ("unpriceable", "web", team, "alice", Some("sim/unknown-and-unpriced")),
+    ];
+    assert_eq!(whose, expected);
+}
+
+#[tokio::test]
 async fn a_drained_gateway_has_stored_every_call_and_a_restarted_one_goes_on() {
     let upstream = Upstream::run().await;
     let mut gateway = Gateway::before(&upstream).top("records", "sqlite").run().await;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Dice, Gateway, KEY, Upstream, gateway::Setup};
+use crate::support::{DEADLINE, Dice, Gateway, KEY, Reply, Upstream, eventually, gateway::Setup};
 
 const SYSTEM: &str = "You are a helpful assistant for {{ product }}.";
 
@@ -248,4 +248,175 @@ async fn a_template_that_reaches_outside_does_not_start_or_says_nothing() {
         }
     }
     assert!(upstream.requests().iter().all(|heard| heard.json()["messages"][0]["content"] == "1"));
+}
+
+const SHOTS: &str = r#"messages: [ { role: system, content: "For {{ product }}." }, { role: user, content: "2+2?" }, { role: assistant, content: "\"4\"" } ], variables: { product: { type: string, default: Tollgate, max_length: 8 } }"#;
+
+#[tokio::test]
+async fn messages_are_spliced_in_and_all_other_bytes_stay() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::before(&upstream)
+        .provider("claude", &format!("kind: anthropic, base_url: \"{}/v1\", api_key: sk-ant", upstream.url()))
+        .model("support", "target: upstream/m, prompt: shots")
+        .model("claude", "target: claude/m, prompt: shots")
+        .prompt("shots", SHOTS)
+        .price("claude/m", "input: 1 USD/1M, output: 1 USD/1M")
+        .run()
+        .await;
+    let (system, shots) = (
+        r#"{"role":"system","content":"For {{ x }}."}"#,
+        r#"{"role":"user","content":"2+2?"},{"role":"assistant","content":"\"4\""}"#,
+    );
+    for (path, sent, heard) in [
+        (
+            "/v1/chat/completions",
+            r#"{ "temperature" : 1.50,"model":"support","messages" : [ {"role":"user","content":"h\u0069"} ] ,"top_p":1e0}"#,
+            format!(
+                r#"{{ "temperature" : 1.50,"model":"m","messages" : [{system},{shots}, {{"role":"user","content":"h\u0069"}} ] ,"top_p":1e0}}"#
+            ),
+        ),
+        (
+            "/v1/chat/completions",
+            r#"{"model":"support","messages":[{"role":"developer","content":"mine"}, {"role":"user","content":"hi"}]}"#,
+            format!(
+                r#"{{"model":"m","messages":[{system},{{"role":"developer","content":"mine"}}, {shots},{{"role":"user","content":"hi"}}]}}"#
+            ),
+        ),
+        (
+            "/v1/responses",
+            r#"{"model":"support", "input": "h\u0069"}"#,
+            format!(
+                r#"{{"instructions":"For {{{{ x }}}}.","model":"m", "input": [{shots},{{"role":"user","content":"h\u0069"}}]}}"#
+            ),
+        ),
+        (
+            "/v1/messages",
+            r#"{"model":"claude", "max_tokens":9,"messages":[ {"role":"user","content":"hi"}],"system":"mine"}"#,
+            format!(
+                r#"{{"model":"m", "max_tokens":9,"messages":[{shots}, {{"role":"user","content":"hi"}}],"system":"For {{{{ x }}}}.\n\nmine"}}"#
+            ),
+        ),
+    ] {
+        let call = gateway.post(path).key(KEY).body("application/json", sent);
+        call.header("x-tollgate-vars", r#"{"product":"{{ x }}"}"#).send().await.expect(200);
+        assert_eq!(String::from_utf8_lossy(&upstream.next_request().await.body), heard, "{path}");
+    }
+
+    let body = r#"{"model":"support","messages":[{"role":"user","content":"hi"}]}"#;
+    let too_long = gateway.post("/v1/chat/completions").key(KEY).body("application/json", body);
+    let refused = too_long.header("x-tollgate-vars", r#"{"product":"canary-value"}"#).send().await.expect(400);
+    assert_eq!(refused.error_code(), "prompt_variable_missing");
+    assert!(refused.text().contains("must have at most 8 characters") && !refused.text().contains("canary"));
+    assert_eq!(upstream.request_count(), 4);
+}
+
+#[tokio::test]
+async fn a_stream_that_answers_a_prompt_of_messages_comes_untouched() {
+    let stream = ": hello\r\ndata: {\"id\":\"1\" , \"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\r\n\r\n\
+                  data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":1,\"total_tokens\":10}}\n\ndata: [DONE]\n\n";
+    let upstream = Upstream::always(Reply::stream().data(stream)).await;
+    let gateway = Gateway::before(&upstream)
+        .model("support", "target: upstream/m, prompt: shots")
+        .prompt("shots", SHOTS)
+        .run()
+        .await;
+    let body = json!({"model": "support", "stream": true, "stream_options": {"include_usage": true},
+        "messages": [{"role": "user", "content": "hi"}]});
+
+    let response = gateway.chat(&body).send().await.expect(200);
+
+    assert_eq!(response.text(), stream);
+    assert_eq!(upstream.next_request().await.json()["messages"].as_array().map(Vec::len), Some(4));
+}
+
+#[tokio::test]
+async fn an_included_file_is_live_when_it_changes() {
+    let upstream = Upstream::run().await;
+    let setup = Gateway::before(&upstream)
+        .model("support", "target: upstream/m, prompt: p")
+        .prompt("p", r#"system: "{% include 'partials/tone.md' %}""#);
+    let partial = setup.directory().join("prompts/partials/tone.md");
+    std::fs::create_dir_all(partial.parent().unwrap()).unwrap();
+    std::fs::write(&partial, "Be kind.").unwrap();
+    let gateway = setup.run().await;
+    let said = || async {
+        gateway.hello("support").send().await.expect(200);
+        upstream.next_request().await.json()["messages"][0]["content"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(said().await, "Be kind.");
+
+    std::fs::write(&partial, "Be brief.").unwrap();
+    eventually("the new text is live", DEADLINE, said, |said| said == "Be brief.").await;
+
+    std::fs::write(&partial, "{% include 'partials/tone.md' %}").unwrap();
+    eventually(
+        "a circle is refused",
+        DEADLINE,
+        || async { gateway.log_text() },
+        |log| log.contains("around in a circle"),
+    )
+    .await;
+    assert_eq!(said().await, "Be brief.");
+}
+
+#[tokio::test]
+async fn prompts_are_rendered_linted_and_tested_offline() {
+    let upstream = Upstream::run().await;
+    let setup = Gateway::before(&upstream)
+        .model("support", "target: upstream/gpt-4o-mini, prompt: shots")
+        .price("upstream/gpt-4o-mini", "input: 1 USD/1M, output: 1 USD/1M")
+        .prompt("shots", SHOTS)
+        .prompt("odd", r#"system: " {{ who }}", variables: { unused: { default: x } }"#);
+    std::fs::write(setup.config_path(), setup.text()).unwrap();
+    let tests = setup.directory().join("prompts/tests");
+    std::fs::create_dir_all(&tests).unwrap();
+    let run = |arguments: &[&str]| {
+        let words = [&["prompts", "--config", "tollgate.yaml"], arguments].concat();
+        let output = setup.command(&words).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), text)
+    };
+
+    let (code, text) = run(&["render", "shots", "--var", "product=Acme", "--json"]);
+    let shown: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
+    assert_eq!((code, &shown["model"]), (Some(0), &json!("upstream/gpt-4o-mini")));
+    assert_eq!(shown["messages"][0], json!({"role": "system", "content": "For Acme."}));
+    assert_eq!(shown["cost_usd"], json!(format!("0.0000{}", shown["tokens"])));
+    assert_eq!(run(&["render", "odd"]).0, Some(2), "a variable is missing");
+
+    let (code, text) = run(&["lint", "odd", "--strict"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        ["unused_variable: ", "undeclared_variable: ", "whitespace: "].iter().all(|rule| text.contains(rule)),
+        "{text}"
+    );
+    assert_eq!(run(&["lint", "shots@v1", "--strict"]).0, Some(0));
+    let checked = setup.command(&["check", "tollgate.yaml"]).output().unwrap();
+    assert!(checked.status.success() && String::from_utf8_lossy(&checked.stderr).contains("warning: prompt odd@v1: "));
+
+    let expect = |product: &str, expect: &str| {
+        format!("- {{ name: {product}, prompt: shots, variables: {{ product: {product} }}, expect: [ {expect} ] }}\n")
+    };
+    let good = expect(
+        "Acme",
+        "{ contains: For Acme }, { not_contains: Tollgate }, { matches: 'For \\w+\\.' }, { max_tokens: 40 }, { snapshot: snap/acme.txt }",
+    ) + &expect("MuchTooLong", "{ error: prompt_variable_missing }");
+    std::fs::write(tests.join("a.yaml"), &good).unwrap();
+    assert_eq!(run(&["test"]).0, Some(1), "there is no snapshot yet");
+    assert_eq!(run(&["test", "--bless"]).0, Some(0));
+    let (code, text) = run(&["test", "--junit", "junit.xml"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.ends_with("2 of 2 passed\n"), "{text}");
+    let bad = expect(
+        "Other",
+        "{ contains: For Acme }, { snapshot: snap/acme.txt }, { max_tokens: 3 }, { error: invalid_request }",
+    );
+    std::fs::write(tests.join("b.yaml"), bad).unwrap();
+    let (code, text) = run(&["test", "--junit", "junit.xml"]);
+    assert_eq!(code, Some(1), "{text}");
+    for failure in ["does not contain \"For Acme\"", "acme.txt in line 2:", "more than 3", "but it renders"] {
+        assert!(text.contains(failure), "{failure}: {text}");
+    }
+    let junit = std::fs::read_to_string(setup.directory().join("junit.xml")).unwrap();
+    assert!(junit.contains("tests=\"1\" failures=\"1\"") && junit.contains("tests=\"2\" failures=\"0\""), "{junit}");
 }

@@ -1,6 +1,6 @@
 //! A filter as the condition of a query, in the dialect of either store. Values are always parameters, never text of the query.
 
-use super::ports::Filter;
+use super::{feedback::FeedbackFilter, ports::Filter};
 use crate::record::Outcome;
 
 /// Whose SQL.
@@ -84,6 +84,20 @@ impl Conditions {
         all
     }
 
+    /// The condition that `filter` sets on ratings, of which only those that come after this one are meant, the latest first.
+    pub(super) fn of_feedback(filter: &FeedbackFilter, after: Option<&str>, dialect: Dialect) -> Conditions {
+        let mut all = Conditions { dialect, sql: Vec::new(), values: Vec::new() };
+        all.add(filter.since_ms.map(integer), |p| format!("rated_ms >= {p}"));
+        all.add(filter.until_ms.map(integer), |p| format!("rated_ms < {p}"));
+        all.add(filter.call.clone().map(Value::Text), |p| format!("about = 'call' AND subject = {p}"));
+        all.add(filter.session.clone().map(Value::Text), |p| format!("about = 'session' AND subject = {p}"));
+        for (column, value) in [("metric", &filter.metric), ("source", &filter.source), ("owner", &filter.owner)] {
+            all.add(value.clone().map(Value::Text), |p| format!("{column} = {p}"));
+        }
+        all.add(after.map(|id| Value::Text(id.to_owned())), |p| format!("id < {p}"));
+        all
+    }
+
     /// Only calls that come after this one, the latest first.
     pub(super) fn after(&mut self, received_ms: u64, id: &str) {
         let received = self.parameter(integer(received_ms));
@@ -138,17 +152,20 @@ impl Conditions {
 
     fn tag(&mut self, tag: &str, value: &str) {
         let pair = format!("{}:{}", quoted(tag), quoted(value));
-        let tag = self.parameter(Value::Text(tag.to_owned()));
-        let value = self.parameter(Value::Text(value.to_owned()));
         match self.dialect {
             // Looking for the pair as the row's JSON is written is quick, and leaves few to take apart.
             Dialect::Sqlite => {
+                let tag = self.parameter(Value::Text(tag.to_owned()));
+                let value = self.parameter(Value::Text(value.to_owned()));
                 let pair = self.parameter(Value::Text(pair));
                 self.sql.push(format!("tags IS NOT NULL AND instr(tags, {pair}) > 0"));
                 let is_in = format!("t.key = {tag} AND t.value = {value}");
                 self.sql.push(format!("EXISTS (SELECT 1 FROM json_each(calls.tags) AS t WHERE {is_in})"));
             }
-            Dialect::Postgres => self.sql.push(format!("tags ->> {tag} = {value}")),
+            Dialect::Postgres => {
+                let pair = self.parameter(Value::Text(format!("{{{pair}}}")));
+                self.sql.push(format!("tags <> '{{}}' AND tags @> {pair}::text::jsonb"));
+            }
         }
     }
 }

@@ -4,12 +4,18 @@
 //! - [`sqlite`]: a file in the data directory.
 //! - [`postgres`]: a server that a fleet shares.
 //! - [`bodies`]: what is kept of prompts and replies.
+//! - [`evaluations`]: reports of evaluations, kept beside the calls.
+//! - [`figures`]: what the arms of an experiment or roll-out did.
+//! - [`feedback`]: what is said of calls and sessions.
 //! - [`export`]: calls as files.
 //! - [`writer`]: batches on their way into a log, which may be away: off the call's path, bounded, spilled to disk.
 //! - [`histogram`]: latencies that can be summed up.
 
 pub mod bodies;
+pub mod evaluations;
 pub mod export;
+pub mod feedback;
+pub mod figures;
 mod filter;
 pub mod histogram;
 pub mod migrations;
@@ -27,7 +33,7 @@ mod contract;
 use std::sync::Arc;
 
 use ports::CallLog;
-use writer::Progress;
+use writer::{Desk, Progress};
 
 /// The call log of a running gateway.
 #[derive(Debug, Clone)]
@@ -36,4 +42,6 @@ pub struct Calls {
     pub log: Arc<dyn CallLog>,
     /// How far the writer is.
     pub progress: Arc<Progress>,
+    /// Where feedback is taken.
+    pub desk: Desk,
 }

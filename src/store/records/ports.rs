@@ -2,8 +2,13 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use super::{
+    evaluations::{Evaluation, EvaluationPage},
+    feedback::{FeedbackFilter, FeedbackPage},
+    figures::{ArmFigures, ArmsQuery},
+};
 use crate::{
-    record::{CallRow, Outcome},
+    record::{CallRow, Feedback, Outcome},
     store::{ports::Answer, records::histogram::Histogram},
 };
 
@@ -14,6 +19,17 @@ pub struct Entry {
     pub row: CallRow,
     /// What was sent and received, where it is kept.
     pub bodies: Option<Box<Bodies>>,
+}
+
+/// What is on its way into the log.
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are calls")]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(untagged)]
+pub enum Arrived {
+    /// A finished call.
+    Call(Entry),
+    /// What is said of one.
+    Feedback(Feedback),
 }
 
 /// What was sent and received, redacted and cut to size.
@@ -190,8 +206,36 @@ pub trait CallLog: Send + Sync + fmt::Debug {
     /// Sums over calls, by value of a dimension, the dearest first.
     fn usage(&self, query: UsageQuery) -> Answer<'_, Vec<Series>>;
 
-    /// Deletes all calls that were received before `until_ms`, their bodies, and the sums of hours that are over by then; gives
-    /// the space back. Gives back how many calls there were.
+    /// Keeps ratings, all or none. Of ratings of one subject, metric, source and owner the latest stands, in whatever order they
+    /// come, so that giving one again is right. Gives back how many are new or changed something. Nothing is asked of the call:
+    /// its row may come later.
+    ///
+    /// # Errors
+    /// As [`CallLog::append`].
+    fn rate(&self, feedback: Arc<[Feedback]>) -> Answer<'_, u64>;
+
+    /// Ratings in descending order of their ids, beginning after `after`; at most `limit`, which is at least 1.
+    fn feedback(&self, filter: FeedbackFilter, after: Option<Arc<str>>, limit: usize) -> Answer<'_, FeedbackPage>;
+
+    /// What the variants of an experiment, or versions of a model or prompt, did, in the order of their names. Reads each call of the
+    /// span, and those that are rated once more.
+    fn arms(&self, query: ArmsQuery) -> Answer<'_, Vec<ArmFigures>>;
+
+    /// Keeps the report of an evaluation, in place of one with the same id. Of one suite the latest thousand are kept.
+    ///
+    /// # Errors
+    /// `Damaged`: it is larger than [`REPORT_BYTES_MAX`](super::evaluations::REPORT_BYTES_MAX), or no JSON.
+    fn put_evaluation(&self, evaluation: Evaluation) -> Answer<'_, ()>;
+
+    /// Evaluations, of one suite or all, the latest first, beginning after the one with the id `after`; at most `limit`, which is at
+    /// least 1.
+    fn evaluations(&self, suite: Option<String>, after: Option<Arc<str>>, limit: usize) -> Answer<'_, EvaluationPage>;
+
+    /// One evaluation with its report.
+    fn evaluation(&self, id: Arc<str>) -> Answer<'_, Option<Evaluation>>;
+
+    /// Deletes all calls that were received before `until_ms`, their bodies, what was said of them, and the sums of hours that are
+    /// over by then; gives the space back. Gives back how many calls there were.
     fn delete_before(&self, until_ms: u64) -> Answer<'_, u64>;
 }
 

@@ -26,6 +26,9 @@ use tokio_postgres::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
+    evaluations::{Evaluation, EvaluationHead, EvaluationPage, KEPT_MAX},
+    feedback::{self, FeedbackFilter, FeedbackPage},
+    figures::{self, ArmCollector, ArmFigures, ArmRow, ArmsQuery},
     filter::{Conditions, Dialect, Table, Value},
     histogram::Histogram,
     migrations,
@@ -34,7 +37,7 @@ use super::{
     usage::{Collector, Kept, Part, Plan, Source},
 };
 use crate::{
-    record::{Assigned, CallRow, Outcome, received_ms},
+    record::{Assigned, CallRow, Feedback, Outcome, received_ms},
     store::ports::{Answer, StoreError},
 };
 
@@ -50,6 +53,11 @@ const SCHEMA_LOCK: i64 = 0x746f_6c6c_0001;
 const SUMS_LOCK: i64 = 0x746f_6c6c_0002;
 /// The tables that have a partition for each day.
 const PARTITIONED: [&str; 2] = ["calls", "bodies"];
+/// So many calls of a day are sorted for a page at most.
+const FEW: u64 = 2000;
+/// The partitions of `calls`.
+const PARTITIONS: &str = "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE i.inhparent = 'calls'::regclass";
 
 const FIGURES: &str =
     "calls, errors, refused, cost_nanousd, input_tokens, cached_tokens, output_tokens, reasoning_tokens,
@@ -243,6 +251,54 @@ impl CallLog for Postgres {
         Box::pin(async move { self.ask(async |client| usage(client, query).await).await })
     }
 
+    fn rate(&self, feedback: Arc<[Feedback]>) -> Answer<'_, u64> {
+        Box::pin(async move {
+            let mut lease = self.ready(&self.batches).await?;
+            let changed = rate(lease.client(), &feedback).await.map_err(|error| store_error(&error))?;
+            lease.done();
+            Ok(changed)
+        })
+    }
+
+    fn feedback(&self, filter: FeedbackFilter, after: Option<Arc<str>>, limit: usize) -> Answer<'_, FeedbackPage> {
+        Box::pin(
+            async move { self.ask(async |client| read_feedback(client, &filter, after.as_deref(), limit).await).await },
+        )
+    }
+
+    fn arms(&self, query: ArmsQuery) -> Answer<'_, Vec<ArmFigures>> {
+        Box::pin(async move { self.ask(async |client| arms(client, &query).await).await })
+    }
+
+    fn put_evaluation(&self, evaluation: Evaluation) -> Answer<'_, ()> {
+        Box::pin(async move {
+            evaluation.check()?;
+            self.ask(async |client| put_evaluation(client, &evaluation).await).await
+        })
+    }
+
+    fn evaluations(&self, suite: Option<String>, after: Option<Arc<str>>, limit: usize) -> Answer<'_, EvaluationPage> {
+        Box::pin(async move {
+            // One more than asked for tells whether there is a next page.
+            let sql = format!(
+                "SELECT id, suite, candidate, created_ms FROM evaluations WHERE ($1::text IS NULL OR suite = $1::text)
+                 AND ($2::text IS NULL OR (created_ms, id) < (SELECT created_ms, id FROM evaluations WHERE id = $2::text))
+                 ORDER BY created_ms DESC, id DESC LIMIT {}",
+                limit + 1
+            );
+            let rows = self.ask(async |client| client.query(&sql, &[&suite, &after.as_deref()]).await).await?;
+            Ok(EvaluationPage::of(rows.iter().map(read_evaluation).collect(), limit))
+        })
+    }
+
+    fn evaluation(&self, id: Arc<str>) -> Answer<'_, Option<Evaluation>> {
+        Box::pin(async move {
+            let sql = "SELECT id, suite, candidate, created_ms, report FROM evaluations WHERE id = $1";
+            let row = self.ask(async |client| client.query_opt(sql, &[&&*id]).await).await?;
+            Ok(row.map(|row| Evaluation { head: read_evaluation(&row), report: row.get(4) }))
+        })
+    }
+
     fn delete_before(&self, until_ms: u64) -> Answer<'_, u64> {
         Box::pin(async move {
             let deleted = self.ask(async |client| delete_before(client, until_ms).await).await;
@@ -357,6 +413,13 @@ fn partition(table: &str, day: u64) -> String {
     format!("{table}_{}", at.strftime("%Y%m%d"))
 }
 
+/// The day of a partition of `calls`.
+fn day_of_partition(name: &str) -> Option<u64> {
+    let date = jiff::civil::Date::strptime("calls_%Y%m%d", name).ok()?;
+    let at = jiff::tz::Offset::UTC.to_timestamp(date.at(0, 0, 0, 0)).ok()?;
+    u64::try_from(at.as_millisecond()).ok().map(|ms| ms / DAY_MS)
+}
+
 /// A time or count as the store's integer; one beyond it is the last.
 fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
@@ -386,6 +449,38 @@ fn bodies_row(row: &CallRow, bodies: &Bodies) -> Json {
         "reply_bytes": reply.map(|body| body.bytes),
         "reply_cut": reply.map(|body| body.cut),
     })
+}
+
+async fn rate(client: &mut Object, given: &[Feedback]) -> Result<u64, tokio_postgres::Error> {
+    let row = |rating: &&Feedback| {
+        let (about, subject) = rating.subject();
+        let (kind, number, text) = feedback::columns_of(&rating.value);
+        json!({"about": about, "subject": subject, "metric": rating.metric, "source": rating.source, "owner": rating.owner(),
+            "id": rating.id, "received_ms": rating.received_ms(), "rated_ms": rating.rated_ms, "key": rating.key,
+            "team": rating.team, "kind": kind, "number": number, "text": text, "comment": rating.comment})
+    };
+    let rows: Vec<Json> = feedback::last_words(given).iter().map(row).collect();
+    let upsert = r#"INSERT INTO feedback SELECT * FROM jsonb_populate_recordset(NULL::feedback, $1)
+        ON CONFLICT (about, subject, metric, source, owner) DO UPDATE SET id = excluded.id, received_ms = excluded.received_ms,
+            rated_ms = excluded.rated_ms, "key" = excluded."key", team = excluded.team, kind = excluded.kind,
+            number = excluded.number, text = excluded.text, comment = excluded.comment
+        WHERE excluded.id > feedback.id"#;
+    client.execute(upsert, &[&AsJson(rows)]).await
+}
+
+async fn put_evaluation(client: &mut Object, evaluation: &Evaluation) -> Result<(), tokio_postgres::Error> {
+    let EvaluationHead { id, suite, candidate, created_ms } = &evaluation.head;
+    let transaction = client.transaction().await?;
+    let upsert = "INSERT INTO evaluations (id, suite, candidate, created_ms, report) VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT (id) DO UPDATE SET suite = excluded.suite, candidate = excluded.candidate,
+            created_ms = excluded.created_ms, report = excluded.report";
+    transaction.execute(upsert, &[&&**id, &&**suite, &&**candidate, &integer(*created_ms), &evaluation.report]).await?;
+    let prune = format!(
+        "DELETE FROM evaluations WHERE id IN
+         (SELECT id FROM evaluations WHERE suite = $1 ORDER BY created_ms DESC, id DESC OFFSET {KEPT_MAX})"
+    );
+    transaction.execute(&prune, &[&&**suite]).await?;
+    transaction.commit().await
 }
 
 async fn write_sums(transaction: &Transaction<'_>, new: &[&Entry]) -> Result<(), tokio_postgres::Error> {
@@ -522,21 +617,137 @@ async fn page(
     after: Option<&str>,
     limit: usize,
 ) -> Result<Page, tokio_postgres::Error> {
-    let mut conditions = Conditions::of(filter, Dialect::Postgres, Table::Calls);
-    if let Some(after) = after {
-        let Some(received) = received_ms(after) else { return Ok(Page::default()) };
-        conditions.after(received, after);
-    }
-    let (condition, values) = conditions.finish();
+    let after = match after.map(|id| (received_ms(id), id)) {
+        Some((None, _)) => return Ok(Page::default()),
+        Some((Some(received), id)) => Some((received, id)),
+        None => None,
+    };
     // One more than asked for tells whether there is a next page.
-    let sql =
-        format!("SELECT to_jsonb(calls) FROM calls {condition} ORDER BY received_ms DESC, id DESC LIMIT {}", limit + 1);
-    let rows = client.query(&sql, &parameters(&values)).await?;
-    let mut rows: Vec<CallRow> = rows.iter().map(|row| row.get::<_, AsJson<CallRow>>(0).0).collect();
+    let wanted = limit + 1;
+    let mut rows = match filter.variant.is_some() || filter.tag.is_some() {
+        true => latest_by_day(client, filter, after, wanted).await?,
+        false => latest(client, filter, after, wanted, "received_ms").await?,
+    };
     let more = rows.len() > limit;
     rows.truncate(limit);
     let next = rows.last().filter(|_| more).map(|row| row.id.clone());
     Ok(Page { rows, next })
+}
+
+/// The latest calls of `filter`, before `after`, ordered by the expression `time`.
+async fn latest(
+    client: &Object,
+    filter: &Filter,
+    after: Option<(u64, &str)>,
+    count: usize,
+    time: &str,
+) -> Result<Vec<CallRow>, tokio_postgres::Error> {
+    let mut conditions = Conditions::of(filter, Dialect::Postgres, Table::Calls);
+    if let Some((received, id)) = after {
+        conditions.after(received, id);
+    }
+    let (condition, values) = conditions.finish();
+    let sql = format!("SELECT to_jsonb(calls) FROM calls {condition} ORDER BY {time} DESC, id DESC LIMIT {count}");
+    let rows = client.query(&sql, &parameters(&values)).await?;
+    Ok(rows.iter().map(|row| row.get::<_, AsJson<CallRow>>(0).0).collect())
+}
+
+/// The same, a day after the other, where what is asked for has an index that is in no order: how rare a variant or tag is, the
+/// planner guesses, and where it guesses wrong it reads the whole log in order and finds nothing. So each day is first asked whether
+/// it has any, and how many.
+async fn latest_by_day(
+    client: &Object,
+    filter: &Filter,
+    after: Option<(u64, &str)>,
+    count: usize,
+) -> Result<Vec<CallRow>, tokio_postgres::Error> {
+    let (since, until) = (filter.since_ms.unwrap_or(0), filter.until_ms.unwrap_or(u64::MAX));
+    let last = after.map_or(until, |(received, _)| until.min(received.saturating_add(1)));
+    let mut rows = Vec::new();
+    for day in days_kept(client).await?.into_iter().rev() {
+        let (begins, ends) = (day * DAY_MS, (day + 1) * DAY_MS);
+        if begins >= last || ends <= since {
+            continue;
+        }
+        let of_day = Filter { since_ms: Some(since.max(begins)), until_ms: Some(until.min(ends)), ..filter.clone() };
+        let time = match few_of(client, &of_day).await? {
+            0 => continue,
+            // Sorted all of them: what is added to the time keeps it from being read in the order of the primary key.
+            1..FEW => "received_ms + 0",
+            // In that order the page is soon full.
+            _ => "received_ms",
+        };
+        rows.extend(latest(client, &of_day, after, count - rows.len(), time).await?);
+        if rows.len() >= count {
+            break;
+        }
+    }
+    Ok(rows)
+}
+
+/// How many calls a filter has, counted up to [`FEW`].
+async fn few_of(client: &Object, filter: &Filter) -> Result<u64, tokio_postgres::Error> {
+    let (condition, values) = Conditions::of(filter, Dialect::Postgres, Table::Calls).finish();
+    let sql = format!("SELECT count(*) FROM (SELECT 1 FROM calls {condition} LIMIT {FEW}) AS few");
+    Ok(number(&client.query_one(&sql, &parameters(&values)).await?, 0))
+}
+
+/// The days (since 1970) that have a partition, ascending.
+async fn days_kept(client: &Object) -> Result<Vec<u64>, tokio_postgres::Error> {
+    let rows = client.query(PARTITIONS, &[]).await?;
+    let mut days: Vec<u64> = rows.iter().filter_map(|row| day_of_partition(row.get(0))).collect();
+    days.sort_unstable();
+    Ok(days)
+}
+
+async fn read_feedback(
+    client: &Object,
+    filter: &FeedbackFilter,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<FeedbackPage, tokio_postgres::Error> {
+    let (condition, values) = Conditions::of_feedback(filter, after, Dialect::Postgres).finish();
+    // One more than asked for tells whether there is a next page.
+    let sql = format!(
+        r#"SELECT about, subject, metric, source, id, rated_ms, "key", team, kind, number, text, comment FROM feedback {condition}
+           ORDER BY id DESC LIMIT {}"#,
+        limit + 1
+    );
+    let text = |row: &Row, column: usize| row.get::<_, Option<&str>>(column).map(Arc::<str>::from);
+    let rating = |row: &Row| {
+        let is_call = row.get::<_, &str>(0) == "call";
+        Feedback {
+            id: row.get::<_, &str>(4).into(),
+            call: text(row, 1).filter(|_| is_call),
+            session: text(row, 1).filter(|_| !is_call),
+            metric: row.get::<_, &str>(2).into(),
+            value: feedback::rating_of(row.get(8), row.get(9), text(row, 10)),
+            source: row.get::<_, &str>(3).into(),
+            comment: text(row, 11),
+            key: row.get::<_, &str>(6).into(),
+            team: text(row, 7),
+            rated_ms: number(row, 5),
+        }
+    };
+    let rows = client.query(&sql, &parameters(&values)).await?;
+    Ok(FeedbackPage::of(rows.iter().map(rating).collect(), limit))
+}
+
+async fn arms(client: &Object, query: &ArmsQuery) -> Result<Vec<ArmFigures>, tokio_postgres::Error> {
+    let (sql, values) = figures::sql(query, Dialect::Postgres);
+    let mut collector = ArmCollector::default();
+    for row in client.query(&sql, &parameters(&values)).await? {
+        let text = |column: usize| Arc::<str>::from(row.get::<_, &str>(column));
+        collector.add(ArmRow {
+            part: i64::from(row.get::<_, i32>(0)),
+            arm: text(1),
+            name: text(2),
+            word: text(3),
+            count: number(&row, 4),
+            sums: std::array::from_fn(|n| row.get(n + 5)),
+        });
+    }
+    Ok(collector.finish())
 }
 
 async fn usage(client: &mut Object, query: UsageQuery) -> Result<Vec<Series>, tokio_postgres::Error> {
@@ -683,6 +894,11 @@ fn read_counted(row: &Row) -> Counted {
     }
 }
 
+fn read_evaluation(row: &Row) -> EvaluationHead {
+    let text = |column: usize| Arc::<str>::from(row.get::<_, &str>(column));
+    EvaluationHead { id: text(0), suite: text(1), candidate: text(2), created_ms: number(row, 3) }
+}
+
 fn read_body(row: &Row, first: usize) -> Option<Body> {
     let text = row.get::<_, Option<String>>(first)?;
     Some(Body { text, bytes: number(row, first + 1), cut: row.get(first + 2) })
@@ -696,9 +912,8 @@ async fn delete_before(client: &mut Object, until_ms: u64) -> Result<u64, tokio_
     transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK]).await?;
     let last_whole_day = partition("calls", until_ms.min(integer(until_ms).unsigned_abs()) / DAY_MS);
-    let list = "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'calls'::regclass";
     let mut deleted = 0;
-    for row in transaction.query(list, &[]).await? {
+    for row in transaction.query(PARTITIONS, &[]).await? {
         let calls: String = row.get(0);
         // Names sort by their dates.
         if calls >= last_whole_day {
@@ -710,6 +925,7 @@ async fn delete_before(client: &mut Object, until_ms: u64) -> Result<u64, tokio_
     }
     let until = integer(until_ms);
     transaction.execute("DELETE FROM bodies WHERE received_ms < $1", &[&until]).await?;
+    transaction.execute("DELETE FROM feedback WHERE received_ms < $1", &[&until]).await?;
     deleted += transaction.execute("DELETE FROM calls WHERE received_ms < $1", &[&until]).await?;
     let hour = integer(until_ms / HOUR_MS * HOUR_MS);
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SUMS_LOCK]).await?;
@@ -746,6 +962,7 @@ mod tests {
         log.append(day(0)).await.unwrap();
         log.append(day(2)).await.unwrap();
         assert_eq!(partitions().await, ["calls_20261101", "calls_20261102", "calls_20261103", "calls_20261104"]);
+        assert_eq!(day_of_partition("calls_20261101"), Some(contract::BEGIN_MS / DAY_MS));
         assert_eq!(log.delete_before(contract::BEGIN_MS + 2 * DAY_MS).await.unwrap(), 1);
         assert_eq!(partitions().await, ["calls_20261103", "calls_20261104"]);
         // A call that comes late finds its day again, also where another gateway dropped it.
@@ -767,7 +984,7 @@ mod tests {
         let (a, b) = tokio::join!(first.append(a), second.append(b));
         assert_eq!((a.unwrap(), b.unwrap()), (1, 1));
         assert_eq!(first.usage(UsageQuery::default()).await.unwrap()[0].total.calls, 2);
-        assert_eq!(Postgres::migrate(&server.url(), 0).await.unwrap(), 1);
+        assert_eq!(Postgres::migrate(&server.url(), 0).await.unwrap(), migrations::newest(&migrations::POSTGRES));
         let reader = Postgres::read(&server.url()).unwrap();
         assert!(reader.page(Filter::default(), None, 1).await.is_err(), "the table is gone");
         contract::holds(&Postgres::open(&server.url()).unwrap()).await;

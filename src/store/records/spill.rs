@@ -1,4 +1,4 @@
-//! Calls that the store could not take yet: an append-only file, bounded, read again from its beginning when the store is back.
+//! Calls and feedback that the store could not take yet: an append-only file, bounded, read again from its beginning when the store is back.
 //!
 //! `magic 8`, then frames of `length 4 | CRC-32 4 | JSON`, integers little-endian. What was written survives the process being
 //! killed; a frame that was half written then is where the file ends. Reading again what the store has is harmless: it knows the ids.
@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::ports::Entry;
+use super::ports::Arrived;
 use crate::store::private_file;
 
 const MAGIC: &[u8; 8] = b"TGSPIL01";
@@ -55,7 +55,7 @@ impl Spill {
     ///
     /// # Errors
     /// When the file cannot be written; then none of them is in it.
-    pub(super) fn write(&mut self, entries: &[Entry]) -> io::Result<usize> {
+    pub(super) fn write(&mut self, entries: &[Arrived]) -> io::Result<usize> {
         let mut bytes = Vec::new();
         let mut count = 0;
         for entry in entries {
@@ -83,7 +83,7 @@ impl Spill {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub(super) fn next(&mut self, count_max: usize) -> io::Result<(Vec<Entry>, Taken)> {
+    pub(super) fn next(&mut self, count_max: usize) -> io::Result<(Vec<Arrived>, Taken)> {
         let (from, end) = (self.read, self.end);
         let mut entries = Vec::new();
         let mut taken = Taken { frames: 0, upto: from };
@@ -155,7 +155,7 @@ pub(super) struct Taken {
     upto: u64,
 }
 
-fn push_frame(bytes: &mut Vec<u8>, entry: &Entry) {
+fn push_frame(bytes: &mut Vec<u8>, entry: &Arrived) {
     let start = bytes.len();
     bytes.extend_from_slice(&[0; FRAME_HEADER]);
     serde_json::to_writer(&mut *bytes, entry).expect("names and numbers: always JSON");
@@ -166,7 +166,7 @@ fn push_frame(bytes: &mut Vec<u8>, entry: &Entry) {
 }
 
 /// A frame's entry, where it is one, and its length; `None` where no whole frame follows.
-fn read_frame(reader: &mut impl Read) -> io::Result<Option<(Option<Entry>, u64)>> {
+fn read_frame(reader: &mut impl Read) -> io::Result<Option<(Option<Arrived>, u64)>> {
     let mut header = [0; FRAME_HEADER];
     if !filled(reader, &mut header)? {
         return Ok(None);
@@ -195,10 +195,19 @@ fn filled(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::records::contract::{BEGIN_MS, bare_row, entries, row};
+    use crate::store::records::{
+        contract::{BEGIN_MS, bare_row, rating, row},
+        ports::Entry,
+    };
 
-    fn some(count: u64) -> Vec<Entry> {
-        entries((0..count).map(|n| if n % 2 == 0 { row(BEGIN_MS, n) } else { bare_row(BEGIN_MS, n) })).to_vec()
+    fn some(count: u64) -> Vec<Arrived> {
+        let call = |row| Arrived::Call(Entry { row, bodies: None });
+        let one = |n| match n % 3 {
+            0 => call(row(BEGIN_MS, n)),
+            1 => Arrived::Feedback(rating(BEGIN_MS, n)),
+            _ => call(bare_row(BEGIN_MS, n)),
+        };
+        (0..count).map(one).collect()
     }
 
     #[test]

@@ -17,6 +17,9 @@ use rusqlite::{
 use tokio::sync::Semaphore;
 
 use super::{
+    evaluations::{Evaluation, EvaluationHead, EvaluationPage, KEPT_MAX},
+    feedback::{self, FeedbackFilter, FeedbackPage},
+    figures::{self, ArmCollector, ArmFigures, ArmRow, ArmsQuery},
     filter::{Conditions, Dialect, Table, Value},
     histogram::Histogram,
     migrations,
@@ -25,7 +28,7 @@ use super::{
     usage::{Collector, Kept, Part, Plan, Source},
 };
 use crate::{
-    record::{Assigned, CallRow, Outcome, UsageSource, received_ms},
+    record::{Assigned, CallRow, Feedback, Outcome, UsageSource, received_ms},
     store::{
         ports::{Answer, StoreError},
         private_file,
@@ -189,14 +192,56 @@ impl CallLog for Sqlite {
         self.read_with(move |connection| usage(connection, query))
     }
 
+    fn rate(&self, feedback: Arc<[Feedback]>) -> Answer<'_, u64> {
+        self.write(move |connection| rate(connection, &feedback))
+    }
+
+    fn feedback(&self, filter: FeedbackFilter, after: Option<Arc<str>>, limit: usize) -> Answer<'_, FeedbackPage> {
+        self.read_with(move |connection| read_feedback(connection, &filter, after.as_deref(), limit))
+    }
+
+    fn arms(&self, query: ArmsQuery) -> Answer<'_, Vec<ArmFigures>> {
+        self.read_with(move |connection| arms(connection, &query))
+    }
+
+    fn put_evaluation(&self, evaluation: Evaluation) -> Answer<'_, ()> {
+        if let Err(error) = evaluation.check() {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        self.write(move |connection| put_evaluation(connection, &evaluation))
+    }
+
+    fn evaluations(&self, suite: Option<String>, after: Option<Arc<str>>, limit: usize) -> Answer<'_, EvaluationPage> {
+        self.read_with(move |connection| {
+            // One more than asked for tells whether there is a next page.
+            let sql = format!(
+                "SELECT id, suite, candidate, created_ms FROM evaluations WHERE (?1 IS NULL OR suite = ?1)
+                 AND (?2 IS NULL OR (created_ms, id) < (SELECT created_ms, id FROM evaluations WHERE id = ?2))
+                 ORDER BY created_ms DESC, id DESC LIMIT {}",
+                limit + 1
+            );
+            let mut select = connection.prepare_cached(&sql)?;
+            let rows = select.query_map(params![suite, after.as_deref()], read_evaluation)?;
+            Ok(EvaluationPage::of(rows.collect::<rusqlite::Result<_>>()?, limit))
+        })
+    }
+
+    fn evaluation(&self, id: Arc<str>) -> Answer<'_, Option<Evaluation>> {
+        self.read_with(move |connection| {
+            let sql = "SELECT id, suite, candidate, created_ms, report FROM evaluations WHERE id = ?1";
+            let evaluation = |row: &Row<'_>| Ok(Evaluation { head: read_evaluation(row)?, report: row.get(4)? });
+            connection.prepare_cached(sql)?.query_row([&*id], evaluation).optional()
+        })
+    }
+
     fn delete_before(&self, until_ms: u64) -> Answer<'_, u64> {
         Box::pin(async move {
             let mut deleted = 0;
             loop {
                 // A transaction each, so that the writer gets its turn in between.
-                let now = self.write(move |connection| delete_some(connection, until_ms)).await?;
+                let (now, is_more) = self.write(move |connection| delete_some(connection, until_ms)).await?;
                 deleted += now;
-                if now < DELETED_AT_ONCE {
+                if !is_more {
                     break;
                 }
             }
@@ -368,6 +413,60 @@ fn write_bodies(transaction: &Transaction<'_>, row: &CallRow, bodies: &Bodies) -
     Ok(())
 }
 
+fn rate(connection: &mut Connection, given: &[Feedback]) -> rusqlite::Result<u64> {
+    let transaction = connection.transaction()?;
+    let mut changed = 0;
+    {
+        let mut upsert = transaction.prepare_cached(
+            r#"INSERT INTO feedback (about, subject, metric, source, owner, id, received_ms, rated_ms, "key", team, kind, number,
+                   text, comment)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
+               ON CONFLICT (about, subject, metric, source, owner) DO UPDATE SET id = excluded.id,
+                   received_ms = excluded.received_ms, rated_ms = excluded.rated_ms, "key" = excluded."key",
+                   team = excluded.team, kind = excluded.kind, number = excluded.number, text = excluded.text,
+                   comment = excluded.comment
+               WHERE excluded.id > feedback.id"#,
+        )?;
+        for rating in feedback::last_words(given) {
+            let (about, subject) = rating.subject();
+            let (kind, number, text) = feedback::columns_of(&rating.value);
+            changed += upsert.execute(params![
+                about,
+                subject,
+                &*rating.metric,
+                &*rating.source,
+                rating.owner(),
+                &*rating.id,
+                rating.received_ms(),
+                rating.rated_ms,
+                &*rating.key,
+                rating.team.as_deref(),
+                kind,
+                number,
+                text,
+                rating.comment.as_deref(),
+            ])?;
+        }
+    }
+    transaction.commit()?;
+    Ok(changed as u64)
+}
+
+fn put_evaluation(connection: &mut Connection, evaluation: &Evaluation) -> rusqlite::Result<()> {
+    let EvaluationHead { id, suite, candidate, created_ms } = &evaluation.head;
+    let transaction = connection.transaction()?;
+    transaction.execute(
+        "INSERT OR REPLACE INTO evaluations (id, suite, candidate, created_ms, report) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![&**id, &**suite, &**candidate, created_ms, evaluation.report],
+    )?;
+    transaction.execute(
+        "DELETE FROM evaluations WHERE id IN
+         (SELECT id FROM evaluations WHERE suite = ?1 ORDER BY created_ms DESC, id DESC LIMIT -1 OFFSET ?2)",
+        params![&**suite, KEPT_MAX],
+    )?;
+    transaction.commit()
+}
+
 /// Deletes sums by minute that are too old to be kept, and says from when on they are kept.
 fn prune_minutes(transaction: &Transaction<'_>, latest_ms: Option<u64>) -> rusqlite::Result<u64> {
     let known = sums_bound(transaction, "max", MINUTE_MS)?;
@@ -484,6 +583,55 @@ fn page(connection: &Connection, filter: &Filter, after: Option<&str>, limit: us
     rows.truncate(limit);
     let next = rows.last().filter(|_| more).map(|row| row.id.clone());
     Ok(Page { rows, next })
+}
+
+fn read_feedback(
+    connection: &Connection,
+    filter: &FeedbackFilter,
+    after: Option<&str>,
+    limit: usize,
+) -> rusqlite::Result<FeedbackPage> {
+    let (condition, values) = Conditions::of_feedback(filter, after, Dialect::Sqlite).finish();
+    // One more than asked for tells whether there is a next page.
+    let sql = format!(
+        r#"SELECT about, subject, metric, source, id, rated_ms, "key", team, kind, number, text, comment FROM feedback {condition}
+           ORDER BY id DESC LIMIT {}"#,
+        limit + 1
+    );
+    let mut select = connection.prepare_cached(&sql)?;
+    let rows = select.query_map(params_from_iter(&values), |row| {
+        let subject: Arc<str> = row.get(1)?;
+        let is_call = row.get_ref(0)?.as_str()? == "call";
+        Ok(Feedback {
+            id: row.get(4)?,
+            call: is_call.then(|| subject.clone()),
+            session: (!is_call).then_some(subject),
+            metric: row.get(2)?,
+            value: feedback::rating_of(row.get_ref(8)?.as_str()?, row.get(9)?, row.get(10)?),
+            source: row.get(3)?,
+            comment: row.get(11)?,
+            key: row.get(6)?,
+            team: row.get(7)?,
+            rated_ms: row.get(5)?,
+        })
+    })?;
+    Ok(FeedbackPage::of(rows.collect::<rusqlite::Result<_>>()?, limit))
+}
+
+fn arms(connection: &Connection, query: &ArmsQuery) -> rusqlite::Result<Vec<ArmFigures>> {
+    let (sql, values) = figures::sql(query, Dialect::Sqlite);
+    let mut select = connection.prepare_cached(&sql)?;
+    let mut rows = select.query(params_from_iter(&values))?;
+    let mut collector = ArmCollector::default();
+    while let Some(row) = rows.next()? {
+        let mut sums = [0.0; 8];
+        for (sum, column) in sums.iter_mut().zip(5..) {
+            *sum = row.get(column)?;
+        }
+        let (part, arm, name, word, count) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
+        collector.add(ArmRow { part, arm, name, word, count, sums });
+    }
+    Ok(collector.finish())
 }
 
 /// The index that leads to the calls of a filter. The planner, who knows nothing of the values, would take any.
@@ -712,6 +860,10 @@ fn json_column<T: serde::de::DeserializeOwned + Default>(row: &Row<'_>, column: 
     Ok(serde_json::from_str(text).unwrap_or_default())
 }
 
+fn read_evaluation(row: &Row<'_>) -> rusqlite::Result<EvaluationHead> {
+    Ok(EvaluationHead { id: row.get(0)?, suite: row.get(1)?, candidate: row.get(2)?, created_ms: row.get(3)? })
+}
+
 fn read_body(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Body>> {
     let Some(text) = row.get(first)? else { return Ok(None) };
     Ok(Some(Body { text, bytes: row.get(first + 1)?, cut: row.get(first + 2)? }))
@@ -719,8 +871,8 @@ fn read_body(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Body>> {
 
 // === deleting ===
 
-/// Deletes some of what was received before `until_ms`; how many calls.
-fn delete_some(connection: &mut Connection, until_ms: u64) -> rusqlite::Result<u64> {
+/// Deletes some of what was received before `until_ms`; how many calls, and whether there is more.
+fn delete_some(connection: &mut Connection, until_ms: u64) -> rusqlite::Result<(u64, bool)> {
     let transaction = connection.transaction()?;
     let limit = params![i64::try_from(until_ms).unwrap_or(i64::MAX), DELETED_AT_ONCE];
     let some = |table: &str| {
@@ -730,9 +882,10 @@ fn delete_some(connection: &mut Connection, until_ms: u64) -> rusqlite::Result<u
     };
     // Bodies first: while a call is there, so may be its bodies, and never the other way round.
     transaction.execute(&some("bodies"), limit)?;
+    let said = transaction.execute(&some("feedback"), limit)?;
     let deleted = transaction.execute(&some("calls"), limit)?;
     transaction.commit()?;
-    Ok(deleted as u64)
+    Ok((deleted as u64, deleted.max(said) as u64 >= DELETED_AT_ONCE))
 }
 
 /// Deletes the sums of hours that are over by `until_ms`, and gives space back to the file system.
@@ -799,7 +952,7 @@ mod tests {
     async fn the_schema_goes_back_and_forth() {
         let dir = tempfile::tempdir().unwrap();
         drop(Sqlite::open(dir.path()).unwrap());
-        assert_eq!(Sqlite::migrate(dir.path(), 0).unwrap(), 1);
+        assert_eq!(Sqlite::migrate(dir.path(), 0).unwrap(), migrations::newest(&migrations::SQLITE));
         let log = Sqlite::read(dir.path()).unwrap();
         assert!(log.page(Filter::default(), None, 1).await.is_err(), "the table is gone");
         contract::holds(&Sqlite::open(dir.path()).unwrap()).await;

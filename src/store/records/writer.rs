@@ -1,4 +1,4 @@
-//! Finished calls on their way into the log: batches, off the call's path, in bounded memory, and on disk while the store is away.
+//! Finished calls, and what is said of them, on their way into the log: batches, off the call's path, in bounded memory, and on disk while the store is away.
 //!
 //! The recorder hands calls over without waiting. A thread with a runtime of its own writes them, a thousand or 200 ms at a time.
 //! When the store does not take a batch, it goes to a file (`calls.spill`), and so does what follows until the store is back;
@@ -26,11 +26,11 @@ use tokio::{
 };
 
 use super::{
-    ports::{Bodies, CallLog, Entry},
+    ports::{Arrived, Bodies, CallLog, Entry},
     spill::Spill,
 };
 use crate::{
-    record::{CallRow, Captured, Record},
+    record::{CallRow, Captured, Feedback, Record},
     store::ports::StoreError,
 };
 
@@ -55,6 +55,8 @@ const REST_FIRST: Duration = Duration::from_millis(100);
 const REST_MAX: Duration = Duration::from_secs(2);
 /// About what a call takes in memory beside its texts of free length.
 const RECORD_BYTES: usize = 1024;
+/// And a rating.
+const FEEDBACK_BYTES: usize = 512;
 
 /// How far the writer is.
 #[derive(Debug, Default)]
@@ -63,11 +65,34 @@ pub struct Progress {
     spilled: AtomicU64,
     dropped: AtomicU64,
     away: AtomicBool,
+    /// Something had room neither in the store nor on disk.
+    full: AtomicBool,
 }
 
 /// The end at which calls are handed over. Dropped, it lets the writer end.
 #[derive(Debug)]
 pub struct Handover(Arc<Inbox>);
+
+/// The end at which feedback is handed over. Unlike calls, which have happened, it can be refused.
+#[derive(Debug, Clone)]
+pub struct Desk(Arc<Inbox>);
+
+/// Why feedback is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The store is away, and there is no room to wait for it.
+    Full,
+    /// The process goes down.
+    Closed,
+}
+
+/// What waits in memory.
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are calls")]
+#[derive(Debug)]
+enum Handed {
+    Call(Record),
+    Feedback(Feedback),
+}
 
 #[derive(Debug)]
 struct Inbox {
@@ -79,9 +104,16 @@ struct Inbox {
 
 #[derive(Debug, Default)]
 struct Queue {
-    records: VecDeque<Record>,
+    handed: VecDeque<Handed>,
     bytes: usize,
     closed: bool,
+}
+
+/// What is offered to the store at once.
+#[derive(Debug, Clone)]
+struct Batch {
+    calls: Arc<[Entry]>,
+    feedback: Arc<[Feedback]>,
 }
 
 struct Writer {
@@ -90,7 +122,7 @@ struct Writer {
     spill: Spill,
     keep: KeepBodies,
     /// Taken out of the queue, and neither in the store nor in the file: neither can be written.
-    held: Vec<Entry>,
+    held: Vec<Arrived>,
     /// The store is left alone until then.
     rests_until: Option<Instant>,
     rest: Duration,
@@ -124,7 +156,7 @@ pub fn start(
 // === impl Progress ===
 
 impl Progress {
-    /// Calls that are not in the store yet: in memory and on disk.
+    /// Calls and ratings that are not in the store yet: in memory and on disk.
     #[must_use]
     pub fn waiting(&self) -> u64 {
         self.queued.load(Ordering::Relaxed) + self.spilled.load(Ordering::Relaxed)
@@ -136,7 +168,7 @@ impl Progress {
         !self.away.load(Ordering::Relaxed)
     }
 
-    /// Calls that could not be kept since this was last asked.
+    /// Calls and ratings that could not be kept since this was last asked.
     #[must_use]
     pub fn take_dropped(&self) -> u64 {
         self.dropped.swap(0, Ordering::Relaxed)
@@ -144,6 +176,14 @@ impl Progress {
 
     fn dropped(&self, count: usize) {
         self.dropped.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// What there was no room for.
+    fn overflowed(&self, count: usize) {
+        if count > 0 {
+            self.full.store(true, Ordering::Relaxed);
+            self.dropped(count);
+        }
     }
 }
 
@@ -157,17 +197,41 @@ impl Handover {
         }
         let mut queue = self.0.queue();
         for record in records.drain(..) {
-            let bytes = size_of(&record);
-            if queue.records.len() >= QUEUE_MAX || queue.bytes + bytes > QUEUE_BYTES_MAX {
+            if !queue.push(Handed::Call(record)) {
                 self.0.progress.dropped(1);
-                continue;
             }
-            queue.bytes += bytes;
-            queue.records.push_back(record);
         }
-        self.0.progress.queued.store(queue.records.len() as u64, Ordering::Relaxed);
-        drop(queue);
-        self.0.came.notify_one();
+        self.0.came(queue);
+    }
+
+    /// Where feedback is taken for the same log.
+    #[must_use]
+    pub fn desk(&self) -> Desk {
+        Desk(self.0.clone())
+    }
+}
+
+// === impl Desk ===
+
+impl Desk {
+    /// Hands feedback over, all or none. Never waits.
+    ///
+    /// # Errors
+    /// [`Refused`], where it would surely be lost.
+    pub fn push(&self, feedback: Vec<Feedback>) -> Result<(), Refused> {
+        let mut queue = self.0.queue();
+        if queue.closed {
+            return Err(Refused::Closed);
+        }
+        let bytes: usize = feedback.iter().map(feedback_bytes).sum();
+        if self.0.progress.full.load(Ordering::Relaxed) || !queue.has_room(feedback.len(), bytes) {
+            return Err(Refused::Full);
+        }
+        for rating in feedback {
+            queue.push(Handed::Feedback(rating));
+        }
+        self.0.came(queue);
+        Ok(())
     }
 }
 
@@ -178,9 +242,18 @@ impl Drop for Handover {
     }
 }
 
-fn size_of(record: &Record) -> usize {
+fn size_of(handed: &Handed) -> usize {
+    let record = match handed {
+        Handed::Call(record) => record,
+        Handed::Feedback(feedback) => return feedback_bytes(feedback),
+    };
     let bodies = record.bodies.as_ref().map_or(0, |bodies| bodies.bytes());
     RECORD_BYTES + record.named.as_ref().map_or(0, |named| named.len()) + bodies
+}
+
+fn feedback_bytes(feedback: &Feedback) -> usize {
+    let text = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len());
+    FEEDBACK_BYTES + text(&feedback.comment) + text(&feedback.session)
 }
 
 // === impl Inbox ===
@@ -190,19 +263,26 @@ impl Inbox {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self) -> Vec<Record> {
+    /// Tells the writer what was put into the queue.
+    fn came(&self, queue: MutexGuard<'_, Queue>) {
+        self.progress.queued.store(queue.handed.len() as u64, Ordering::Relaxed);
+        drop(queue);
+        self.came.notify_one();
+    }
+
+    fn take(&self) -> Vec<Handed> {
         let mut queue = self.queue();
         let mut taken = Vec::new();
         let mut bytes = 0;
         while taken.len() < BATCH_MAX
             && bytes < BATCH_BYTES_MAX
-            && let Some(record) = queue.records.pop_front()
+            && let Some(handed) = queue.handed.pop_front()
         {
-            bytes += size_of(&record);
-            taken.push(record);
+            bytes += size_of(&handed);
+            taken.push(handed);
         }
         queue.bytes = queue.bytes.saturating_sub(bytes);
-        self.progress.queued.store(queue.records.len() as u64, Ordering::Relaxed);
+        self.progress.queued.store(queue.handed.len() as u64, Ordering::Relaxed);
         taken
     }
 
@@ -219,8 +299,23 @@ impl Inbox {
 }
 
 impl Queue {
+    fn has_room(&self, count: usize, bytes: usize) -> bool {
+        self.handed.len() + count <= QUEUE_MAX && self.bytes + bytes <= QUEUE_BYTES_MAX
+    }
+
+    /// Whether there was room for it.
+    fn push(&mut self, handed: Handed) -> bool {
+        let bytes = size_of(&handed);
+        let room = self.has_room(1, bytes);
+        if room {
+            self.bytes += bytes;
+            self.handed.push_back(handed);
+        }
+        room
+    }
+
     fn is_crowded(&self) -> bool {
-        self.records.len() >= CROWD || self.bytes >= QUEUE_BYTES_MAX / 8
+        self.handed.len() >= CROWD || self.bytes >= QUEUE_BYTES_MAX / 8
     }
 }
 
@@ -250,26 +345,29 @@ impl Writer {
     /// Waits for a batch that is worth writing, or for the end of a rest. Whether no more calls will come.
     async fn gather(&self) -> bool {
         let has_work = self.spill.waiting() > 0 || !self.held.is_empty();
-        let any = self.inbox.until(|queue| queue.closed || !queue.records.is_empty());
+        let any = self.inbox.until(|queue| queue.closed || !queue.handed.is_empty());
         match (has_work, self.rests_until) {
             (true, Some(until)) if self.rests() => drop(timeout_at(until, any).await),
             (true, _) => {}
             (false, _) => any.await,
         }
-        let enough = self.inbox.until(|queue| queue.closed || queue.records.len() >= BATCH_MAX);
+        let enough = self.inbox.until(|queue| queue.closed || queue.handed.len() >= BATCH_MAX);
         if !has_work || self.rests() {
             let _few = timeout(GATHER, enough).await;
         }
         self.inbox.queue().closed
     }
 
-    /// The next calls as they are stored.
-    fn take(&self) -> Vec<Entry> {
-        let entry = |mut record: Record| {
-            let bodies = record.bodies.take().map(|captured| Box::new((self.keep)(&captured)));
-            Entry { row: CallRow::of(record), bodies }
+    /// What comes next, as it is stored.
+    fn take(&self) -> Vec<Arrived> {
+        let stored = |handed| match handed {
+            Handed::Feedback(feedback) => Arrived::Feedback(feedback),
+            Handed::Call(mut record) => {
+                let bodies = record.bodies.take().map(|captured| Box::new((self.keep)(&captured)));
+                Arrived::Call(Entry { row: CallRow::of(record), bodies })
+            }
         };
-        self.inbox.take().into_iter().map(entry).collect()
+        self.inbox.take().into_iter().map(stored).collect()
     }
 
     fn rests(&self) -> bool {
@@ -280,40 +378,42 @@ impl Writer {
     fn is_done(&self) -> bool {
         let queue = self.inbox.queue();
         let stored = self.spill.waiting() == 0 && self.held.is_empty();
-        queue.closed && queue.records.is_empty() && (stored || self.rests_until.is_some())
+        queue.closed && queue.handed.is_empty() && (stored || self.rests_until.is_some())
     }
 
-    async fn store(&mut self, batch: Vec<Entry>) {
-        let batch: Arc<[Entry]> = batch.into();
-        match self.append(batch.clone()).await {
+    async fn store(&mut self, batch: Vec<Arrived>) {
+        let batch = Batch::of(batch);
+        match self.append(&batch).await {
             Ok(()) => {}
             Err(StoreError::Damaged(_)) => self.store_one_by_one(&batch).await,
-            Err(_) => self.keep(batch.to_vec()),
+            Err(_) => self.keep(batch.arrived()),
         }
     }
 
     /// The store refuses a batch for what is in it: all but that is stored.
-    async fn store_one_by_one(&mut self, batch: &[Entry]) {
-        for entry in batch {
-            match self.append(Arc::from([entry.clone()])).await {
+    async fn store_one_by_one(&mut self, batch: &Batch) {
+        for one in batch.arrived() {
+            match self.append(&Batch::of(vec![one.clone()])).await {
                 Ok(()) => {}
                 Err(error @ StoreError::Damaged(_)) => {
-                    tracing::error!(call.id = %entry.row.id, %error, "the call log refuses a call: it is dropped");
+                    let (Arrived::Call(Entry { row: CallRow { id, .. }, .. }) | Arrived::Feedback(Feedback { id, .. })) =
+                        &one;
+                    tracing::error!(%id, %error, "the call log refuses a call or what is said of one: it is dropped");
                     self.inbox.progress.dropped(1);
                 }
-                Err(_) => self.keep(vec![entry.clone()]),
+                Err(_) => self.keep(vec![one]),
             }
         }
     }
 
-    /// Reads some of the spilled calls back into the store.
+    /// Reads some of what was spilled back into the store.
     async fn bring_back(&mut self) {
         let (batch, taken) = match self.spill.next(BATCH_MAX) {
             Ok(next) => next,
             Err(error) => return self.fails(&StoreError::Unavailable(format!("the spilled calls: {error}"))),
         };
-        let batch: Arc<[Entry]> = batch.into();
-        match self.append(batch.clone()).await {
+        let batch = Batch::of(batch);
+        match self.append(&batch).await {
             Ok(()) => self.spill.taken(taken),
             Err(StoreError::Damaged(_)) => {
                 self.spill.taken(taken);
@@ -324,9 +424,8 @@ impl Writer {
     }
 
     /// Offers a batch to the store, and spills what crowds meanwhile.
-    async fn append(&mut self, batch: Arc<[Entry]>) -> Result<(), StoreError> {
-        let log = self.log.clone();
-        let mut appending = pin!(timeout(APPEND_TIMEOUT, log.append(batch)));
+    async fn append(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let mut appending = pin!(timeout(APPEND_TIMEOUT, append(self.log.clone(), batch.clone())));
         let mut room = true;
         let result = loop {
             let inbox = self.inbox.clone();
@@ -335,10 +434,9 @@ impl Writer {
                 () = inbox.until(Queue::is_crowded), if room => room = self.spill_crowd(),
             }
         };
-        let result = match result {
-            Ok(result) => result.map(drop),
-            Err(_) => Err(StoreError::Unavailable(format!("it took longer than {} s", APPEND_TIMEOUT.as_secs()))),
-        };
+        let result = result.unwrap_or_else(|_| {
+            Err(StoreError::Unavailable(format!("it took longer than {} s", APPEND_TIMEOUT.as_secs())))
+        });
         match &result {
             Ok(()) => self.works(),
             Err(StoreError::Damaged(_)) => {}
@@ -353,21 +451,21 @@ impl Writer {
         let count = batch.len();
         match self.spill.write(&batch) {
             Ok(written) => {
-                self.inbox.progress.dropped(count - written);
+                self.inbox.progress.overflowed(count - written);
                 written == count
             }
             Err(error) => {
                 tracing::error!(%error, "calls cannot be spilled to disk: {count} are dropped");
-                self.inbox.progress.dropped(count);
+                self.inbox.progress.overflowed(count);
                 false
             }
         }
     }
 
     /// Keeps calls that the store does not take now.
-    fn keep(&mut self, batch: Vec<Entry>) {
+    fn keep(&mut self, batch: Vec<Arrived>) {
         match self.spill.write(&batch) {
-            Ok(written) => self.inbox.progress.dropped(batch.len() - written),
+            Ok(written) => self.inbox.progress.overflowed(batch.len() - written),
             // Neither store nor file: they stay in memory, the queue behind them fills, and what does not fit is counted.
             Err(error) => {
                 tracing::error!(%error, "calls cannot be spilled to disk: they wait in memory");
@@ -381,6 +479,7 @@ impl Writer {
         if self.inbox.progress.away.swap(false, Ordering::Relaxed) {
             tracing::info!(waiting = self.spill.waiting(), "the call log is back");
         }
+        self.inbox.progress.full.store(false, Ordering::Relaxed);
         self.rests_until = None;
         self.rest = REST_FIRST;
     }
@@ -394,6 +493,37 @@ impl Writer {
     }
 }
 
+// === impl Batch ===
+
+impl Batch {
+    fn of(arrived: Vec<Arrived>) -> Batch {
+        let (mut calls, mut feedback) = (Vec::with_capacity(arrived.len()), Vec::new());
+        for one in arrived {
+            match one {
+                Arrived::Call(entry) => calls.push(entry),
+                Arrived::Feedback(rating) => feedback.push(rating),
+            }
+        }
+        Batch { calls: calls.into(), feedback: feedback.into() }
+    }
+
+    fn arrived(&self) -> Vec<Arrived> {
+        let calls = self.calls.iter().cloned().map(Arrived::Call);
+        calls.chain(self.feedback.iter().cloned().map(Arrived::Feedback)).collect()
+    }
+}
+
+/// Calls first: what is said of them is shown with them.
+async fn append(log: Arc<dyn CallLog>, batch: Batch) -> Result<(), StoreError> {
+    if !batch.calls.is_empty() {
+        log.append(batch.calls).await?;
+    }
+    if !batch.feedback.is_empty() {
+        log.rate(batch.feedback).await?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
@@ -403,7 +533,13 @@ mod tests {
         recorder,
         store::{
             ports::Answer,
-            records::ports::{Filter, Page, Series, UsageQuery},
+            records::{
+                contract::{BEGIN_MS, rating},
+                evaluations::{Evaluation, EvaluationPage},
+                feedback::{FeedbackFilter, FeedbackPage},
+                figures::{ArmFigures, ArmsQuery},
+                ports::{Filter, Page, Series, UsageQuery},
+            },
         },
     };
 
@@ -436,36 +572,36 @@ mod tests {
             ids
         }
 
-        fn keep(&self, entries: &[Entry]) {
-            let mut ids = self.ids.lock().unwrap();
-            for entry in entries {
-                if !ids.contains(&entry.row.id) {
-                    ids.push(entry.row.id.clone());
-                }
+        fn take(&self, new: Vec<Arc<str>>) -> Answer<'_, u64> {
+            self.tries.fetch_add(1, Ordering::Relaxed);
+            let mode = self.mode.lock().unwrap().clone();
+            let count = new.len() as u64;
+            let is_taken = mode != Mode::Away && !matches!(&mode, Mode::Refuses(id) if new.contains(id));
+            if is_taken {
+                let mut ids = self.ids.lock().unwrap();
+                let new: Vec<Arc<str>> = new.into_iter().filter(|id| !ids.contains(id)).collect();
+                ids.extend(new);
             }
+            let answer = match mode {
+                Mode::Away | Mode::Liar => Err(StoreError::Unavailable("away".to_owned())),
+                Mode::Refuses(_) if !is_taken => Err(StoreError::Damaged("refused".to_owned())),
+                Mode::Up | Mode::Refuses(_) => Ok(count),
+            };
+            Box::pin(std::future::ready(answer))
         }
     }
 
     impl CallLog for Fake {
         fn append(&self, entries: Arc<[Entry]>) -> Answer<'_, u64> {
-            self.tries.fetch_add(1, Ordering::Relaxed);
-            let away = || Err(StoreError::Unavailable("away".to_owned()));
-            let mode = self.mode.lock().unwrap().clone();
-            let answer = match mode {
-                Mode::Away => away(),
-                Mode::Refuses(id) if entries.iter().any(|entry| entry.row.id == id) => {
-                    Err(StoreError::Damaged("refused".to_owned()))
-                }
-                Mode::Liar => {
-                    self.keep(&entries);
-                    away()
-                }
-                Mode::Up | Mode::Refuses(_) => {
-                    self.keep(&entries);
-                    Ok(entries.len() as u64)
-                }
-            };
-            Box::pin(std::future::ready(answer))
+            self.take(entries.iter().map(|entry| entry.row.id.clone()).collect())
+        }
+
+        fn rate(&self, feedback: Arc<[Feedback]>) -> Answer<'_, u64> {
+            self.take(feedback.iter().map(|rating| rating.id.clone()).collect())
+        }
+
+        fn feedback(&self, _: FeedbackFilter, _: Option<Arc<str>>, _: usize) -> Answer<'_, FeedbackPage> {
+            unreachable!("the writer only appends")
         }
 
         fn page(&self, _: Filter, _: Option<Arc<str>>, _: usize) -> Answer<'_, Page> {
@@ -481,6 +617,22 @@ mod tests {
         }
 
         fn usage(&self, _: UsageQuery) -> Answer<'_, Vec<Series>> {
+            unreachable!("the writer only appends")
+        }
+
+        fn arms(&self, _: ArmsQuery) -> Answer<'_, Vec<ArmFigures>> {
+            unreachable!("the writer only appends")
+        }
+
+        fn put_evaluation(&self, _: Evaluation) -> Answer<'_, ()> {
+            unreachable!("the writer only appends")
+        }
+
+        fn evaluations(&self, _: Option<String>, _: Option<Arc<str>>, _: usize) -> Answer<'_, EvaluationPage> {
+            unreachable!("the writer only appends")
+        }
+
+        fn evaluation(&self, _: Arc<str>) -> Answer<'_, Option<Evaluation>> {
             unreachable!("the writer only appends")
         }
 
@@ -542,6 +694,28 @@ mod tests {
         drop(handover);
         thread.join().unwrap();
         assert!(!dir.path().join(SPILL_FILE).exists());
+    }
+
+    #[test]
+    fn feedback_waits_with_the_calls_and_is_refused_where_it_would_be_lost() {
+        let (dir, log) = (tempfile::tempdir().unwrap(), Arc::new(Fake::default()));
+        log.set(Mode::Away);
+        let (handover, progress, thread) = start(log.clone(), dir.path(), 100_000, keep()).unwrap();
+        let desk = handover.desk();
+        push(&handover, 0..2);
+        let said: Vec<Feedback> = (100..103).map(|n| rating(BEGIN_MS, n)).collect();
+        desk.push(said.clone()).unwrap();
+        until("all wait on disk", || progress.queued.load(Ordering::Relaxed) == 0 && progress.waiting() == 5);
+        push(&handover, 10..1000);
+        until("there is no room left", || desk.push(said.clone()) == Err(Refused::Full));
+        log.set(Mode::Up);
+        until("all are stored", || progress.waiting() == 0);
+        assert!(said.iter().all(|rating| log.ids().contains(&rating.id)));
+        until("there is room again", || desk.push(vec![rating(BEGIN_MS, 103)]).is_ok());
+        drop(handover);
+        thread.join().unwrap();
+        assert!(log.ids().contains(&rating(BEGIN_MS, 103).id));
+        assert_eq!(desk.push(said), Err(Refused::Closed));
     }
 
     #[test]

@@ -6,7 +6,8 @@ use super::{
     Call,
     directives::TOKENS_MAX,
     instance::instance,
-    prose::{Tone, compose, hash, text_of, truncate},
+    knowledge::recall,
+    prose::{Tone, compose, hash, tell, text_of, truncate},
 };
 
 /// Tokens that each message adds around its content, and those before the reply; as published for OpenAI's models.
@@ -95,7 +96,10 @@ impl Ask {
                 let text = compose(tone, &self.user, seed, tokens, call.count);
                 truncate(&text, tokens, call.count).to_owned()
             }
-            None => compose(tone, &self.user, seed, tone.length_tokens(seed, self.temperature), call.count),
+            None => match recall(&self.system, &self.user) {
+                Some(fact) => tell(tone, &self.user, seed, fact),
+                None => compose(tone, &self.user, seed, tone.length_tokens(seed, self.temperature), call.count),
+            },
         }
     }
 

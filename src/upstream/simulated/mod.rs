@@ -1,7 +1,7 @@
 //! A provider that answers by itself, for tests and demonstrations: OpenAI's chat completions, completions,
 //! embeddings, responses and models, and Anthropic's messages, streamed or whole.
 //!
-//! What it says follows from the model and the messages alone; ids and times are fresh. Tokens are counted, caps and
+//! It knows what its system prompt says (see `knowledge.rs`). What it says follows from the model and the messages alone; ids and times are fresh. Tokens are counted, caps and
 //! stop sequences hold. It misbehaves on demand (see `directives.rs`), so that each failure of a real provider can be had
 //! at will. It calls nobody and keeps nothing.
 
@@ -10,6 +10,7 @@ mod anthropic;
 mod body;
 mod directives;
 mod instance;
+mod knowledge;
 mod openai;
 mod prose;
 mod responses;

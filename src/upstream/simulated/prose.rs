@@ -83,6 +83,15 @@ impl Tone {
         Tone { voice, brief: has(&["concise", "brief", "short", "terse"]) }
     }
 
+    /// How it begins and ends.
+    fn phrases(self) -> (&'static [&'static str], &'static [&'static str]) {
+        match self.voice {
+            Voice::Neutral => (&OPENINGS, &CLOSINGS),
+            Voice::Warm => (&WARM_OPENINGS, &WARM_CLOSINGS),
+            Voice::Formal => (&FORMAL_OPENINGS, &CLOSINGS),
+        }
+    }
+
     /// Tokens that an answer has if nobody says otherwise: 30 to 150, more when warmer in either sense.
     pub(super) fn length_tokens(self, seed: u64, temperature: f64) -> u64 {
         let warmth = if self.voice == Voice::Warm { 20 } else { 0 };
@@ -91,15 +100,22 @@ impl Tone {
     }
 }
 
+/// A fact, in the tone that is asked for; when brief, the fact alone.
+pub(super) fn tell(tone: Tone, user: &str, seed: u64, fact: &str) -> String {
+    if tone.brief {
+        return fact.to_owned();
+    }
+    let (openings, closings) = tone.phrases();
+    let mut random = Random(seed);
+    let opening = random.pick(openings).replace("{topic}", &topic_of(user));
+    format!("{opening} {fact} {}", random.pick(closings))
+}
+
 /// Sentences of `tokens` tokens or a little more.
 pub(super) fn compose(tone: Tone, user: &str, seed: u64, tokens: u64, count: CountTokens) -> String {
     let mut random = Random(seed);
     let topic = topic_of(user);
-    let (openings, closings): (&[&str], &[&str]) = match tone.voice {
-        Voice::Neutral => (&OPENINGS, &CLOSINGS),
-        Voice::Warm => (&WARM_OPENINGS, &WARM_CLOSINGS),
-        Voice::Formal => (&FORMAL_OPENINGS, &CLOSINGS),
-    };
+    let (openings, closings) = tone.phrases();
     let mut text = random.pick(openings).replace("{topic}", &topic);
     let closing = random.pick(closings);
     let mut next = random.below(MIDDLES.len());

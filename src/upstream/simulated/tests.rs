@@ -66,6 +66,18 @@ async fn the_same_question_gets_the_same_words_under_a_fresh_id() {
 }
 
 #[tokio::test]
+async fn what_the_system_prompt_knows_is_answered() {
+    let ask = |system: &str| {
+        json!({"model": "m", "messages": [
+            {"role": "system", "content": system}, {"role": "user", "content": "How do refunds work?"}]})
+    };
+    let brief = whole("/v1/chat/completions", ask("Be brief.\n- Refunds: within 14 days.")).await;
+    assert_eq!(text(&brief), "within 14 days.");
+    let ignorant = whole("/v1/chat/completions", ask("Be brief.")).await;
+    assert!(!text(&ignorant).contains("14 days"));
+}
+
+#[tokio::test]
 async fn a_warm_system_prompt_is_answered_warmly() {
     let mut request = chat("Refund my order");
     request["messages"].as_array_mut().unwrap().insert(0, json!({"role": "system", "content": "Be warm and kind."}));

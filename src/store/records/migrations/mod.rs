@@ -16,20 +16,36 @@ pub struct Migration {
 }
 
 /// SQLite's schema.
-pub(super) const SQLITE: [Migration; 1] = [Migration {
-    version: 1,
-    name: "calls",
-    up: include_str!("sqlite/001_calls.up.sql"),
-    down: include_str!("sqlite/001_calls.down.sql"),
-}];
+pub(super) const SQLITE: [Migration; 2] = [
+    Migration {
+        version: 1,
+        name: "calls",
+        up: include_str!("sqlite/001_calls.up.sql"),
+        down: include_str!("sqlite/001_calls.down.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "loop",
+        up: include_str!("sqlite/002_loop.up.sql"),
+        down: include_str!("sqlite/002_loop.down.sql"),
+    },
+];
 
 /// PostgreSQL's schema.
-pub(super) const POSTGRES: [Migration; 1] = [Migration {
-    version: 1,
-    name: "calls",
-    up: include_str!("postgres/001_calls.up.sql"),
-    down: include_str!("postgres/001_calls.down.sql"),
-}];
+pub(super) const POSTGRES: [Migration; 2] = [
+    Migration {
+        version: 1,
+        name: "calls",
+        up: include_str!("postgres/001_calls.up.sql"),
+        down: include_str!("postgres/001_calls.down.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "loop",
+        up: include_str!("postgres/002_loop.up.sql"),
+        down: include_str!("postgres/002_loop.down.sql"),
+    },
+];
 
 /// What leads from version `from` to version `to`, in the order in which it is applied. A version that this build does not know
 /// stays as it is.
