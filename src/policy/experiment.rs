@@ -8,6 +8,11 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use super::stats::{
+    Kind,
+    report::{Goal, Guardrail},
+};
+
 /// What is hashed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unit {
@@ -28,9 +33,31 @@ pub struct Experiment {
     pub name: Arc<str>,
     /// What is hashed.
     pub unit: Unit,
+    /// The variant that the others are compared with: the one that is configured, else the one named `control`, else the first.
+    pub control: Arc<str>,
+    /// What it should change; `None` where nothing is decided.
+    pub goal: Option<Goal>,
+    /// What it must not harm.
+    pub guardrails: Vec<Guardrail>,
+    /// The layer that it is in: of experiments on a model with the same layer, a unit is in at most one.
+    pub layer: Option<Arc<str>>,
+    /// The share of its layer's units, or of all units, that takes part: 0 to 1.
+    pub share: f64,
+    /// What it does with calls of coding agents.
+    pub coding_agents: CodingAgents,
     variants: Vec<Variant>,
     /// The seed of each variant's draws, beside `variants`.
     seeds: Vec<u64>,
+}
+
+/// What an experiment that changes prompts does with calls of coding agents, which rely on theirs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CodingAgents {
+    /// They take no part.
+    #[default]
+    Skip,
+    /// They take part like any other call.
+    Force,
 }
 
 /// One arm of an experiment: what it changes about a call. What it does not set stays as the model says.
@@ -50,6 +77,19 @@ pub struct Variant {
     pub parameters: Vec<(Box<str>, Box<str>)>,
 }
 
+/// The name that a control has where nothing else is configured.
+const CONTROL: &str = "control";
+
+/// What a built-in metric is; `None` for one of feedback, whose ratings tell.
+#[must_use]
+pub fn built_in_kind(metric: &str) -> Option<Kind> {
+    match metric {
+        "error_rate" | "refusal_rate" => Some(Kind::Share),
+        "cost_per_call" | "latency" | "time_to_first_token" | "tokens" | "input_tokens" => Some(Kind::Amount),
+        _ => None,
+    }
+}
+
 impl Experiment {
     /// An experiment over `variants`. The salt is the name unless one is given; experiments with different salts deal the
     /// same units independently.
@@ -57,7 +97,20 @@ impl Experiment {
     pub fn new(name: Arc<str>, salt: Option<&str>, unit: Unit, variants: Vec<Variant>) -> Experiment {
         let salt = salt.unwrap_or(&name);
         let seeds = variants.iter().map(|variant| seed(salt, &variant.name)).collect();
-        Experiment { name, unit, variants, seeds }
+        let named_control = variants.iter().find(|variant| &*variant.name == CONTROL).or(variants.first());
+        let control = named_control.map_or_else(|| CONTROL.into(), |variant| variant.name.clone());
+        Experiment {
+            name,
+            unit,
+            control,
+            goal: None,
+            guardrails: Vec::new(),
+            layer: None,
+            share: 1.0,
+            coding_agents: CodingAgents::Skip,
+            variants,
+            seeds,
+        }
     }
 
     /// The variants, as configured.
@@ -182,6 +235,23 @@ mod tests {
         assert_near(share(&assignments(&one_off), "b"), 1.0, 0.0);
         assert_eq!(experiment("tone", &[("a", 0.0), ("b", -1.0), ("c", f64::NAN)]).assign("user-1"), None);
         assert_eq!(experiment("tone", &[]).assign("user-1"), None);
+    }
+
+    #[test]
+    fn the_control_is_the_one_of_that_name_else_the_first() {
+        for (weights, control) in
+            [(&[("a", 1.0), ("control", 1.0)][..], "control"), (&[("b", 1.0), ("c", 1.0)], "b"), (&[], "control")]
+        {
+            assert_eq!(&*experiment("tone", weights).control, control);
+        }
+    }
+
+    #[test]
+    fn every_built_in_metric_has_its_kind() {
+        for metric in crate::record::BUILT_IN_METRICS {
+            assert!(built_in_kind(metric).is_some(), "{metric}");
+        }
+        assert_eq!(built_in_kind("resolved"), None);
     }
 
     #[test]
