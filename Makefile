@@ -40,9 +40,9 @@ test-sdk: $(VENV)/sdk $(NODE)/node_modules ## the OpenAI and Anthropic SDKs agai
 	cd $(NODE) && npm test
 
 .PHONY: test-api
-test-api: $(VENV)/api ## the admin API against its own description
+test-api: $(VENV)/api ## the admin API against its own description, and signing in at a provider of OpenID Connect
 	cargo build --locked
-	$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/api/check.py
+	$(VENV)/bin/python -m pytest -q -p no:cacheprovider -W ignore::DeprecationWarning tests/api/check.py tests/api/oidc.py
 
 .PHONY: test-dashboard
 test-dashboard: $(DASHBOARD)/node_modules ## each page of the demo's dashboard in Chromium; screenshots in target/screenshots

@@ -18,7 +18,8 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use tokio::runtime::Runtime;
 use tollgate::{
-    config::{self, Live, Snapshot},
+    config::{self, Live, Origin, Snapshot},
+    gateway::registrar::Registrar,
     policy::{
         limits::Limiter,
         scope::Facts,
@@ -211,7 +212,9 @@ fn whole(c: &mut Criterion) {
     let data = tempfile::tempdir().expect("a directory");
     let upstream = null_upstream();
     let live = Arc::new(Live::new(snapshot(&format!("http://{upstream}"), data.path())));
-    let gateway = runtime.block_on(Gateway::start(live)).expect("a fresh directory and free ports");
+    let origin = Origin { path: None, files: Vec::new() };
+    let registrar = Arc::new(Registrar::new(live.clone(), origin));
+    let gateway = runtime.block_on(Gateway::start(live, registrar)).expect("a fresh directory and free ports");
     for (name, address) in [("stack/the upstream alone", upstream), ("stack/a call", gateway.listen)] {
         let mut client = Client::new(address);
         c.bench_function(name, |b| b.iter(|| client.call()));

@@ -28,8 +28,8 @@
 //! | rank | modules |
 //! |---|---|
 //! | 0 | wire, units |
-//! | 1 | policy, ledger, record |
-//! | 2 | config, registry, store, telemetry |
+//! | 1 | policy, ledger, record, registry |
+//! | 2 | config, store, telemetry |
 //! | 3 | call, error, body, recorder, purses |
 //! | 4 | upstream |
 //! | 5 | layers |
@@ -50,6 +50,7 @@ pub mod wire;
 pub mod ledger;
 pub mod policy;
 pub mod record;
+pub mod registry;
 
 pub mod config;
 pub mod store;
@@ -67,6 +68,7 @@ pub mod upstream;
 pub mod gateway;
 
 pub mod admin;
+pub mod eval;
 
 pub mod process;
 

@@ -15,6 +15,7 @@ use crate::{
     gateway::{
         Shared,
         alarms::Alarms,
+        registrar::Registrar,
         routes::ClientRoutes,
         serve::{self, Shutdown},
         stack,
@@ -123,7 +124,7 @@ impl Gateway {
     ///
     /// # Errors
     /// See [`StartError`]; nothing is left running.
-    pub async fn start(live: Arc<Live>) -> Result<Gateway, StartError> {
+    pub async fn start(live: Arc<Live>, registrar: Arc<Registrar>) -> Result<Gateway, StartError> {
         metrics::init();
         let snapshot = live.load_full();
         metrics::config_hash(None, &snapshot.hash);
@@ -146,7 +147,7 @@ impl Gateway {
         telemetry.set(snapshot.telemetry.as_ref());
         let (recorder, recorder_thread) = Recorder::start(handover, exporter).map_err(StartError::Thread)?;
         let (in_flight, shutdown) = (InFlightCount::default(), Shutdown::default());
-        let shared = Shared { listen, live, purses, upstream, in_flight, calls, shutdown };
+        let shared = Shared { listen, live, registrar, purses, upstream, in_flight, calls, shutdown };
         let alerts = Outbox::start(post, instance);
         let limits = Limits::open(&snapshot, &shared.live).await?;
         let carried = Drain::new(DRAINS_MAX, shared.shutdown.connections.clone(), shared.shutdown.over.clone());

@@ -1,7 +1,7 @@
 //! Who may do what on the admin listener, decided in this one place, before any endpoint sees the request.
 //!
-//! - **Who:** with tokens configured, every request shows one, or the cookie of a browser that has signed in with one
-//!   ([`super::login`]). Without any, the listener is on loopback and open; what is refused there is a web page: one whose name was
+//! - **Who:** with tokens or a provider of OpenID Connect configured, every request shows a token, or the cookie of a browser that has
+//!   signed in ([`super::login`], [`super::oidc`]). Without any, the listener is on loopback and open; what is refused there is a web page: one whose name was
 //!   pointed at 127.0.0.1 (DNS rebinding, told by `Host`), and one that posts across origins (told by `Origin`, `Sec-Fetch-Site`).
 //! - **What:** [`needed`] says which role each operation needs; what it does not name, only an admin may.
 //! - **Cross-site requests:** a browser sends its cookie whoever made the page. A change in a session must come from a page of our
@@ -22,7 +22,7 @@ use axum::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 use subtle::ConstantTimeEq;
 
-use super::{Admin, login, paging::percent_encoded, problem::Problem};
+use super::{Admin, login, paging::percent_encoded, problem::Problem, sessions::Owner};
 use crate::{
     config::{
         Snapshot,
@@ -50,7 +50,7 @@ pub struct Actor(pub String);
 /// What whoever asks may do: for pages that show only that. Endpoints need not ask: they are not reached otherwise.
 #[derive(Debug, Clone)]
 pub struct Access {
-    /// The token's name, `admin token`, or `loopback`.
+    /// The token's name, `admin token`, `loopback`, or who signed in elsewhere: `ann@example.org (oidc)`.
     pub name: Arc<str>,
     /// Their role.
     pub role: Role,
@@ -126,7 +126,8 @@ pub(super) async fn guard(State(admin): State<Admin>, request: Request, next: Ne
 pub(super) async fn harden(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    // Not `no-referrer`: with that, browsers send forms with `Origin: null`, and ours would look like another site's.
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
     headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(nothing);
@@ -190,12 +191,17 @@ async fn admit(admin: &Admin, mut request: Request) -> Result<Request, Refusal> 
     Ok(request)
 }
 
-/// Whether nobody is asked for a token.
+/// Whether nobody is asked who they are.
 pub(super) fn is_open(snapshot: &Snapshot) -> bool {
-    snapshot.server.admin_token.is_none() && snapshot.server.admin_tokens.is_empty()
+    !has_tokens(snapshot) && snapshot.server.oidc.is_none()
 }
 
-/// Who shows a token, or has signed in with one.
+/// Whether there is a token that somebody may show.
+pub(super) fn has_tokens(snapshot: &Snapshot) -> bool {
+    snapshot.server.admin_token.is_some() || !snapshot.server.admin_tokens.is_empty()
+}
+
+/// Who shows a token, or has signed in.
 fn identify(admin: &Admin, snapshot: &Snapshot, request: &Request) -> Result<Access, Refusal> {
     if let Some(shown) = request.headers().get(header::AUTHORIZATION) {
         let shown = shown.to_str().ok().and_then(|shown| shown.strip_prefix("Bearer ")).unwrap_or_default();
@@ -205,12 +211,20 @@ fn identify(admin: &Admin, snapshot: &Snapshot, request: &Request) -> Result<Acc
     const NOBODY: &str = "send a token as `Authorization: Bearer …`, or sign in at /login";
     let cookie = login::session_id(request.headers()).ok_or(Refusal::Nobody(NOBODY))?;
     let session = admin.sessions.find(cookie, Instant::now());
-    // A token that was taken out of the configuration ends its sessions.
-    let token = session.as_ref().and_then(|session| holder(snapshot, &session.token));
-    let (Some(session), Some(token)) = (session, token) else {
+    // A token that was taken out of the configuration ends its sessions, and so does a role.
+    let owner = session.as_ref().and_then(|session| owner(snapshot, &session.owner));
+    let (Some(session), Some((name, role))) = (session, owner) else {
         return Err(Refusal::Nobody("the session is over: sign in again at /login"));
     };
-    Ok(Access { name: token.name, role: token.role, csrf: Some(session.csrf) })
+    Ok(Access { name, role, csrf: Some(session.csrf) })
+}
+
+/// The name and the role that a session's owner has now.
+fn owner(snapshot: &Snapshot, owner: &Owner) -> Option<(Arc<str>, Role)> {
+    match owner {
+        Owner::Token(digest) => holder(snapshot, digest).map(|token| (token.name, token.role)),
+        Owner::Person(person) => Some((person.name(), person.role(snapshot.server.oidc.as_deref())?)),
+    }
 }
 
 /// Whose token `shown` is. Wrong ones are counted by address.
@@ -289,7 +303,7 @@ fn changes(method: &Method) -> bool {
     !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
-fn host(request: &Request) -> Option<&str> {
+pub(super) fn host(request: &Request) -> Option<&str> {
     request
         .uri()
         .authority()

@@ -1,4 +1,5 @@
-//! Signing in with a browser: a form takes a token and gives a session ([`super::sessions`]) in a cookie, and `/logout` ends it.
+//! Signing in with a browser: a form takes a token and gives a session ([`super::sessions`]) in a cookie, and `/logout` ends it. Where
+//! a provider of OpenID Connect is configured, the page leads there too ([`super::oidc`]).
 //!
 //! `GET /api/session` says who is signed in, and the text that changes must show ([`super::guard::CSRF_HEADER`]).
 
@@ -7,20 +8,23 @@ use std::time::Instant;
 use axum::{
     Form, Json, Router,
     extract::{DefaultBodyLimit, FromRequest, Request, State},
-    response::{Html, IntoResponse, Redirect, Response},
+    response::{IntoResponse, Redirect, Response},
     routing::{get, post},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
+    dashboard::Door,
     extract::Query,
     guard::{self, Access, Refused},
+    oidc,
     problem::Problem,
-    sessions::AGE_MAX,
+    sessions::{AGE_MAX, Owner},
 };
 
 /// Where browsers sign in.
@@ -51,7 +55,7 @@ pub(super) fn router() -> OpenApiRouter<Admin> {
 /// Whoever asks.
 #[derive(Debug, Serialize, ToSchema)]
 struct SessionInfo {
-    /// The token's name, `admin token`, or `loopback` where none is asked for.
+    /// The token's name, `admin token`, `loopback` where nobody is asked, or who signed in elsewhere: `ann@example.org (oidc)`.
     name: String,
     /// `viewer`, `operator` or `admin`.
     role: &'static str,
@@ -73,20 +77,23 @@ async fn session(access: Access) -> Json<SessionInfo> {
 #[derive(Debug, Deserialize, IntoParams)]
 struct Target {
     next: Option<String>,
+    /// The language that the page is to be in.
+    lang: Option<String>,
 }
 
-async fn show(State(admin): State<Admin>, Query(target): Query<Target>) -> Response {
+async fn show(State(admin): State<Admin>, headers: HeaderMap, Query(target): Query<Target>) -> Response {
     let next = own_path(target.next.as_deref());
     if guard::is_open(&admin.shared.live.load_full()) {
         return Redirect::to(next).into_response();
     }
-    page(StatusCode::OK, next, "")
+    page(&admin, Door::choosing(target.lang.as_deref(), &headers), StatusCode::OK, next, "")
 }
 
 #[derive(Deserialize)]
 struct SignIn {
     token: String,
     next: Option<String>,
+    lang: Option<String>,
 }
 
 async fn sign_in(State(admin): State<Admin>, request: Request) -> Response {
@@ -99,13 +106,10 @@ async fn sign_in(State(admin): State<Admin>, request: Request) -> Response {
         Err(wrong) => return Problem::new(wrong.status(), wrong.body_text()).into_response(),
     };
     let next = own_path(form.next.as_deref());
+    let door = Door::choosing(form.lang.as_deref(), &headers);
     match guard::check(&admin, &admin.shared.live.load_full(), &form.token, peer) {
         Ok(token) => {
-            // Whatever session the browser had, it is another one now: nobody can have planted its id.
-            if let Some(before) = session_id(&headers) {
-                admin.sessions.end(before);
-            }
-            let Some(id) = admin.sessions.begin(token.digest, Instant::now()) else {
+            let Some(id) = begin(&admin, &headers, Owner::Token(token.digest)) else {
                 let why = "the system gives no random bytes";
                 return Problem::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response();
             };
@@ -113,10 +117,13 @@ async fn sign_in(State(admin): State<Admin>, request: Request) -> Response {
             let cookie = cookie(&headers, &id, AGE_MAX.as_secs());
             ([(header::SET_COOKIE, cookie)], Redirect::to(next)).into_response()
         }
-        Err(Refused::Wrong(_)) => page(StatusCode::UNAUTHORIZED, next, "This token is not known."),
+        Err(Refused::Wrong(_)) => {
+            page(&admin, door, StatusCode::UNAUTHORIZED, next, door.say("This token is not known."))
+        }
         Err(Refused::TooMany(wait)) => {
             let after = [(header::RETRY_AFTER, wait.as_secs().to_string())];
-            (after, page(StatusCode::TOO_MANY_REQUESTS, next, "Too many wrong tokens; wait a little.")).into_response()
+            let why = door.say("Too many wrong tokens; wait a little.");
+            (after, page(&admin, door, StatusCode::TOO_MANY_REQUESTS, next, why)).into_response()
         }
     }
 }
@@ -128,15 +135,40 @@ async fn sign_out(State(admin): State<Admin>, headers: HeaderMap) -> Response {
     ([(header::SET_COOKIE, cookie(&headers, "", 0))], Redirect::to(LOGIN)).into_response()
 }
 
-fn page(status: StatusCode, next: &str, error: &str) -> Response {
-    const CONTENT_SECURITY: &str =
-        "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
-    let text = include_str!("login.html").replace("{next}", &escaped(next)).replace("{error}", &escaped(error));
-    (status, [(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY)], Html(text)).into_response()
+/// Begins a session for `owner`; gives its id, for the cookie. `None` when the system gives no random bytes.
+pub(super) fn begin(admin: &Admin, headers: &HeaderMap, owner: Owner) -> Option<String> {
+    // Whatever session the browser had, it is another one now: nobody can have planted its id.
+    if let Some(before) = session_id(headers) {
+        admin.sessions.end(before);
+    }
+    admin.sessions.begin(owner, Instant::now())
+}
+
+/// The page where browsers sign in, on their way to `next`.
+pub(super) fn page(admin: &Admin, door: Door, status: StatusCode, next: &str, error: &str) -> Response {
+    page_with(admin, door, status, next, (error, ""))
+}
+
+/// The same, with what is wrong, and why.
+pub(super) fn page_with(
+    admin: &Admin,
+    door: Door,
+    status: StatusCode,
+    next: &str,
+    (error, why): (&str, &str),
+) -> Response {
+    let snapshot = admin.shared.live.load_full();
+    let page = json!({
+        "error": error,
+        "why": why,
+        "tokens": guard::has_tokens(&snapshot),
+        "oidc": snapshot.server.oidc.as_ref().map(|oidc| oidc::provider_name(oidc)),
+    });
+    door.page(status, "login.html", next, page)
 }
 
 /// A path of ours to go to: never another site's address.
-fn own_path(next: Option<&str>) -> &str {
+pub(super) fn own_path(next: Option<&str>) -> &str {
     let is_ours = |next: &&str| {
         next.starts_with('/')
             && !next[1..].starts_with(['/', '\\'])
@@ -145,26 +177,27 @@ fn own_path(next: Option<&str>) -> &str {
     next.filter(is_ours).unwrap_or("/")
 }
 
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
-}
-
 /// The id of the session that a browser shows.
 pub(super) fn session_id(headers: &HeaderMap) -> Option<&str> {
-    let name = if is_over_tls(headers) { COOKIE_TLS } else { COOKIE };
+    shown_cookie(headers, if is_over_tls(headers) { COOKIE_TLS } else { COOKIE })
+}
+
+/// What a browser shows under this name.
+pub(super) fn shown_cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     let cookies = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
     let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.find(|(found, _)| *found == name).map(|(_, id)| id).filter(|id| !id.is_empty())
 }
 
-fn cookie(headers: &HeaderMap, id: &str, seconds: u64) -> HeaderValue {
+/// The cookie that gives a browser its session: for [`AGE_MAX`], or for no time at all to take it away.
+pub(super) fn cookie(headers: &HeaderMap, id: &str, seconds: u64) -> HeaderValue {
     let (name, secure) = if is_over_tls(headers) { (COOKIE_TLS, "; Secure") } else { (COOKIE, "") };
     let text = format!("{name}={id}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
     HeaderValue::from_str(&text).expect("names and hexadecimal digits are a header's value")
 }
 
 /// Whether a proxy in front of this listener speaks TLS. One that lies about it only spoils its own cookie.
-fn is_over_tls(headers: &HeaderMap) -> bool {
+pub(super) fn is_over_tls(headers: &HeaderMap) -> bool {
     headers.get("x-forwarded-proto").is_some_and(|proto| proto == "https")
 }
 
@@ -201,10 +234,5 @@ mod tests {
         assert_eq!(shown(&plain, "tollgate_session="), None);
         assert_eq!(shown(&tls, "tollgate_session=planted"), None, "another host can set this one");
         assert_eq!(shown(&tls, "__Host-tollgate_session=0a"), Some("0a".to_owned()));
-    }
-
-    #[test]
-    fn what_is_put_into_the_page_stays_text() {
-        assert_eq!(escaped("/\"><script>&'"), "/&quot;&gt;&lt;script&gt;&amp;&#39;");
     }
 }

@@ -16,6 +16,7 @@ pub mod keyring;
 mod keys;
 mod login;
 mod models;
+mod oidc;
 mod openapi;
 pub mod paging;
 pub mod problem;
@@ -33,7 +34,7 @@ use hyper::body::Incoming;
 use tower::ServiceExt;
 use utoipa_axum::router::OpenApiRouter;
 
-use self::{attempts::Attempts, guard::Peer, problem::Problem, sessions::Sessions};
+use self::{attempts::Attempts, guard::Peer, oidc::SignIns, problem::Problem, sessions::Sessions};
 use crate::{
     gateway::{Shared, serve::Handler},
     store::audit::Audit,
@@ -50,6 +51,8 @@ pub struct Admin {
     sessions: Arc<Sessions>,
     /// Wrong tokens by address.
     attempts: Arc<Attempts>,
+    /// Browsers on their way to a provider of OpenID Connect.
+    sign_ins: Arc<SignIns>,
 }
 
 /// The admin API of one gateway.
@@ -64,7 +67,8 @@ impl Routes {
     #[must_use]
     pub fn new(shared: Shared) -> Routes {
         let audit = Audit::in_dir(&shared.live.load_full().data_dir);
-        let admin = Admin { shared, audit, sessions: Arc::default(), attempts: Arc::default() };
+        let (sessions, attempts, sign_ins) = (Arc::default(), Arc::default(), Arc::new(SignIns::new()));
+        let admin = Admin { shared, audit, sessions, attempts, sign_ins };
         let (api, description) = api().split_for_parts();
         let guarded = api
             .merge(status::metrics())
@@ -75,7 +79,7 @@ impl Routes {
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::from_fn_with_state(admin.clone(), guard::guard));
         // Probes stay open: orchestrators have no token. So does the page where one is shown.
-        let open = status::probes().merge(login::open());
+        let open = status::probes().merge(login::open()).merge(oidc::open());
         let router = open.merge(guarded).layer(middleware::map_response(guard::harden));
         Routes { router: router.with_state(admin), peer: None }
     }

@@ -72,7 +72,7 @@ struct RenderedMessage {
 
 /// Render a prompt
 ///
-/// Nothing is sent to a provider, and nothing is kept. Takes the role `operator`, as all that shows a prompt's text.
+/// Nothing is sent to a provider, and nothing is kept.
 #[utoipa::path(post, path = "/api/prompts/{name}/render", tag = "models", operation_id = "render_prompt",
     params(("name" = String, Path, description = "The prompt's name")), request_body = RenderRequest,
     responses((status = OK, body = Rendering), (status = NOT_FOUND, body = Problem),

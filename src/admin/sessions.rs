@@ -1,8 +1,8 @@
 //! Browsers that have signed in: in memory, so that a restart signs everybody out.
 //!
-//! A session is a random text of 256 bits in a cookie, kept here as its hash. It is good for as long as its token is, ends after
-//! half an hour without a request and twelve hours in any case, and changes something only with a second text that no other
-//! site's page can read.
+//! A session is a random text of 256 bits in a cookie, kept here as its hash. It is good for as long as its token or its owner's role
+//! is, ends after half an hour without a request and twelve hours in any case, and changes something only with a second text that no
+//! other site's page can read.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,10 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use crate::policy::keys::KeyDigest;
+use crate::{
+    config::snapshot::{Oidc, Role},
+    policy::{keys::KeyDigest, oidc::Identity},
+};
 
 /// Time without a request after which a session ends.
 pub(super) const IDLE_MAX: Duration = Duration::from_mins(30);
@@ -32,21 +35,54 @@ struct Kept {
     seen: Instant,
 }
 
+/// Whose a session is. What that means is looked up at each request: it may have been taken away since.
+#[derive(Debug, Clone)]
+pub(super) enum Owner {
+    /// Whoever showed the token of this digest.
+    Token(KeyDigest),
+    /// Somebody whom a provider of OpenID Connect knows.
+    Person(Arc<Person>),
+}
+
+/// Somebody whom a provider of OpenID Connect knows.
+#[derive(Debug)]
+pub(super) struct Person {
+    /// The provider.
+    pub(super) issuer: Box<str>,
+    /// Its client at which they signed in.
+    pub(super) client_id: Box<str>,
+    /// Who they are.
+    pub(super) identity: Identity,
+}
+
+impl Person {
+    /// What they may do as things stand; `None`: nothing any more.
+    pub(super) fn role(&self, oidc: Option<&Oidc>) -> Option<Role> {
+        let oidc = oidc.filter(|oidc| oidc.issuer == self.issuer && oidc.client_id == self.client_id)?;
+        oidc.role_of(&self.identity.groups)
+    }
+
+    /// By what pages and the audit log call them. It says how they came in, so that nobody can take the name of a token.
+    pub(super) fn name(&self) -> Arc<str> {
+        format!("{} (oidc)", self.identity.name).into()
+    }
+}
+
 /// A session that goes on.
 #[derive(Debug, Clone)]
 pub(super) struct Session {
-    /// Of the token that was shown; it may have been taken away since.
-    pub(super) token: KeyDigest,
+    /// Whose it is.
+    pub(super) owner: Owner,
     /// What a request that changes something must show.
     pub(super) csrf: Arc<str>,
 }
 
 impl Sessions {
-    /// Begins a session for whoever showed a token; gives its id, for the cookie and nowhere else. `None` when the system gives no random bytes.
+    /// Begins a session; gives its id, for the cookie and nowhere else. `None` when the system gives no random bytes.
     #[must_use]
-    pub(super) fn begin(&self, token: KeyDigest, now: Instant) -> Option<String> {
+    pub(super) fn begin(&self, owner: Owner, now: Instant) -> Option<String> {
         let id = random_text()?;
-        let session = Session { token, csrf: random_text()?.into() };
+        let session = Session { owner, csrf: random_text()?.into() };
         let mut all = self.all();
         all.retain(|_, kept| kept.goes_on(now));
         if all.len() >= SESSIONS_MAX
@@ -95,7 +131,7 @@ fn hash(id: &str) -> [u8; 32] {
 }
 
 /// 256 bits as 64 hexadecimal digits.
-fn random_text() -> Option<String> {
+pub(super) fn random_text() -> Option<String> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).ok()?;
     Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
@@ -105,8 +141,30 @@ fn random_text() -> Option<String> {
 mod tests {
     use super::*;
 
-    fn token() -> KeyDigest {
-        KeyDigest::of("token", None)
+    fn token() -> Owner {
+        Owner::Token(KeyDigest::of("token", None))
+    }
+
+    #[test]
+    fn a_person_may_do_what_their_provider_and_the_configuration_say_now() {
+        let identity = Identity { name: "ann@example.org".to_owned(), groups: vec!["ops".into(), "all".into()] };
+        let person = Person { issuer: "https://a".into(), client_id: "us".into(), identity };
+        let oidc = |issuer: &str, roles: &[(Role, &str)]| Oidc {
+            issuer: issuer.into(),
+            client_id: "us".into(),
+            client_secret: None,
+            redirect_url: None,
+            scope: "openid".into(),
+            role_claim: "groups".into(),
+            roles: roles.iter().map(|(role, value)| (*role, vec![(*value).into()])).collect(),
+        };
+        let role = |oidc: Oidc| person.role(Some(&oidc));
+        assert_eq!(role(oidc("https://a", &[(Role::Operator, "ops"), (Role::Viewer, "*")])), Some(Role::Operator));
+        assert_eq!(role(oidc("https://a", &[(Role::Admin, "root"), (Role::Viewer, "*")])), Some(Role::Viewer));
+        assert_eq!(role(oidc("https://a", &[(Role::Admin, "root")])), None);
+        assert_eq!(role(oidc("https://b", &[(Role::Viewer, "*")])), None, "another provider's");
+        assert_eq!(person.role(None), None);
+        assert_eq!(&*person.name(), "ann@example.org (oidc)");
     }
 
     #[test]

@@ -216,7 +216,8 @@ pub async fn run(command: CallsCommand, place: &Place, out: &mut (impl Write + S
     }
 }
 
-fn open(place: &Place) -> Result<Box<dyn CallLog>, CallsError> {
+/// The log at `place`.
+pub(super) fn open(place: &Place) -> Result<Box<dyn CallLog>, CallsError> {
     match &place.records {
         Records::Sqlite => Ok(Box::new(Sqlite::read(&place.data_dir)?)),
         Records::Postgres(url) => Ok(Box::new(Postgres::read(url.expose())?)),

@@ -20,8 +20,8 @@ use super::{FAILED, UNREACHABLE, WRONG, fail};
 use crate::{
     config::{self, ConfigError, Draft, snapshot::Store},
     store::{
-        ports::StoreError,
-        redis::config::{ConfigStore, PushOutcome},
+        ports::{PushOutcome, StoreError},
+        redis::config::ConfigStore,
     },
     wire::revision::{self, Head, Revision, TEXT_BYTES_MAX},
 };

@@ -1,4 +1,4 @@
-//! What was pushed for a fleet, at one gateway: read at its start, followed while it runs, and kept in `data_dir` for a start at which
+//! What was pushed for a fleet, and what was registered, at one gateway: read at its start, followed while it runs, and kept in `data_dir` for a start at which
 //! the store has lost it.
 //!
 //! A subscription tells at once; a poll finds out what it missed. Neither ever stops the gateway: the last good revision stays.
@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    config::{self, Bootstrap, Loaded, Snapshot, snapshot::Store, watch::WatchHandle},
+    config::{self, Bootstrap, Layers, Loaded, Snapshot, snapshot::Store, watch::WatchHandle},
     store::{
-        ports::StoreError,
+        books::BookFiles,
+        ports::{BookStore, StoreError},
         redis::config::{Announcements, ConfigStore},
     },
     telemetry::metrics,
@@ -32,48 +33,130 @@ const POLL: Duration = Duration::from_millis(500);
 /// How long a refused or lost subscription is let be.
 const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(5);
 
-/// Reads the configuration of a gateway, with what was pushed for its fleet.
+/// What is followed: what was pushed for a fleet, or what was registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Followed {
+    /// The pushed configuration.
+    Pushed,
+    /// The registry's book.
+    Registered,
+}
+
+impl Followed {
+    const fn noun(self) -> &'static str {
+        match self {
+            Followed::Pushed => "pushed configuration",
+            Followed::Registered => "registry",
+        }
+    }
+
+    /// Where the last good one is kept.
+    const fn file(self) -> &'static str {
+        match self {
+            Followed::Pushed => "pushed.json",
+            Followed::Registered => "registry.json",
+        }
+    }
+
+    fn store(self, url: RedisUrl) -> ConfigStore {
+        match self {
+            Followed::Pushed => ConfigStore::new(url),
+            Followed::Registered => ConfigStore::registry(url),
+        }
+    }
+
+    /// The revision of it that is part of `layers`.
+    fn of(self, layers: &Layers) -> Option<&Arc<Revision>> {
+        match self {
+            Followed::Pushed => layers.pushed.as_ref(),
+            Followed::Registered => layers.registered.as_ref(),
+        }
+    }
+}
+
+/// Reads the configuration of a gateway, with what was pushed for its fleet and what was registered.
 ///
 /// # Errors
-/// When the configuration is wrong, or what was pushed can neither be read nor was kept here.
+/// When the configuration is wrong, or what was pushed or registered can neither be read nor was kept here.
 pub(super) async fn load(path: Option<&Path>) -> anyhow::Result<Loaded> {
-    let Ok(Bootstrap { store: Store::Redis(url), data_dir }) = config::bootstrap(path) else {
-        return Ok(config::load(path)?);
+    let Ok(Bootstrap { store, data_dir }) = config::bootstrap(path) else { return Ok(config::load(path)?) };
+    let Store::Redis(url) = store else {
+        let registered = newest(&BookFiles::in_dir(&data_dir)).await?;
+        return Ok(config::load_with(path, &Layers { pushed: None, registered })?);
     };
-    let kept = Kept::new(&url, &data_dir).read();
-    let live = match newest(&ConfigStore::new(url)).await {
-        Ok(live) => live,
-        Err(error) if kept.is_some() => {
-            tracing::error!(%error, "the pushed configuration cannot be read; starting with the one that was last good here");
-            None
+    let pushed = Found::read(Followed::Pushed, &url, &data_dir).await?;
+    let registered = Found::read(Followed::Registered, &url, &data_dir).await?;
+    let wanted = Layers { pushed: pushed.wanted(), registered: registered.wanted() };
+    let kept = [
+        Layers { pushed: pushed.kept.clone(), registered: wanted.registered.clone() },
+        Layers { pushed: wanted.pushed.clone(), registered: registered.kept.clone() },
+        Layers { pushed: pushed.kept.clone(), registered: registered.kept.clone() },
+    ];
+    let mut outcome = config::load_with(path, &wanted);
+    for rest in kept.iter().filter(|rest| is_fallback(rest, &wanted)) {
+        let Err(error) = &outcome else { break };
+        for what in
+            [Followed::Pushed, Followed::Registered].into_iter().filter(|what| what.of(rest) != what.of(&wanted))
+        {
+            let revision = what.of(&wanted).map(|revision| revision.number);
+            let noun = what.noun();
+            tracing::error!(reason = %error, revision, "the {noun} was refused; starting with the one that was last good here");
         }
-        Err(error) => return Err(error.into()),
-    };
-    Ok(match (live, kept) {
-        (Some(live), Some(kept)) if live != kept => config::load_with(path, Some(&live)).or_else(|error| {
-            let revision = live.number;
-            tracing::error!(reason = %error, revision, "the pushed configuration was refused; starting with the one that was last good here");
-            config::load_with(path, Some(&kept))
-        })?,
-        (Some(live), _) => config::load_with(path, Some(&live))?,
-        (None, Some(kept)) => {
-            let revision = kept.number;
-            tracing::warn!(revision, "the store has no pushed configuration; the one that was last good here goes on: push it again");
-            config::load_with(path, Some(&kept))?
-        }
-        (None, None) => config::load(path)?,
-    })
+        outcome = config::load_with(path, rest).or(outcome);
+    }
+    Ok(outcome?)
+}
+
+/// Whether `rest` has something older where it differs, and not nothing.
+fn is_fallback(rest: &Layers, wanted: &Layers) -> bool {
+    let same_or_kept = |what: Followed| what.of(rest).is_some() || what.of(wanted).is_none();
+    rest != wanted && same_or_kept(Followed::Pushed) && same_or_kept(Followed::Registered)
+}
+
+/// What a store has of something, and what was last good here.
+struct Found {
+    live: Option<Arc<Revision>>,
+    kept: Option<Arc<Revision>>,
+}
+
+impl Found {
+    async fn read(what: Followed, url: &RedisUrl, data_dir: &Path) -> Result<Found, StoreError> {
+        let kept = Kept::new(what, url, data_dir).read();
+        let noun = what.noun();
+        let live = match newest(&what.store(url.clone())).await {
+            Ok(None) => {
+                if let Some(revision) = kept.as_ref().map(|kept| kept.number) {
+                    tracing::warn!(
+                        revision,
+                        "the store has no {noun}; the one that was last good here goes on: push it again"
+                    );
+                }
+                None
+            }
+            Ok(live) => live,
+            Err(error) if kept.is_some() => {
+                tracing::error!(%error, "the {noun} cannot be read; starting with the one that was last good here");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Found { live, kept })
+    }
+
+    fn wanted(&self) -> Option<Arc<Revision>> {
+        self.live.as_ref().or(self.kept.as_ref()).cloned()
+    }
 }
 
 /// The live revision; `None` when nothing was ever pushed.
-async fn newest(store: &ConfigStore) -> Result<Option<Arc<Revision>>, StoreError> {
+async fn newest(store: &dyn BookStore) -> Result<Option<Arc<Revision>>, StoreError> {
     match store.head().await? {
         Some(head) => fetch(store, &head).await.map(Some),
         None => Ok(None),
     }
 }
 
-async fn fetch(store: &ConfigStore, head: &Head) -> Result<Arc<Revision>, StoreError> {
+async fn fetch(store: &dyn BookStore, head: &Head) -> Result<Arc<Revision>, StoreError> {
     match store.revision(head.number).await? {
         Some(revision) if revision.sha256 == head.sha256 => Ok(Arc::new(revision)),
         Some(_) => Err(StoreError::Damaged(format!("revision {} is not the one that the head names", head.number))),
@@ -96,6 +179,7 @@ pub(super) fn announce(snapshot: &Snapshot) {
 
 /// Offers each revision that goes live to a running gateway.
 pub(super) struct Follower {
+    what: Followed,
     store: ConfigStore,
     watching: Arc<WatchHandle>,
     /// What was offered last, or is damaged and was said to be.
@@ -108,11 +192,11 @@ pub(super) struct Follower {
 
 impl Follower {
     /// Begins with what `snapshot` has; `None` where its store is not shared.
-    pub(super) fn new(snapshot: &Snapshot, watching: Arc<WatchHandle>) -> Option<Follower> {
+    pub(super) fn new(what: Followed, snapshot: &Snapshot, watching: Arc<WatchHandle>) -> Option<Follower> {
         let Store::Redis(url) = &snapshot.store else { return None };
-        let seen = snapshot.pushed.as_ref().map(|pushed| pushed.revision.head());
-        let store = ConfigStore::new(url.clone());
-        Some(Follower { store, watching, seen, announcements: None, subscribe_at: Instant::now(), trouble: None })
+        let seen = what.of(&Layers::of(snapshot)).map(|revision| revision.head());
+        let store = what.store(url.clone());
+        Some(Follower { what, store, watching, seen, announcements: None, subscribe_at: Instant::now(), trouble: None })
     }
 
     /// Never ends.
@@ -142,22 +226,26 @@ impl Follower {
         }
         let revision = fetch(&self.store, &head).await?;
         self.seen = Some(head);
-        self.watching.offer(revision);
+        match self.what {
+            Followed::Pushed => self.watching.offer(revision),
+            Followed::Registered => self.watching.offer_registered(revision),
+        }
         Ok(())
     }
 
     /// One line per change of state; what is damaged is a refused configuration.
     fn note(&mut self, trouble: Option<StoreError>) {
+        let noun = self.what.noun();
         let is_damage = |trouble: &Option<StoreError>| matches!(trouble, Some(StoreError::Damaged(_)));
         match (&self.trouble, &trouble) {
             (None, None) => {}
-            (Some(_), None) => tracing::info!("the pushed configuration can be read again"),
+            (Some(_), None) => tracing::info!("the {noun} can be read again"),
             (before, Some(now)) if is_damage(&trouble) && before.as_ref() != Some(now) => {
-                tracing::error!(reason = %now, "the pushed configuration was refused; the last good one stays");
+                tracing::error!(reason = %now, "the {noun} was refused; the last good one stays");
                 metrics::config_reload("refused");
             }
             (None, Some(now)) => {
-                tracing::warn!(reason = %now, "the pushed configuration cannot be asked for; the last good one stays");
+                tracing::warn!(reason = %now, "the {noun} cannot be asked for; the last good one stays");
             }
             (Some(_), Some(_)) => {}
         }
@@ -180,20 +268,21 @@ impl Follower {
 /// Where the revision that was last good here is kept.
 #[derive(Debug, Clone)]
 pub(super) struct Kept {
+    what: Followed,
     path: PathBuf,
     /// A directory that is pointed at another fleet's store begins anew.
     store: String,
 }
 
 impl Kept {
-    pub(super) fn new(url: &RedisUrl, data_dir: &Path) -> Kept {
-        Kept { path: data_dir.join("pushed.json"), store: format!("{url}?prefix={}", url.prefix) }
+    fn new(what: Followed, url: &RedisUrl, data_dir: &Path) -> Kept {
+        Kept { what, path: data_dir.join(what.file()), store: format!("{url}?prefix={}", url.prefix) }
     }
 
     /// Where `snapshot` keeps it; `None` where its store is not shared.
-    pub(super) fn of(snapshot: &Snapshot) -> Option<Kept> {
+    pub(super) fn of(what: Followed, snapshot: &Snapshot) -> Option<Kept> {
         match &snapshot.store {
-            Store::Redis(url) => Some(Kept::new(url, &snapshot.data_dir)),
+            Store::Redis(url) => Some(Kept::new(what, url, &snapshot.data_dir)),
             Store::Embedded => None,
         }
     }
@@ -206,12 +295,13 @@ impl Kept {
 
     /// Keeps what `snapshot` has of it. A failure is logged: it matters at a start without the store only.
     pub(super) fn keep(&self, snapshot: &Snapshot) {
-        let Some(pushed) = &snapshot.pushed else { return };
-        if self.read().as_ref() == Some(&pushed.revision) {
+        let layers = Layers::of(snapshot);
+        let Some(revision) = self.what.of(&layers) else { return };
+        if self.read().as_ref() == Some(revision) {
             return;
         }
-        if let Err(error) = self.write(&pushed.revision) {
-            tracing::warn!(%error, path = %self.path.display(), "the pushed configuration cannot be kept");
+        if let Err(error) = self.write(revision) {
+            tracing::warn!(%error, path = %self.path.display(), "the {} cannot be kept", self.what.noun());
         }
     }
 

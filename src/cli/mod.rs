@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
+mod api;
 pub mod audit;
 pub mod budgets;
 pub mod calls;
@@ -9,6 +10,7 @@ pub mod check;
 pub mod config;
 pub mod count;
 pub mod demo;
+pub mod eval;
 mod follow;
 pub mod health;
 pub mod import;
@@ -117,6 +119,11 @@ enum Command {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
+    /// Run evaluations through a gateway; gates decide the exit code
+    Eval {
+        #[command(subcommand)]
+        command: eval::EvalCommand,
+    },
     /// Render, lint and test prompts, offline
     Prompts {
         /// Configuration with the prompts; default as for `serve`
@@ -148,7 +155,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 4] = ["plan", "models", "experiments", "eval"];
+const NOT_YET: [&str; 3] = ["plan", "models", "experiments"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -178,6 +185,7 @@ pub fn main() -> ExitCode {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
         }
         Command::Audit { config, data_dir, command } => read_audit(config.as_deref(), data_dir, &command),
+        Command::Eval { command } => eval::run(command),
         Command::Prompts { config, command } => work_on_prompts(config.as_deref(), &command),
         Command::Import { command } => import::run(&command),
         Command::Count => count_tokens(),
@@ -238,7 +246,7 @@ fn read_audit(config: Option<&Path>, data_dir: Option<PathBuf>, command: &audit:
 
 /// Who uses this command, for the audit log: the system's word.
 fn local_actor() -> String {
-    budgets::user().map_or_else(|| "command line".to_owned(), |user| format!("{user} (command line)"))
+    api::user().map_or_else(|| "command line".to_owned(), |user| format!("{user} (command line)"))
 }
 
 fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {

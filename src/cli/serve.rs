@@ -13,13 +13,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     UNREACHABLE, WRONG, fail,
-    follow::{self, Follower, Kept},
+    follow::{self, Followed, Follower, Kept},
 };
 use crate::{
     admin::config::RELOAD,
     config::{
         ConfigError, Loaded, Snapshot,
         watch::{Live, ReloadSummary, WatchHandle, watch},
+    },
+    gateway::{
+        registrar::Registrar,
+        steward::{self, Verdict},
     },
     process::{Gateway, StartError},
     store::{
@@ -93,7 +97,8 @@ pub(super) struct Running {
     pub(super) gateway: Gateway,
     watching: Arc<WatchHandle>,
     keys: tokio::task::JoinHandle<()>,
-    following: Option<tokio::task::JoinHandle<()>>,
+    /// Followers and the steward.
+    following: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Running {
@@ -106,7 +111,8 @@ impl Running {
         let store = Arc::new(KeyStore::open(&snapshot.data_dir)?);
         let snapshot = with_stored_keys(snapshot, &store)?;
         let live = Arc::new(Live::new(snapshot));
-        let gateway = Gateway::start(live.clone()).await?;
+        let registrar = Arc::new(Registrar::new(live.clone(), origin.clone()));
+        let gateway = Gateway::start(live.clone(), registrar.clone()).await?;
 
         let for_reload = store.clone();
         let prepare_upstream = gateway.preparation();
@@ -116,7 +122,11 @@ impl Running {
         };
         let watching = Arc::new(watch(live.clone(), origin, prepare, Reloads::new(&live).observer())?);
         let keys = tokio::spawn(follow_keys(store, watching.clone()));
-        let following = Follower::new(&live.load_full(), watching.clone()).map(|follower| tokio::spawn(follower.run()));
+        registrar.tell(&watching);
+        let follower = |what| Follower::new(what, &live.load_full(), watching.clone());
+        let followers = [Followed::Pushed, Followed::Registered].into_iter().filter_map(follower);
+        let mut following: Vec<_> = followers.map(|follower| tokio::spawn(follower.run())).collect();
+        following.push(tokio::spawn(steward::run(registrar, Box::new(|_| Verdict::Continue))));
         tracing::info!(listen = %gateway.listen, admin = %gateway.admin, config.hash = %live.load_full().hash, "ready");
         follow::announce(&live.load_full());
         Ok(Running { gateway, watching, keys, following })
@@ -125,9 +135,7 @@ impl Running {
     /// Lets calls in flight end, and ends.
     pub(super) async fn stop(self) {
         self.keys.abort();
-        if let Some(following) = self.following {
-            following.abort();
-        }
+        self.following.iter().for_each(tokio::task::JoinHandle::abort);
         self.gateway.drain().await;
         drop(self.watching);
     }
@@ -162,17 +170,16 @@ async fn follow_keys(store: Arc<KeyStore>, watching: Arc<WatchHandle>) {
 /// What reloads are told to: the log, the metrics, the audit log, and where the last good pushed configuration is kept.
 struct Reloads {
     before: std::sync::Mutex<Arc<Snapshot>>,
-    kept: Option<Kept>,
+    kept: Vec<Kept>,
     audit: Audit,
 }
 
 impl Reloads {
     fn new(live: &Live) -> Reloads {
         let snapshot = live.load_full();
-        let kept = Kept::of(&snapshot);
-        if let Some(kept) = &kept {
-            kept.keep(&snapshot);
-        }
+        let followed = [Followed::Pushed, Followed::Registered];
+        let kept: Vec<Kept> = followed.into_iter().filter_map(|what| Kept::of(what, &snapshot)).collect();
+        kept.iter().for_each(|kept| kept.keep(&snapshot));
         let audit = Audit::in_dir(&snapshot.data_dir);
         Reloads { before: std::sync::Mutex::new(snapshot), kept, audit }
     }
@@ -202,9 +209,7 @@ impl Reloads {
         if now.pushed != before.pushed {
             follow::announce(now);
         }
-        if let Some(kept) = &self.kept {
-            kept.keep(now);
-        }
+        self.kept.iter().for_each(|kept| kept.keep(now));
         if now.hash != before.hash || now.pushed != before.pushed {
             self.write_down(&before, now);
         }
@@ -214,17 +219,20 @@ impl Reloads {
     /// Into the audit log. What serves is live already: a log that cannot be written does not take it back.
     fn write_down(&self, before: &Snapshot, now: &Snapshot) {
         let revision = |snapshot: &Snapshot| snapshot.pushed.as_ref().map(|pushed| pushed.revision.number);
-        let described = |snapshot: &Snapshot| json!({"hash": snapshot.hash, "revision": revision(snapshot)});
+        let described = |snapshot: &Snapshot| json!({"hash": snapshot.hash, "revision": revision(snapshot), "registry": snapshot.registry.number()});
         let pushed = now.pushed.as_ref().filter(|_| now.pushed != before.pushed).map(|pushed| &pushed.revision);
-        let actor = pushed.map_or_else(
-            || "file".to_owned(),
-            |revision| format!("{} (pushed revision {})", revision.author, revision.number),
-        );
+        let is_registered = now.registry.number() != before.registry.number();
+        let registered = now.registry.revision.as_ref().filter(|_| is_registered);
+        let actor = match (pushed, registered) {
+            (Some(revision), _) => format!("{} (pushed revision {})", revision.author, revision.number),
+            (None, Some(revision)) => format!("{} (registry revision {})", revision.author, revision.number),
+            (None, None) => "file".to_owned(),
+        };
         let deed = Deed {
             actor: &actor,
             action: RELOAD,
             subject: "configuration",
-            reason: pushed.map_or("", |revision| &revision.message),
+            reason: pushed.or(registered).map_or("", |revision| &revision.message),
             before: described(before),
             after: described(now),
         };

@@ -46,6 +46,8 @@ pub struct File {
     pub prompts: BTreeMap<String, Prompt>,
     /// Experiments by name.
     pub experiments: BTreeMap<String, Experiment>,
+    /// The registry of models and prompts: what may change in it.
+    pub registry: Registry,
     /// Virtual keys.
     pub keys: Vec<Key>,
     /// Given, key hashes are HMACs with it.
@@ -78,10 +80,12 @@ pub struct Server {
     pub listen: Option<Address>,
     /// The admin listener: metrics, admin API, dashboard. Default: 127.0.0.1:9090.
     pub admin: Option<Address>,
-    /// Opens the admin listener whole. This or one of `admin_tokens` is required unless `admin` is on loopback.
+    /// Opens the admin listener whole. This, one of `admin_tokens`, or `oidc` is required unless `admin` is on loopback.
     pub admin_token: Option<SecretText>,
     /// Further tokens of the admin listener, each with a name and a role.
     pub admin_tokens: Vec<AdminToken>,
+    /// Where people sign in to the dashboard, besides tokens.
+    pub oidc: Option<Oidc>,
     /// TLS of the client listener.
     pub tls: Option<Tls>,
     /// Limits of the client listener.
@@ -100,6 +104,39 @@ pub struct AdminToken {
     pub hash: Option<String>,
     /// What it may do.
     pub role: Option<Role>,
+}
+
+/// A provider of OpenID Connect at which people sign in to the dashboard.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Oidc {
+    /// The provider's own name, as in its discovery document: an https URL. Required.
+    pub issuer: Option<String>,
+    /// The name of this client with the provider. Required.
+    pub client_id: Option<String>,
+    /// The client's secret, or `file:PATH`. None for a public client.
+    pub client_secret: Option<SecretText>,
+    /// Where the provider sends browsers back to: the dashboard's address with `/login/oidc/callback`. Default: by the address that the
+    /// browser came to.
+    pub redirect_url: Option<String>,
+    /// What is asked for, besides `openid`. Default: email, profile.
+    pub scopes: Option<Vec<String>>,
+    /// The claim of the ID token that says what somebody belongs to; `a.b` is `b` in `a`. Default: groups.
+    pub role_claim: Option<String>,
+    /// Who may do what. Required: nobody without a role gets in.
+    pub roles: OidcRoles,
+}
+
+/// Values of the claim that give a role; `"*"` gives it to everybody whom the provider lets in. Of several the highest counts.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct OidcRoles {
+    /// These may do everything.
+    pub admin: Vec<String>,
+    /// These read all, create and revoke keys, reclaim and credit budgets.
+    pub operator: Vec<String>,
+    /// These read, but for prompts and replies.
+    pub viewer: Vec<String>,
 }
 
 /// What a token of the admin listener may do.
@@ -261,12 +298,33 @@ pub enum CapField {
     MaxCompletionTokens,
 }
 
+/// The registry of models and prompts.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Registry {
+    /// What happens when a version in a file changed after it served: `refuse` the configuration, or `allow` it, which the history
+    /// says. Default: refuse.
+    pub changed_versions: Option<ChangedVersions>,
+}
+
+/// What happens when a version in a file changed after it served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangedVersions {
+    /// The configuration is refused.
+    Refuse,
+    /// It counts from now on.
+    Allow,
+}
+
 /// An alias that clients name.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
     /// The version that serves. May be left out where there is only one.
     pub live: Option<String>,
+    /// Whether this file alone says what serves, and nothing else can be deployed. Default: off.
+    pub pin: Option<Switch>,
     /// Versions by name; each is immutable once deployed.
     pub versions: BTreeMap<String, ModelVersion>,
 }
@@ -306,7 +364,9 @@ pub struct WeightedTarget {
 pub struct Prompt {
     /// The version that serves. May be left out where there is only one.
     pub live: Option<String>,
-    /// Versions by name.
+    /// Whether this file alone says what serves, and nothing else can be deployed. Default: off.
+    pub pin: Option<Switch>,
+    /// Versions by name; each is immutable once deployed.
     pub versions: BTreeMap<String, PromptVersion>,
 }
 

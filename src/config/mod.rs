@@ -6,10 +6,12 @@
 mod de;
 pub mod environment;
 pub mod file;
+pub mod foreign;
 pub mod forms;
 pub mod problems;
 pub mod prompts;
 pub mod pushed;
+pub mod registered;
 pub mod schema;
 pub mod secret;
 pub mod snapshot;
@@ -30,7 +32,10 @@ pub use problems::{Problem, Problems};
 pub use snapshot::Snapshot;
 pub use watch::Live;
 
-use self::{environment::Environment, file::File, snapshot::Store, sources::Sources, tree::Document};
+use self::{
+    environment::Environment, file::File, registered::ChangedVersions, snapshot::Store, sources::Sources,
+    tree::Document,
+};
 use crate::wire::revision::Revision;
 
 /// Where a configuration is looked for when none is named.
@@ -91,15 +96,41 @@ pub enum ConfigError {
 /// # Errors
 /// When there is nothing, it cannot be read, or it is wrong; then all of its problems are named.
 pub fn load(path: Option<&Path>) -> Result<Loaded, ConfigError> {
-    load_with(path, None)
+    load_with(path, &Layers::default())
 }
 
-/// As [`load`], with what was pushed laid over it.
+/// What lies over the files of one gateway.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Layers {
+    /// What was pushed for all gateways of a fleet.
+    pub pushed: Option<Arc<Revision>>,
+    /// The registry's book.
+    pub registered: Option<Arc<Revision>>,
+}
+
+impl Layers {
+    /// Those that are part of `snapshot`.
+    #[must_use]
+    pub fn of(snapshot: &Snapshot) -> Layers {
+        let pushed = snapshot.pushed.as_ref().map(|pushed| pushed.revision.clone());
+        Layers { pushed, registered: snapshot.registry.revision.clone() }
+    }
+}
+
+/// As [`load`], with what was pushed and what was registered laid over it.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_with(path: Option<&Path>, pushed: Option<&Arc<Revision>>) -> Result<Loaded, ConfigError> {
-    read(path.map(Path::to_owned).or_else(default_path).as_deref(), pushed).0
+pub fn load_with(path: Option<&Path>, layers: &Layers) -> Result<Loaded, ConfigError> {
+    read(path.map(Path::to_owned).or_else(default_path).as_deref(), layers).0
+}
+
+/// As [`load_with`], from where a configuration came before.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_again(origin: &Origin, layers: &Layers) -> Result<Loaded, ConfigError> {
+    read(origin.path.as_deref(), layers).0
 }
 
 /// What must be known before the rest can be.
@@ -149,7 +180,8 @@ pub fn check_pushed(path: Option<&Path>, revision: &Arc<Revision>) -> Result<Dra
     let input = Input::open(path.map(Path::to_owned).or_else(default_path).as_deref())?;
     let variable = |name: &str| input.environment.variable(name);
     let mut sources = Sources::new(&variable, &input.base_dir).elsewhere();
-    let warnings = match parse(&input.text, &input.name, Some(revision), &mut sources) {
+    let layers = Layers { pushed: Some(revision.clone()), registered: None };
+    let warnings = match parse(&input.text, &input.name, &layers, &mut sources) {
         Ok(checked) => checked.warnings,
         // Nothing is wrong, but too much is missing to tell more.
         Err(problems) if problems.is_empty() => Vec::new(),
@@ -196,9 +228,9 @@ impl Input {
     }
 }
 
-/// Reads `path`, or the environment alone, with what was pushed laid over it, and says which files that hangs on, whether it is
+/// Reads `path`, or the environment alone, with `layers` over it, and says which files that hangs on, whether it is
 /// valid or not.
-fn read(path: Option<&Path>, pushed: Option<&Arc<Revision>>) -> (Result<Loaded, ConfigError>, Vec<PathBuf>) {
+fn read(path: Option<&Path>, layers: &Layers) -> (Result<Loaded, ConfigError>, Vec<PathBuf>) {
     let dotenv = path.and_then(Path::parent).unwrap_or(Path::new("")).join(".env");
     let mut files: Vec<PathBuf> = path.map(Path::to_owned).into_iter().chain([dotenv.clone()]).collect();
     let input = match Input::open(path) {
@@ -207,7 +239,7 @@ fn read(path: Option<&Path>, pushed: Option<&Arc<Revision>>) -> (Result<Loaded, 
     };
     let variable = |name: &str| input.environment.variable(name);
     let mut sources = Sources::new(&variable, &input.base_dir);
-    let parsed = parse(&input.text, &input.name, pushed, &mut sources);
+    let parsed = parse(&input.text, &input.name, layers, &mut sources);
     files.append(&mut sources.files);
     let loaded = parsed.map_err(ConfigError::from).map(|checked| {
         let mut warnings = checked.warnings;
@@ -232,34 +264,38 @@ pub fn parse_str(
     base_dir: &Path,
 ) -> Result<Loaded, Problems> {
     let mut sources = Sources::new(env, base_dir);
-    let checked = parse(text, name, None, &mut sources)?;
+    let checked = parse(text, name, &Layers::default(), &mut sources)?;
     let origin = Origin { path: None, files: sources.files };
     Ok(Loaded { snapshot: checked.snapshot, origin, warnings: checked.warnings })
 }
 
-fn parse(
-    text: &str,
-    name: &str,
-    pushed: Option<&Arc<Revision>>,
-    sources: &mut Sources<'_>,
-) -> Result<validate::Checked, Problems> {
+fn parse(text: &str, name: &str, layers: &Layers, sources: &mut Sources<'_>) -> Result<validate::Checked, Problems> {
     let whole = |problem| Problems(vec![problem]);
     let mut problems = Problems::default();
     sources.note(text.as_bytes());
     let mut document = Document::parse(name, text, &mut problems).map_err(whole)?;
-    let in_force = match pushed {
+    let in_force = match &layers.pushed {
         Some(revision) => {
             sources.note(revision.text.as_bytes());
             Some(pushed::lay_over(&mut document, revision, &mut problems).map_err(whole)?)
         }
         None => None,
     };
+    let typed = registered::Typed::of(&document);
     let mut missing = sources.missing.take();
     document.substitute(&mut |name| sources.variable(name), missing.as_mut(), &mut problems);
     sources.missing = missing;
+    let mut registry =
+        registered::lay_over(&mut document, typed, layers.registered.as_ref(), sources).map_err(whole)?;
     let Some(file) = document.read::<File>(&mut problems) else { return Err(problems.sorted()) };
+    registry.changed_versions = match file.registry.changed_versions {
+        Some(file::ChangedVersions::Allow) => ChangedVersions::Allow,
+        Some(file::ChangedVersions::Refuse) | None => ChangedVersions::Refuse,
+    };
+    registered::check_versions(&document, &registry, &mut problems);
     let mut checked = validate::validate(file, &document, sources, problems)?;
     checked.snapshot.pushed = in_force;
+    checked.snapshot.registry = registry;
     Ok(checked)
 }
 

@@ -34,8 +34,8 @@ pub const SECTIONS: [&str; 15] = [
 ];
 
 /// The sections that belong to each gateway's own file.
-const LOCAL: [&str; 9] =
-    ["server", "store", "records", "calls", "data_dir", "key_pepper", "auth", "ledger", "telemetry"];
+const LOCAL: [&str; 10] =
+    ["server", "store", "records", "calls", "data_dir", "key_pepper", "auth", "ledger", "telemetry", "registry"];
 
 /// Where secrets stand in [`SECTIONS`]; `*` is any name or item. A test compares this with the schema.
 const SECRETS: [&[&str]; 6] = [

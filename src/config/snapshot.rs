@@ -8,7 +8,7 @@ use quick_cache::sync::Cache;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    config::{pushed::InForce, secret::SecretString},
+    config::{pushed::InForce, registered::InRegistry, secret::SecretString},
     ledger::period::{Per, Period},
     policy::{
         alerts::{Kind, Pace, Webhook},
@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub hash: String,
     /// What was pushed for all gateways and is part of this; `None` where nothing was.
     pub pushed: Option<InForce>,
+    /// What was registered and deployed, and what the files say without it.
+    pub registry: InRegistry,
     /// Listeners, their limits, and what needs a restart.
     pub server: Server,
     /// Where ledger state lives.
@@ -113,8 +115,10 @@ pub struct Server {
     pub admin: SocketAddr,
     /// Opens the admin listener whole.
     pub admin_token: Option<SecretString>,
-    /// Further tokens of the admin listener. Beyond loopback there is at least one, or `admin_token`.
+    /// Further tokens of the admin listener. Beyond loopback there is at least one, or `admin_token`, or `oidc`.
     pub admin_tokens: Vec<AdminToken>,
+    /// Where people sign in, besides tokens.
+    pub oidc: Option<Arc<Oidc>>,
     /// Certificates of the client listener.
     pub tls: Option<Tls>,
     /// Largest request body that is taken, in bytes.
@@ -158,6 +162,34 @@ impl Role {
             Role::Operator => "operator",
             Role::Admin => "admin",
         }
+    }
+}
+
+/// A provider of OpenID Connect, and what its people may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Oidc {
+    /// The provider's own name: an https URL, or an http one on loopback.
+    pub issuer: Box<str>,
+    /// Ours with it.
+    pub client_id: Box<str>,
+    /// What proves that; `None`: a public client.
+    pub client_secret: Option<SecretString>,
+    /// Where browsers come back to; `None`: the address that they came to first.
+    pub redirect_url: Option<Box<str>>,
+    /// What is asked for: `openid` and others, a blank between them.
+    pub scope: Box<str>,
+    /// The claim that says what somebody belongs to.
+    pub role_claim: Box<str>,
+    /// Values of that claim which give a role, `*` being all; the highest role first.
+    pub roles: Vec<(Role, Vec<Box<str>>)>,
+}
+
+impl Oidc {
+    /// The highest role of somebody who belongs to `groups`; `None`: they may not come in.
+    #[must_use]
+    pub fn role_of(&self, groups: &[Box<str>]) -> Option<Role> {
+        let gives = |value: &Box<str>| **value == *"*" || groups.contains(value);
+        self.roles.iter().find(|(_, values)| values.iter().any(gives)).map(|(role, _)| *role)
     }
 }
 
@@ -339,6 +371,8 @@ pub struct PromptRef {
     pub prompt: Arc<Prompt>,
     /// `@v2`, or the live version.
     pub version: Arc<str>,
+    /// Whether the version was named; otherwise a roll-out may choose another one.
+    pub pinned: bool,
 }
 
 /// A prompt with its versions.

@@ -83,6 +83,14 @@ impl<'a> Sources<'a> {
         Ok(text)
     }
 
+    /// A text file that is read, and counted, elsewhere.
+    ///
+    /// # Errors
+    /// As [`Sources::file`].
+    pub(super) fn peek(&self, path: &str) -> io::Result<String> {
+        read_text(&self.resolve(path))
+    }
+
     /// A file with one secret, without the line break at its end.
     ///
     /// # Errors

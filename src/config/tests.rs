@@ -5,8 +5,10 @@ use std::{
     sync::Arc,
 };
 
+use serde_json::json;
+
 use super::{
-    Loaded, Problems, bootstrap, check_pushed, environment, load_with, parse_str,
+    Layers, Loaded, Problems, Snapshot, bootstrap, check_pushed, environment, load_with, parse_str,
     snapshot::{Auth, ProviderKind, Records, Store, Unpriced},
 };
 use crate::{
@@ -17,6 +19,7 @@ use crate::{
         stats::{guardrail::Limit, report::Goal, verdict::Direction},
     },
     record::UserIds,
+    registry::{Book, Command, Deed, Kind, NewVersion, SealedVersion},
     units::NanoUsd,
     wire::revision::{self, Revision},
 };
@@ -190,7 +193,9 @@ fn values_of_the_wrong_kind_name_the_mend() {
         ("on_disconnect: {}", &["t.yaml:4:1: on_disconnect: a map stands where one of cancel, drain is due"]),
         (
             "server: { drain: 3 }",
-            &["t.yaml:4:11: server.drain: unknown key; known: admin, admin_token, admin_tokens, limits, listen, tls"],
+            &[
+                "t.yaml:4:11: server.drain: unknown key; known: admin, admin_token, admin_tokens, limits, listen, oidc, tls",
+            ],
         ),
         (
             "server: { limits: { drain: 3 } }",
@@ -636,6 +641,46 @@ fn the_call_log_is_sqlite_unless_said_otherwise_and_its_url_is_never_shown() {
 }
 
 #[test]
+fn people_sign_in_at_a_provider_that_can_be_believed_and_with_a_role() {
+    let oidc = |body: &str| format!("server: {{ oidc: {{ {body} }} }}");
+    let whole = "issuer: https://id.example.org, client_id: us, client_secret: c-CANARY, roles: { admin: [ops], viewer: [\"*\"] }";
+    let snapshot = loads(&with(&oidc(whole))).snapshot;
+    let found = snapshot.server.oidc.clone().expect("a provider");
+    assert_eq!(
+        (&*found.issuer, &*found.scope, &*found.role_claim),
+        ("https://id.example.org", "openid email profile", "groups")
+    );
+    assert!(!format!("{snapshot:?}").contains("CANARY"));
+    let beyond = with(&format!("server: {{ admin: 0.0.0.0:9090, oidc: {{ {whole} }} }}"));
+    assert!(loads(&beyond).snapshot.server.admin_token.is_none(), "no token is needed beside it");
+    each_is_refused(&[
+        (
+            &oidc("issuer: http://id.example.org, client_id: us, roles: { viewer: [\"*\"] }"),
+            &[
+                "t.yaml:4:27: server.oidc.issuer: is not an https URL without user, query and fragment (http only on this machine); \
+               TLS stands for the signatures of what the provider says",
+            ],
+        ),
+        (
+            &oidc("client_id: us, redirect_url: https://gw/login, scopes: [ a b ]"),
+            &[
+                "t.yaml:4:11: server.oidc.issuer: is missing; write the provider's https URL",
+                "t.yaml:4:11: server.oidc.roles: lets nobody in; write for instance `viewer: [\"*\"]` and `admin: [ops]`",
+                "t.yaml:4:48: server.oidc.redirect_url: is not the dashboard's address with `/login/oidc/callback` after its host and port",
+                "t.yaml:4:76: server.oidc.scopes[0]: `a b` is no scope: write one word an entry",
+            ],
+        ),
+        (
+            &oidc("issuer: https://id, client_id: us, client_secret: \"\", roles: { operator: [ \"\" ] }"),
+            &[
+                "t.yaml:4:69: server.oidc.client_secret: is empty; an empty secret protects nothing: set it, or take the line out",
+                "t.yaml:4:82: server.oidc.roles.operator: holds an empty value, which everybody might have",
+            ],
+        ),
+    ]);
+}
+
+#[test]
 fn a_redis_store_is_read_and_never_shown() {
     let snapshot = loads(&with("store: redis+sentinel://u:secret@a,b:2/main/1\nledger: { wait_replicas: 1 }")).snapshot;
     let Store::Redis(url) = &snapshot.store else { panic!("{:?}", snapshot.store) };
@@ -908,7 +953,7 @@ fn over(own: &str, pushed: &str) -> Result<Loaded, Vec<String>> {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("own.yaml");
     std::fs::write(&path, own).expect("written");
-    load_with(Some(&path), Some(&revision(pushed))).map_err(|error| {
+    load_with(Some(&path), &Layers { pushed: Some(revision(pushed)), registered: None }).map_err(|error| {
         let text = error.to_string().replace(&format!("{}/", dir.path().display()), "");
         text.lines().map(str::to_owned).collect()
     })
@@ -994,5 +1039,134 @@ fn the_store_is_found_whatever_else_is_wrong_and_never_guessed() {
         "store: {}\n",
     ] {
         assert!(of(wrong).is_err(), "{wrong}");
+    }
+}
+
+// === the registry ===
+
+/// A configuration's file and prompts beside it, with a book laid over.
+fn with_book(own: &str, book: &Book) -> Result<Loaded, String> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("own.yaml");
+    std::fs::write(&path, own).expect("written");
+    std::fs::write(dir.path().join("one.txt"), "One.").expect("written");
+    let text = book.to_json();
+    let sha256 = crate::wire::revision::sha256(&text);
+    let revision = Revision { number: 3, name: "registry".to_owned(), sha256, text, ..(*revision("")).clone() };
+    load_with(Some(&path), &Layers { pushed: None, registered: Some(Arc::new(revision)) })
+        .map_err(|error| error.to_string().replace(&format!("{}/", dir.path().display()), ""))
+}
+
+/// A book after `deeds` with the prompt `p`, at a gateway whose files say `own`.
+fn book(own: &str, deeds: Vec<Deed>) -> Book {
+    let files = with_book(own, &Book::default()).expect("valid").snapshot.registry.files;
+    let at = "2026-11-23T20:00:00Z".parse().expect("a time");
+    deeds.into_iter().fold(Book::default(), |book, deed| {
+        let command = Command::To { kind: Kind::Prompts, name: "p".to_owned(), deed };
+        book.apply(&command, &files, at, "ann").expect("done").book
+    })
+}
+
+fn add(version: &str, content: serde_json::Value) -> Deed {
+    Deed::AddVersion(NewVersion { version: Some(version.to_owned()), content, ..NewVersion::default() })
+}
+
+fn deploy(version: &str) -> Deed {
+    Deed::Deploy { version: version.to_owned(), reason: String::new() }
+}
+
+const ONE_PROMPT: &str = "prompts: { p: { versions: { v1: { system: One. } } } }\n";
+
+#[test]
+fn what_is_registered_stands_beside_the_files_and_what_is_deployed_is_live() {
+    let own = with(ONE_PROMPT);
+    let text = json!({ "system": "Two, literally: ${HOME}", "variables": {} });
+    let registered = book(&own, vec![add("v2", text.clone())]);
+    let prompt = with_book(&own, &registered).expect("valid").snapshot.prompts["p"].clone();
+    assert_eq!((&*prompt.live, prompt.versions.len()), ("v1", 2));
+
+    let deployed = book(&own, vec![add("v2", text), deploy("v2")]);
+    let snapshot = with_book(&own, &deployed).expect("valid").snapshot;
+    let prompt = &snapshot.prompts["p"];
+    assert_eq!(&*prompt.live, "v2");
+    let says: Vec<String> = prompt.versions["v2"].sources().map(|(_, text)| text).collect();
+    assert_eq!(says, ["Two, literally: ${HOME}"]);
+
+    let later = with("prompts: { p: { live: v9, versions: { v1: { system: One. }, v9: { system: Nine. } } } }\n");
+    assert_eq!(
+        &*with_book(&later, &deployed).expect("valid").snapshot.prompts["p"].live,
+        "v9",
+        "the file decided later"
+    );
+    let pinned = with("prompts: { p: { pin: true, versions: { v1: { system: One. } } } }\n");
+    assert_eq!(&*with_book(&pinned, &deployed).expect("valid").snapshot.prompts["p"].live, "v1");
+}
+
+#[test]
+fn a_name_of_the_registry_alone_waits_until_it_is_deployed() {
+    let own = with("");
+    let waiting = book(&own, vec![add("v1", json!({ "system": "New." }))]);
+    assert!(with_book(&own, &waiting).expect("valid").snapshot.prompts.is_empty());
+    let deployed = book(&own, vec![add("v1", json!({ "system": "New." })), deploy("v1")]);
+    assert_eq!(&*with_book(&own, &deployed).expect("valid").snapshot.prompts["p"].live, "v1");
+}
+
+#[test]
+fn what_is_wrong_in_the_registry_is_named_by_its_revision() {
+    let own = with(ONE_PROMPT);
+    let wrong = book(&own, vec![add("v2", json!({ "system": "{{ x", "nonsense": 1 }))]);
+    let said = with_book(&own, &wrong).expect_err("wrong");
+    assert!(said.contains("registry@3: prompts.p.versions.v2.nonsense: "), "{said}");
+    assert!(said.contains("registry@3: prompts.p.versions.v2.system: "), "{said}");
+}
+
+#[test]
+fn a_sealed_version_of_a_file_never_changes_unless_that_is_allowed() {
+    let own = with("prompts: { p: { versions: { v1: { file: one.txt } } } }\n");
+    let sealed = |own: &str| {
+        let files = with_book(own, &Book::default()).expect("valid").snapshot.registry.files.clone();
+        let at = "2026-11-23T20:00:00Z".parse().expect("a time");
+        let sha256 = files.prompts["p"].versions["v1"].clone();
+        let (kind, name, version) = (Kind::Prompts, "p".to_owned(), "v1".to_owned());
+        let seal = Command::Seal { versions: vec![SealedVersion { kind, name, version, sha256 }], reseal: false };
+        Book::default().apply(&seal, &files, at, "steward").expect("sealed").book
+    };
+    let book = sealed(&own);
+    assert_eq!(book, sealed(&with(ONE_PROMPT)), "what counts is what it says, not where that stands");
+    assert!(with_book(&with("\n\n\nprompts: { p: { versions: { v1: { system: \"One.\" } } } }\n"), &book).is_ok());
+
+    let changed = with("prompts: { p: { versions: { v1: { system: Uno. } } } }\n");
+    let said = with_book(&changed, &book).expect_err("changed");
+    assert!(
+        said.starts_with("own.yaml:") && said.contains(": prompts.p.versions.v1: v1 was registered as sha256:"),
+        "{said}"
+    );
+    assert!(said.contains(" on 2026-11-23, and a version never changes: call it v2"), "{said}");
+    let allowed = format!("{changed}registry: {{ changed_versions: allow }}\n");
+    assert!(with_book(&allowed, &book).is_ok());
+}
+
+#[test]
+fn a_roll_out_gives_each_user_a_version_and_moves_nobody_back() {
+    let own = with(ONE_PROMPT);
+    let at_stage = |stage: usize| {
+        let stages = "10% 1h, 50% 1h, 100% 1h".parse().expect("stages");
+        let (guardrails, reason) = (serde_json::Value::Null, String::new());
+        let start = Deed::StartRollout { version: "v2".to_owned(), stages, guardrails, reason };
+        let advances = (0..stage).map(|stage| Deed::AdvanceRollout { stage });
+        let deeds = [add("v2", json!({ "system": "Two." })), start].into_iter().chain(advances).collect();
+        with_book(&own, &book(&own, deeds)).expect("valid").snapshot
+    };
+    let snapshots: Vec<Snapshot> = (0..3).map(at_stage).collect();
+    assert_eq!(snapshots.iter().map(|one| &one.hash).collect::<std::collections::BTreeSet<_>>().len(), 3);
+    let gets_new = |snapshot: &Snapshot, user: usize| {
+        let chosen = snapshot.registry.choose(Kind::Prompts, "p", &format!("user-{user}"));
+        &**chosen.expect("a roll-out") == "v2"
+    };
+    let shares: Vec<usize> =
+        snapshots.iter().map(|snapshot| (0..2000).filter(|user| gets_new(snapshot, *user)).count()).collect();
+    assert!((150..250).contains(&shares[0]) && (900..1100).contains(&shares[1]) && shares[2] == 2000, "{shares:?}");
+    for user in 0..2000 {
+        assert!(!gets_new(&snapshots[0], user) || gets_new(&snapshots[1], user), "user-{user} went back");
     }
 }

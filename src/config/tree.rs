@@ -16,6 +16,8 @@ const DEPTH_MAX: usize = 48;
 const NODES_MAX: usize = 250_000;
 /// Nodes of an overlay are numbered from here, beyond those of any document.
 const OVERLAY_ID: u32 = 1 << 20;
+/// Nodes of what came from the registry are numbered from here, beyond those of any overlay.
+const REGISTERED_ID: u32 = 1 << 21;
 
 /// A parsed file.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub(super) struct Document {
     name: String,
     /// What was laid over it, as messages name it.
     overlay: Option<String>,
+    /// What of the registry was merged into it, as messages name it.
+    registered: Option<String>,
     /// The top.
     pub(super) root: Node,
     struck: HashSet<u32>,
@@ -65,7 +69,7 @@ pub(super) struct Entry {
 
 /// A path of keys and indices from the top; indices count what was not struck.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Path(Vec<Step>);
+pub struct Path(Vec<Step>);
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -75,14 +79,16 @@ enum Step {
 
 impl Path {
     /// The key `key` below this path.
-    pub(super) fn key(&self, key: &str) -> Path {
+    #[must_use]
+    pub fn key(&self, key: &str) -> Path {
         let mut steps = self.0.clone();
         steps.push(Step::Key(key.to_owned()));
         Path(steps)
     }
 
     /// The item `index` below this path.
-    pub(super) fn index(&self, index: usize) -> Path {
+    #[must_use]
+    pub fn index(&self, index: usize) -> Path {
         let mut steps = self.0.clone();
         steps.push(Step::Index(index));
         Path(steps)
@@ -131,8 +137,14 @@ impl Document {
         })?;
         let mut planter = Planter { text, next_id: first_id, doubled: Vec::new() };
         let root = planter.plant(raw);
-        let mut document =
-            Document { name: name.to_owned(), overlay: None, root, struck: HashSet::new(), filled: HashSet::new() };
+        let mut document = Document {
+            name: name.to_owned(),
+            overlay: None,
+            registered: None,
+            root,
+            struck: HashSet::new(),
+            filled: HashSet::new(),
+        };
         for (id, first) in planter.doubled {
             problems.push(document.problem_found(
                 id,
@@ -162,8 +174,26 @@ impl Document {
         keys
     }
 
+    /// Puts the entries of `over` beside its own, map by map; where both have something else than a map, that of `over` counts.
+    pub(super) fn merge(&mut self, name: String, over: serde_json::Value) {
+        self.registered = Some(name);
+        if matches!(self.root.value, Value::Absent) {
+            self.root.value = Value::Map(Vec::new());
+        }
+        let mut next_id = REGISTERED_ID;
+        merge_into(&mut self.root, Node::grown(over, &mut next_id));
+    }
+
+    /// The value at `path` as JSON; plain scalars are what JSON would take them for. `None` where nothing was written.
+    pub(super) fn json(&self, path: &Path) -> Option<serde_json::Value> {
+        self.written(path).map(Node::to_json)
+    }
+
     /// The file that a node stands in.
     fn file_of(&self, id: u32) -> String {
+        if let Some(registered) = self.registered.as_ref().filter(|_| id >= REGISTERED_ID) {
+            return registered.clone();
+        }
         let overlay = self.overlay.as_ref().filter(|_| id >= OVERLAY_ID);
         overlay.unwrap_or(&self.name).clone()
     }
@@ -273,6 +303,59 @@ impl Document {
 fn raw_entry<'a>(node: &'a Node, key: &str) -> Option<&'a Entry> {
     let Value::Map(entries) = &node.value else { return None };
     entries.iter().find(|entry| entry.key == key)
+}
+
+/// A key that `over` has too keeps its place where both are maps, and goes otherwise.
+fn merge_into(node: &mut Node, over: Node) {
+    let (Value::Map(own), true) = (&mut node.value, matches!(over.value, Value::Map(_))) else {
+        *node = over;
+        return;
+    };
+    let Value::Map(entries) = over.value else { return };
+    for entry in entries {
+        match own.iter_mut().find(|known| known.key == entry.key) {
+            Some(known) if matches!(known.node.value, Value::Map(_)) => merge_into(&mut known.node, entry.node),
+            Some(known) => *known = entry,
+            None => own.push(entry),
+        }
+    }
+}
+
+impl Node {
+    /// A node for a JSON value, and nodes for what is in it. It stands in no file.
+    fn grown(json: serde_json::Value, next_id: &mut u32) -> Node {
+        use serde_json::Value as Json;
+        let id = *next_id;
+        *next_id += 1;
+        let value = match json {
+            Json::Null => Value::Absent,
+            Json::String(text) => Value::Scalar { text, plain: false },
+            Json::Bool(_) | Json::Number(_) => Value::Scalar { text: json.to_string(), plain: true },
+            Json::Array(items) => Value::Seq(items.into_iter().map(|item| Node::grown(item, next_id)).collect()),
+            Json::Object(map) => Value::Map(
+                map.into_iter()
+                    .map(|(key, value)| Entry { key, key_place: Place::default(), node: Node::grown(value, next_id) })
+                    .collect(),
+            ),
+        };
+        Node { id, place: Place::default(), value }
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        use serde_json::Value as Json;
+        match &self.value {
+            Value::Absent => Json::Null,
+            Value::Scalar { text, plain: true } => match serde_json::from_str(text) {
+                Ok(value @ (Json::Bool(_) | Json::Number(_))) => value,
+                _ => Json::String(text.clone()),
+            },
+            Value::Scalar { text, plain: false } => Json::String(text.clone()),
+            Value::Seq(items) => Json::Array(items.iter().map(Node::to_json).collect()),
+            Value::Map(entries) => {
+                Json::Object(entries.iter().map(|entry| (entry.key.clone(), entry.node.to_json())).collect())
+            }
+        }
+    }
 }
 
 impl Entry {

@@ -3,8 +3,9 @@
 //! Directories are watched rather than files, so that an editor's rename and a Kubernetes `ConfigMap`'s swapped symlink are
 //! seen. Where the kernel says nothing (network file systems, exhausted watches), content is compared twice a second.
 //!
-//! What was pushed for all gateways comes in by [`WatchHandle::offer`] and is read together with the files. A revision that is
-//! wrong here holds nothing up: what changes in the files goes on to count, with the last good revision.
+//! What was pushed for all gateways comes in by [`WatchHandle::offer`], the registry's book by [`WatchHandle::offer_registered`]; both
+//! are read together with the files. A revision that is wrong here holds nothing up: what changes in the files goes on to count, with
+//! the last good revision.
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +24,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher, event::Acces
 use sha2::{Digest, Sha256};
 
 use crate::{
-    config::{ConfigError, Loaded, Origin, Snapshot, sources},
+    config::{ConfigError, Layers, Loaded, Origin, Snapshot, sources},
     wire::revision::Revision,
 };
 
@@ -99,6 +100,7 @@ struct Signals {
     stop: AtomicBool,
     force: AtomicBool,
     offered: ArcSwapOption<Revision>,
+    registered: ArcSwapOption<Revision>,
 }
 
 impl WatchHandle {
@@ -112,6 +114,12 @@ impl WatchHandle {
     /// Lays `revision` over the files from now on, if both together are valid.
     pub fn offer(&self, revision: Arc<Revision>) {
         self.signals.offered.store(Some(revision));
+        let _ = self.wake.try_send(());
+    }
+
+    /// Lays `revision` of the registry's book over the files from now on, if both together are valid.
+    pub fn offer_registered(&self, revision: Arc<Revision>) {
+        self.signals.registered.store(Some(revision));
         let _ = self.wake.try_send(());
     }
 }
@@ -148,14 +156,21 @@ pub fn watch(
     let thread_signals = signals.clone();
     let thread = std::thread::Builder::new().name("config-watch".to_owned()).spawn(move || {
         // The files may have changed since they were loaded: the first look always reads.
-        reloader.look(None, false);
+        reloader.look(Layers::default(), false);
         while wait(&woken, &thread_signals) {
             let forced = thread_signals.force.swap(false, Ordering::AcqRel);
-            reloader.look(thread_signals.offered.swap(None), forced);
+            reloader.look(thread_signals.offered(), forced);
             directories.follow(&reloader.origin.files);
         }
     })?;
     Ok(WatchHandle { signals, wake, thread: Some(thread) })
+}
+
+impl Signals {
+    /// What was offered since the last time.
+    fn offered(&self) -> Layers {
+        Layers { pushed: self.offered.swap(None), registered: self.registered.swap(None) }
+    }
 }
 
 /// Waits for a change to settle, or for the next poll; `false` when it is time to stop.
@@ -187,10 +202,10 @@ struct Reloader<P, R> {
     on_result: R,
     seen: Fingerprint,
     failed: bool,
-    /// The newest revision that was pushed, good or not.
-    newest: Option<Arc<Revision>>,
-    /// The one that is in force.
-    good: Option<Arc<Revision>>,
+    /// The newest revisions, good or not.
+    newest: Layers,
+    /// Those that are in force.
+    good: Layers,
 }
 
 impl<P, R> Reloader<P, R>
@@ -199,50 +214,65 @@ where
     R: Fn(Result<ReloadSummary, &ConfigError>),
 {
     fn new(live: Arc<Live>, origin: Origin, prepare: P, on_result: R) -> Reloader<P, R> {
-        let good = live.load_full().pushed.as_ref().map(|pushed| pushed.revision.clone());
+        let good = Layers::of(&live.load_full());
         Reloader { live, origin, prepare, on_result, seen: Vec::new(), failed: false, newest: good.clone(), good }
     }
 
-    /// Reads again if any content changed since the last look, or another revision was pushed.
-    fn look(&mut self, offered: Option<Arc<Revision>>, forced: bool) {
+    /// Reads again if any content changed since the last look, or another revision was offered.
+    fn look(&mut self, offered: Layers, forced: bool) {
         let found = fingerprint(&self.origin.files);
-        let is_new = offered.is_some() && offered != self.newest;
-        let changed = is_new || found != self.seen;
+        let newest = Layers {
+            pushed: offered.pushed.or_else(|| self.newest.pushed.clone()),
+            registered: offered.registered.or_else(|| self.newest.registered.clone()),
+        };
+        let changed = newest != self.newest || found != self.seen;
         if !changed && !forced {
             return;
         }
-        self.newest = offered.or(self.newest.take());
+        self.newest = newest;
         // What was refused is tried again only once something changed.
         let tried = if changed { self.newest.clone() } else { self.good.clone() };
-        let (outcome, mut files) = self.attempt(tried.as_ref(), forced);
-        if outcome.is_err() && tried != self.good {
-            let (rest, more) = self.attempt(self.good.clone().as_ref(), forced);
-            files.extend(more.into_iter().filter(|file| !files.contains(file)).collect::<Vec<_>>());
-            self.conclude(outcome, tried);
-            self.note_the_rest(rest);
-        } else {
-            self.conclude(outcome, tried);
+        let (outcome, mut files) = self.attempt(&tried, forced);
+        let is_refused = outcome.is_err();
+        self.conclude(outcome, &tried);
+        if is_refused {
+            for rest in self.without_what_is_new(&tried) {
+                let (outcome, more) = self.attempt(&rest, forced);
+                files.extend(more.into_iter().filter(|file| !files.contains(file)).collect::<Vec<_>>());
+                if self.note_the_rest(outcome, rest) {
+                    break;
+                }
+            }
         }
         // Taken before the reading where the files are the same, so that a change during it is seen the next time.
         self.seen = if files == self.origin.files { found } else { fingerprint(&files) };
         self.origin.files = files;
     }
 
-    /// Reads the files with `revision` over them and swaps the result in. Says which files that hangs on.
-    fn attempt(
-        &self,
-        revision: Option<&Arc<Revision>>,
-        forced: bool,
-    ) -> (Result<ReloadSummary, ConfigError>, Vec<PathBuf>) {
-        let (loaded, files) = super::read(self.origin.path.as_deref(), revision);
+    /// What to try after `refused`: as much of it as there is, and at last what was good before.
+    fn without_what_is_new(&self, refused: &Layers) -> Vec<Layers> {
+        let good = &self.good;
+        let mut rests = vec![
+            Layers { pushed: refused.pushed.clone(), registered: good.registered.clone() },
+            Layers { pushed: good.pushed.clone(), registered: refused.registered.clone() },
+            good.clone(),
+        ];
+        rests.dedup();
+        rests.retain(|rest| rest != refused);
+        rests
+    }
+
+    /// Reads the files with `layers` over them and swaps the result in. Says which files that hangs on.
+    fn attempt(&self, layers: &Layers, forced: bool) -> (Result<ReloadSummary, ConfigError>, Vec<PathBuf>) {
+        let (loaded, files) = super::read(self.origin.path.as_deref(), layers);
         (loaded.and_then(|loaded| self.swap(loaded, forced)), files)
     }
 
-    fn conclude(&mut self, outcome: Result<ReloadSummary, ConfigError>, tried: Option<Arc<Revision>>) {
-        let is_newest = tried == self.newest;
+    fn conclude(&mut self, outcome: Result<ReloadSummary, ConfigError>, tried: &Layers) {
+        let is_newest = *tried == self.newest;
         match outcome {
             Ok(summary) => {
-                self.good = tried;
+                self.good = tried.clone();
                 let mended = is_newest && std::mem::take(&mut self.failed);
                 if is_newest {
                     self.live.refusal.store(None);
@@ -253,27 +283,31 @@ where
             }
             Err(error) => {
                 self.failed = true;
-                let refusal = Refusal { reason: error.to_string(), revision: tried.map(|tried| tried.number) };
+                let revision = tried.pushed.as_ref().map(|tried| tried.number);
+                let refusal = Refusal { reason: error.to_string(), revision };
                 self.live.refusal.store(Some(Arc::new(refusal)));
                 (self.on_result)(Err(&error));
             }
         }
     }
 
-    /// What the files are with the last good revision, after the newest one was refused; what is wrong in them was said already.
-    fn note_the_rest(&self, outcome: Result<ReloadSummary, ConfigError>) {
-        if let Ok(summary) = outcome
-            && summary.swapped
-        {
+    /// What the files are with what is left of `rest`, after the newest one was refused; what is wrong in them was said already.
+    /// Whether it is good.
+    fn note_the_rest(&mut self, outcome: Result<ReloadSummary, ConfigError>, rest: Layers) -> bool {
+        let Ok(summary) = outcome else { return false };
+        self.good = rest;
+        if summary.swapped {
             (self.on_result)(Ok(summary));
         }
+        true
     }
 
     fn swap(&self, loaded: Loaded, forced: bool) -> Result<ReloadSummary, ConfigError> {
         let current = self.live.load_full();
         let warnings = loaded.warnings;
         let is_same = loaded.snapshot.hash == current.hash && loaded.snapshot.pushed == current.pushed;
-        if is_same && !forced {
+        let is_noted = loaded.snapshot.registry.revision == current.registry.revision;
+        if is_same && is_noted && !forced {
             return Ok(ReloadSummary { snapshot: current, swapped: false, warnings });
         }
         let fixed = needs_restart(&current, &loaded.snapshot);
@@ -282,7 +316,8 @@ where
         }
         let snapshot = Arc::new((self.prepare)(loaded.snapshot)?);
         self.live.current.store(snapshot.clone());
-        Ok(ReloadSummary { snapshot, swapped: true, warnings })
+        // What was registered and is not live changes nothing for calls, and is no news.
+        Ok(ReloadSummary { snapshot, swapped: !is_same || forced, warnings })
     }
 }
 
@@ -408,7 +443,7 @@ mod tests {
         fn by_hand(&self) -> (impl FnMut() + use<>, Receiver<Heard>) {
             let (results, heard) = sync_channel(HEARD_MAX);
             let mut reloader = Reloader::new(self.live.clone(), self.origin.clone(), Ok, report_to(results));
-            (move || reloader.look(None, false), heard)
+            (move || reloader.look(Layers::default(), false), heard)
         }
 
         fn watch(&self) -> (WatchHandle, Receiver<Heard>) {
@@ -523,24 +558,24 @@ mod tests {
             (live.routing.attempts, live.stream_usage, live.pushed.as_ref().map(|pushed| pushed.revision.number))
         };
         let leave = crate::config::snapshot::StreamUsage::Leave;
-        reloader.look(pushed(1, "stream_usage: leave\n"), false);
+        reloader.look(Layers { pushed: pushed(1, "stream_usage: leave\n"), registered: None }, false);
         assert_eq!((heard.try_recv(), facts()), (Ok(Ok(("data".into(), true))), (3, leave, Some(1))));
 
-        reloader.look(pushed(2, "stream_usage: sometimes\n"), false);
+        reloader.look(Layers { pushed: pushed(2, "stream_usage: sometimes\n"), registered: None }, false);
         assert!(heard.try_recv().expect("a report").expect_err("a refusal").starts_with("r.yaml@2:1:15:"));
         assert_eq!(watched.live.refusal().expect("said").revision, Some(2));
-        reloader.look(pushed(2, "stream_usage: sometimes\n"), false);
+        reloader.look(Layers { pushed: pushed(2, "stream_usage: sometimes\n"), registered: None }, false);
         assert!(heard.try_recv().is_err(), "reported twice");
-        reloader.look(None, true);
+        reloader.look(Layers::default(), true);
         assert_eq!(heard.try_recv(), Ok(Ok(("data".into(), true))), "keys that were revoked are not held up");
         assert!(watched.live.refusal().is_some(), "the newest one is refused still");
 
         watched.write(&text(4));
-        reloader.look(None, false);
+        reloader.look(Layers::default(), false);
         assert!(heard.try_recv().expect("a report").is_err());
         assert_eq!((heard.try_recv(), facts()), (Ok(Ok(("data".into(), true))), (4, leave, Some(1))));
 
-        reloader.look(pushed(3, "stream_usage: leave\n"), false);
+        reloader.look(Layers { pushed: pushed(3, "stream_usage: leave\n"), registered: None }, false);
         assert_eq!((heard.try_recv(), facts()), (Ok(Ok(("data".into(), true))), (4, leave, Some(3))));
         assert_eq!(watched.live.refusal(), None);
     }

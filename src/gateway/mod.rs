@@ -3,9 +3,11 @@
 pub mod alarms;
 pub mod framing;
 mod quiet;
+pub mod registrar;
 pub mod routes;
 pub mod serve;
 pub mod stack;
+pub mod steward;
 pub mod tls;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -16,7 +18,7 @@ use tokio::time::Instant;
 use crate::{
     body::InFlightCount,
     config::Live,
-    gateway::serve::Shutdown,
+    gateway::{registrar::Registrar, serve::Shutdown},
     purses::Purses,
     store::records::Calls,
     telemetry::metrics,
@@ -30,6 +32,8 @@ pub struct Shared {
     pub listen: SocketAddr,
     /// The configuration that serves.
     pub live: Arc<Live>,
+    /// Who changes the registry.
+    pub registrar: Arc<Registrar>,
     /// The purses of this process.
     pub purses: Arc<Purses>,
     /// The way to providers.

@@ -12,6 +12,7 @@ use crate::{
     layers::{Early, Turn},
     policy::prompt::{PromptError, Rendered, Template},
     recorder,
+    registry::Kind,
     wire::{
         edit::{self, EditError, Role},
         endpoint::Endpoint,
@@ -42,7 +43,7 @@ fn inject(planned: &mut Planned) -> Result<(), GatewayError> {
     let call = &planned.call;
     if let (Some(named), Payload::Json(_)) = (call.head.headers.get("x-tollgate-prompt"), &call.payload) {
         let named = named.to_str().unwrap_or_default();
-        planned.plan.prompt = Some(named_prompt(&call.snapshot, named)?);
+        planned.plan.prompt = Some(named_prompt(&call.snapshot, named, &call.identity.user)?);
     }
     if let (Some(wanted), Payload::Json(document)) = (&planned.plan.prompt, &call.payload) {
         let template = wanted.prompt.versions.get(&wanted.version).ok_or_else(|| {
@@ -55,14 +56,16 @@ fn inject(planned: &mut Planned) -> Result<(), GatewayError> {
 }
 
 /// `name` or `name@version` of `x-tollgate-prompt`.
-fn named_prompt(snapshot: &Snapshot, named: &str) -> Result<PromptRef, GatewayError> {
+fn named_prompt(snapshot: &Snapshot, named: &str, user: &str) -> Result<PromptRef, GatewayError> {
     let (name, version) = named.split_once('@').map_or((named, None), |(name, version)| (name, Some(version)));
     let unknown =
         || GatewayError::invalid(format!("no prompt `{named}` here: see x-tollgate-prompt"), Some("x-tollgate-prompt"));
     let prompt = snapshot.prompts.get(name).ok_or_else(unknown)?;
-    let version = version.unwrap_or(&prompt.live);
+    let chosen = || snapshot.registry.choose(Kind::Prompts, name, user).unwrap_or(&prompt.live);
+    let pinned = version.is_some();
+    let version = version.unwrap_or_else(|| chosen());
     let (version, _) = prompt.versions.get_key_value(version).ok_or_else(unknown)?;
-    Ok(PromptRef { prompt: prompt.clone(), version: version.clone() })
+    Ok(PromptRef { prompt: prompt.clone(), version: version.clone(), pinned })
 }
 
 fn render(template: &Template, headers: &HeaderMap, document: &Document) -> Result<Rendered, GatewayError> {

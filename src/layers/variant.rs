@@ -16,6 +16,7 @@ use crate::{
     layers::{Inner, Step},
     policy::experiment::{Unit, Variant},
     recorder,
+    registry::Kind,
     wire::{
         edit,
         endpoint::Endpoint,
@@ -68,7 +69,7 @@ fn downgraded_plan(call: &Call, alias: &str) -> Option<Plan> {
         return None;
     }
     let model = call.snapshot.models.get(alias)?;
-    let version = model.versions.get(&model.live)?;
+    let version = model.versions.get(live_version(call, model))?;
     Some(version_plan(model, version, call))
 }
 
@@ -76,7 +77,7 @@ fn version_plan(model: &Model, version: &Arc<ModelVersion>, call: &Call) -> Plan
     Plan {
         named: model.name.clone(),
         label: model.name.clone(),
-        prompt: version.prompt.clone(),
+        prompt: version.prompt.clone().map(|prompt| rolled_out_prompt(call, prompt)),
         version: Some(version.clone()),
         variants: Vec::new(),
         units: Vec::new(),
@@ -138,7 +139,7 @@ fn alias_plan(call: &Call, model: &Model, named: &str, pinned: Option<&str>) -> 
     let mut variants = Vec::new();
     let mut units = Vec::new();
     let mut variant_parameters = Vec::new();
-    let mut wanted = pinned.unwrap_or(&model.live);
+    let mut wanted = pinned.unwrap_or_else(|| live_version(call, model));
     let mut instead = None;
     let mut prompt = None;
     // A call that pins a version has chosen for itself.
@@ -184,9 +185,26 @@ fn unit(call: &Call, unit: &Unit) -> Arc<str> {
     }
 }
 
+/// The live version, or the one that the user gets while another one is rolled out.
+fn live_version<'m>(call: &'m Call, model: &'m Model) -> &'m str {
+    call.snapshot.registry.choose(Kind::Models, &model.name, &call.identity.user).unwrap_or(&model.live)
+}
+
+/// While a prompt is rolled out, users get its live version or the new one.
+fn rolled_out_prompt(call: &Call, prompt: PromptRef) -> PromptRef {
+    if prompt.pinned {
+        return prompt;
+    }
+    match call.snapshot.registry.choose(Kind::Prompts, &prompt.prompt.name, &call.identity.user) {
+        Some(version) => PromptRef { version: version.clone(), ..prompt },
+        None => prompt,
+    }
+}
+
 fn variant_prompt(snapshot: &Snapshot, variant: &Variant) -> Option<PromptRef> {
     let (prompt, version) = variant.prompt.as_ref()?;
-    Some(PromptRef { prompt: snapshot.prompts.get(&**prompt)?.clone(), version: version.clone() })
+    // Every call of a variant gets the same.
+    Some(PromptRef { prompt: snapshot.prompts.get(&**prompt)?.clone(), version: version.clone(), pinned: true })
 }
 
 /// One weighted target drawn by `draw`, then the other ones, then the fallbacks.

@@ -6,6 +6,7 @@ pub mod experiment;
 pub mod json_schema;
 pub mod keys;
 pub mod limits;
+pub mod oidc;
 pub mod pricing;
 pub mod prompt;
 pub mod prompt_lint;

@@ -2,6 +2,7 @@
 //!
 //! - [`audit`]: who changed what, in a chain of hashes.
 //! - [`ports`]: what the ledger's runtime asks of an authority.
+//! - [`books`]: the registry's book in local files.
 //! - [`embedded`]: an authority in a local SQLite file.
 //! - [`keys`]: virtual keys that were created at run time.
 //! - [`redis`]: an authority on Redis, for many processes.
@@ -9,6 +10,7 @@
 //! - [`journal`]: what this process reserved and settled, exact after it was killed.
 
 pub mod audit;
+pub mod books;
 pub mod embedded;
 pub mod journal;
 pub mod keys;

@@ -1,10 +1,14 @@
-//! What the ledger's runtime asks of the place where accounts live, be it a local file or Redis.
+//! What the ledger's runtime asks of the place where accounts live, be it a local file or Redis; and what the registry asks of the place
+//! where its book is kept.
 
 use std::{collections::BTreeMap, path::PathBuf, pin::Pin, sync::Arc};
 
-use crate::ledger::{
-    account::AccountState,
-    sync::{RowId, SyncReply, SyncRequest},
+use crate::{
+    ledger::{
+        account::AccountState,
+        sync::{RowId, SyncReply, SyncRequest},
+    },
+    wire::revision::{Head, Revision},
 };
 
 /// A store's answer, some time later.
@@ -97,3 +101,31 @@ pub trait Authority: Send + Sync {
     /// something else is there by now.
     fn replace(&self, account: Arc<str>, damaged: BTreeMap<String, String>, state: AccountState) -> Answer<'_, bool>;
 }
+
+/// What became of a push.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PushOutcome {
+    /// It is live.
+    Pushed,
+    /// Another revision is live than the one that it is based on; `None` when there is none at all.
+    Stale(Option<Head>),
+}
+
+/// Where the registry's book is kept: revisions that never change, and a head that says which one is live.
+pub trait BookStore: Send + Sync {
+    /// What is live; `None` when nothing was ever pushed.
+    fn head(&self) -> Answer<'_, Option<Head>>;
+
+    /// One revision; `None` when there is none of that number, or no longer.
+    fn revision(&self, number: u64) -> Answer<'_, Option<Revision>>;
+
+    /// Stores a revision durably and makes it live, if `base` still is. After [`StoreError::Unavailable`] it is not known whether it
+    /// is live.
+    fn push(&self, base: Option<Head>, revision: Revision) -> Answer<'_, PushOutcome>;
+
+    /// At most `count` revisions, the newest first, from `newest` on. Those that cannot be read are left out.
+    fn history(&self, newest: u64, count: u64) -> Answer<'_, Vec<Revision>>;
+}
+
+/// Revisions of a book that are kept; with the audit log, older ones are not needed.
+pub const BOOKS_KEPT: u64 = 200;

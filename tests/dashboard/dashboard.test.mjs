@@ -6,6 +6,7 @@ import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { ROOT, openPage, startBrowser, startDemo, startServe } from './demo.mjs';
+import { startProvider } from './provider.mjs';
 
 const SCREENSHOTS = join(ROOT, 'target/screenshots');
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
@@ -258,4 +259,39 @@ test('without scripts the figures are there as tables', async () => {
   assert.ok(await page.locator('#points tbody tr').count() > 1);
   assert.ok(await page.locator('#by tbody tr').count() > 1);
   await context.close();
+});
+
+test('a browser signs in at a provider on another site and comes back signed in; so it does with a token', async (t) => {
+  const provider = await startProvider(['ops']);
+  const gateway = await startServe(`records: none
+server:
+  listen: "127.0.0.1:0"
+  admin: "127.0.0.1:0"
+  admin_token: dashboard-test-0123456789
+  oidc: { issuer: "${provider.issuer}", client_id: tollgate, roles: { operator: [ops] } }
+auth: none
+providers: { sim: { kind: simulated } }
+`);
+  t.after(() => Promise.all([gateway.stop(), provider.stop()]));
+  for (const [language, theme] of [['en', 'light'], ['de', 'dark']]) {
+    const page = await openPage(browser, gateway, { language, theme });
+    page.setDefaultTimeout(10_000);
+    await page.goto(new URL('/models?lang=en', gateway.url).href);
+    assert.equal(new URL(page.url()).pathname, '/login');
+    await page.evaluate(AXE);
+    const { violations } = await page.evaluate(() => axe.run());
+    assert.deepEqual(violations.map(({ id, nodes }) => [id, nodes.map((node) => node.html)]), []);
+    await page.screenshot({ path: join(SCREENSHOTS, `login-${language}-${theme}.png`) });
+    await page.locator('main a.button').click();
+    await page.locator('#yes').click();
+    await page.waitForURL('**/models?lang=en');
+    assert.equal(await page.locator('.side-foot form span').textContent(), 'ann@example.org (oidc)');
+    await page.locator('.side-foot form button').click();
+    await page.waitForURL('**/login');
+    await page.locator('#token').fill('dashboard-test-0123456789');
+    await page.locator('form button').click();
+    await page.waitForURL(gateway.url);
+    assert.equal(await page.locator('.side-foot form span').textContent(), 'admin token');
+    await page.context().close();
+  }
 });

@@ -62,7 +62,13 @@ async fn each_operation_is_open_to_its_roles_and_to_nobody_else() {
     for (at, (method, path, said)) in operations.into_iter().enumerate() {
         let least = match (method.as_str(), path.as_str()) {
             (_, "/api/calls/{id}/bodies" | "/api/prompts/{name}" | "/api/keys/{name}") => 1,
-            ("post", "/api/keys" | "/api/budgets/{name}/reclaim" | "/api/budgets/{name}/credit") => 1,
+            (
+                "post",
+                "/api/keys"
+                | "/api/prompts/{name}/render"
+                | "/api/budgets/{name}/reclaim"
+                | "/api/budgets/{name}/credit",
+            ) => 1,
             ("get", _) => 0,
             _ => 2,
         };
@@ -176,11 +182,15 @@ async fn a_browser_signs_in_and_out() {
     let page = Call::new(gateway.admin, "GET", "/?a=b").header("accept", "text/html,*/*").send().await.expect(303);
     assert_eq!(page.header("location"), Some("/login?next=%2F%3Fa%3Db"));
     let page = Call::new(gateway.admin, "GET", "/login?next=%2F%22%3E%3Cscript%3E").send().await.expect(200);
-    assert!(page.text().contains("value=\"/&quot;&gt;&lt;script&gt;\""), "{}", page.text());
+    assert!(page.text().contains("value=\"&#x2f;&quot;&gt;&lt;script&gt;\""), "{}", page.text());
+    let german = Call::new(gateway.admin, "GET", "/login").header("accept-language", "de-AT, en;q=0.5");
+    assert!(german.send().await.expect(200).text().contains(">Anmelden</button>"));
     let policy = page.header("content-security-policy").expect("a policy");
     assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{policy}");
     let wrong = login(&gateway, "token=nonsense&next=%2F").send().await.expect(401);
     assert!(wrong.text().contains("not known") && wrong.header("set-cookie").is_none());
+    let wrong = login(&gateway, "token=nonsense&next=%2F&lang=de").send().await.expect(401);
+    assert!(wrong.text().contains("nicht bekannt") && wrong.text().contains("name=\"lang\" value=\"de\""));
     login(&gateway, "next=%2F").send().await.expect(422);
 
     let response = login(&gateway, &format!("token={OPERATOR}&next=%2F%2Fevil.example")).send().await.expect(303);

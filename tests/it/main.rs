@@ -16,6 +16,7 @@ mod config_store;
 mod costs;
 mod docs;
 mod drain;
+mod eval;
 mod experiments;
 mod faults;
 mod feedback;

@@ -104,7 +104,8 @@ fn server(snapshot: &Snapshot) -> Vec<(String, String)> {
     vec![
         entry("listen", server.listen),
         entry("admin", server.admin),
-        entry("admin_token", if server.admin_token.is_some() { "set" } else { "not set: loopback only" }),
+        entry("admin_token", if server.admin_token.is_some() { "set" } else { "not set" }),
+        entry("oidc", server.oidc.as_ref().map_or("not set", |oidc| &oidc.issuer)),
         entry("tls", on(server.tls.is_some())),
         entry("limits.body", format!("{} MiB", server.body_bytes_max / (1 << 20))),
         entry("limits.in_flight", server.in_flight_max),

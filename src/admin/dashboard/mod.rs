@@ -10,6 +10,7 @@ mod budgets;
 mod calls;
 mod configuration;
 mod diff;
+mod door;
 mod experiments;
 mod figures;
 mod language;
@@ -30,6 +31,7 @@ use axum::{
 };
 use http::{HeaderValue, header};
 
+pub(super) use self::{door::Door, visit::word};
 use super::Admin;
 
 /// Nothing comes from elsewhere, nothing stands in the page itself, and no other page shows it in a frame.
@@ -60,6 +62,5 @@ async fn confine(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY);
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
     response
 }

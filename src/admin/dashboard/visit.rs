@@ -138,6 +138,6 @@ impl Visit {
 }
 
 /// Marks a text that is translated where it is shown.
-pub(super) const fn word(english: &str) -> &str {
+pub(in crate::admin) const fn word(english: &str) -> &str {
     english
 }

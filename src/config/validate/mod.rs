@@ -10,6 +10,7 @@ mod calls;
 mod experiments;
 mod keys;
 mod models;
+mod oidc;
 mod prices;
 mod prompts;
 mod providers;
@@ -25,6 +26,7 @@ use crate::{
         file::File,
         forms::SecretText,
         problems::{Problem, Problems, suggestion},
+        registered::InRegistry,
         secret::SecretString,
         snapshot::{OnDisconnect, ResolvedNames, Snapshot, Store, StreamUsage},
         sources::Sources,
@@ -112,6 +114,7 @@ impl Check<'_, '_, '_> {
         Some(Snapshot {
             hash: self.sources.hash(),
             pushed: None,
+            registry: InRegistry::default(),
             server: server?,
             store: store?,
             records: records?,

@@ -257,8 +257,9 @@ impl Check<'_, '_, '_> {
             return None;
         }
         let prompt = prompts.get(name)?;
+        let pinned = version.is_some();
         let version = version.map_or_else(|| prompt.live.clone(), Arc::from);
-        Some(PromptRef { prompt: prompt.clone(), version })
+        Some(PromptRef { prompt: prompt.clone(), version, pinned })
     }
 }
 

@@ -29,7 +29,9 @@ impl Check<'_, '_, '_> {
         }
         let admin_token = typed.admin_token.as_ref().and_then(|token| self.secret(&at.key("admin_token"), token));
         let admin_tokens = self.admin_tokens(&at.key("admin_tokens"), &typed.admin_tokens);
-        if typed.admin_token.is_none() && typed.admin_tokens.is_empty() && !admin.ip().is_loopback() {
+        let oidc = typed.oidc.as_ref().map(|oidc| self.oidc(&at.key("oidc"), oidc));
+        let is_open = typed.admin_token.is_none() && typed.admin_tokens.is_empty() && typed.oidc.is_none();
+        if is_open && !admin.ip().is_loopback() {
             let mend = format!(
                 "`admin` listens on {admin}, beyond loopback; write `admin_token: \"${{TOLLGATE_ADMIN_TOKEN}}\"`"
             );
@@ -43,6 +45,10 @@ impl Check<'_, '_, '_> {
             admin,
             admin_token,
             admin_tokens,
+            oidc: match oidc {
+                Some(oidc) => Some(oidc?),
+                None => None,
+            },
             tls: match tls {
                 Some(tls) => Some(tls?),
                 None => None,

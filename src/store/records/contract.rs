@@ -7,12 +7,16 @@ use std::{
 };
 
 use super::{
+    evaluations::{Evaluation, EvaluationHead, KEPT_MAX, REPORT_BYTES_MAX},
     feedback::{FeedbackFilter, of_call},
     figures::{ArmFigures, Arms, ArmsQuery},
     ports::{Bodies, Body, CallLog, Dimension, Entry, Filter, Series, UsageQuery},
     rollup::{DAY_MS, HOUR_MS, MINUTE_MS},
 };
-use crate::record::{Assigned, AttemptRow, BUILT_IN_METRICS, CallRow, Feedback, Moments, Outcome, Rating, UsageSource};
+use crate::{
+    record::{Assigned, AttemptRow, BUILT_IN_METRICS, CallRow, Feedback, Moments, Outcome, Rating, UsageSource},
+    store::ports::StoreError,
+};
 
 /// 2026-11-01T00:00:00Z.
 pub(super) const BEGIN_MS: u64 = 1_793_491_200_000;
@@ -144,6 +148,7 @@ pub(super) async fn holds(log: &dyn CallLog) {
     the_last_word_of_each_source_stands(log).await;
     only_those_who_share_a_call_rate_it(log).await;
     arms_are_summed_up_by_their_units(log).await;
+    evaluations_are_kept_with_their_reports(log).await;
     what_is_deleted_is_gone(log).await;
 }
 
@@ -651,6 +656,49 @@ fn assert_same_figures(found: &[ArmFigures], expected: &[ArmFigures], what: &str
             }
         }
     }
+}
+
+/// They stay when calls are deleted.
+async fn evaluations_are_kept_with_their_reports(log: &dyn CallLog) {
+    let of = |n: u64, suite: &str| Evaluation {
+        head: EvaluationHead {
+            id: format!("{suite}-{n:04}").into(),
+            suite: suite.into(),
+            candidate: "support@v2".into(),
+            // Two at each moment.
+            created_ms: BEGIN_MS + n / 2,
+        },
+        report: format!("{{\"passed\": {n}, \"note\": \"ü\\u0000\"}}"),
+    };
+    let (a, b): (Vec<_>, Vec<_>) = ((0..5).map(|n| of(n, "a")).collect(), (0..2).map(|n| of(n, "b")).collect());
+    for evaluation in a.iter().chain(&b) {
+        log.put_evaluation(evaluation.clone()).await.unwrap();
+    }
+    let again = Evaluation { report: "[]".to_owned(), ..a[3].clone() };
+    log.put_evaluation(again.clone()).await.unwrap();
+    log.delete_before(u64::MAX).await.unwrap();
+    assert_eq!(log.evaluation(a[3].head.id.clone()).await.unwrap(), Some(again));
+    assert_eq!(log.evaluation(a[4].head.id.clone()).await.unwrap().as_ref(), Some(&a[4]));
+    assert_eq!(log.evaluation("c-0000".into()).await.unwrap(), None);
+    let ids = |heads: &[EvaluationHead]| heads.iter().map(|head| head.id.to_string()).collect::<Vec<_>>();
+    let first = log.evaluations(Some("a".to_owned()), None, 3).await.unwrap();
+    assert_eq!(ids(&first.rows), ["a-0004", "a-0003", "a-0002"]);
+    let second = log.evaluations(Some("a".to_owned()), first.next, 3).await.unwrap();
+    assert_eq!((ids(&second.rows), second.next), (vec!["a-0001".to_owned(), "a-0000".to_owned()], None));
+    assert_eq!(log.evaluations(None, None, 99).await.unwrap().rows.len(), 7);
+    for wrong in [
+        Evaluation { report: "x".repeat(REPORT_BYTES_MAX + 1), ..of(0, "d") },
+        Evaluation { report: "{".to_owned(), ..of(0, "d") },
+        of(0, &"d".repeat(600)),
+    ] {
+        assert!(matches!(log.put_evaluation(wrong).await, Err(StoreError::Damaged(_))));
+    }
+    for n in 5..KEPT_MAX as u64 + 2 {
+        log.put_evaluation(of(n, "a")).await.unwrap();
+    }
+    let kept = log.evaluations(Some("a".to_owned()), None, 2 * KEPT_MAX).await.unwrap().rows;
+    assert_eq!((kept.len(), &*kept[KEPT_MAX - 1].id), (KEPT_MAX, "a-0002"));
+    assert_eq!(log.evaluations(Some("b".to_owned()), None, 9).await.unwrap().rows.len(), 2);
 }
 
 async fn what_is_deleted_is_gone(log: &dyn CallLog) {

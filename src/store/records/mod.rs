@@ -4,6 +4,7 @@
 //! - [`sqlite`]: a file in the data directory.
 //! - [`postgres`]: a server that a fleet shares.
 //! - [`bodies`]: what is kept of prompts and replies.
+//! - [`evaluations`]: reports of evaluations, kept beside the calls.
 //! - [`figures`]: what the arms of an experiment or roll-out did.
 //! - [`feedback`]: what is said of calls and sessions.
 //! - [`export`]: calls as files.
@@ -11,6 +12,7 @@
 //! - [`histogram`]: latencies that can be summed up.
 
 pub mod bodies;
+pub mod evaluations;
 pub mod export;
 pub mod feedback;
 pub mod figures;

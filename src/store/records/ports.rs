@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
+    evaluations::{Evaluation, EvaluationPage},
     feedback::{FeedbackFilter, FeedbackPage},
     figures::{ArmFigures, ArmsQuery},
 };
@@ -219,6 +220,19 @@ pub trait CallLog: Send + Sync + fmt::Debug {
     /// What the variants of an experiment, or versions of a model or prompt, did, in the order of their names. Reads each call of the
     /// span, and those that are rated once more.
     fn arms(&self, query: ArmsQuery) -> Answer<'_, Vec<ArmFigures>>;
+
+    /// Keeps the report of an evaluation, in place of one with the same id. Of one suite the latest thousand are kept.
+    ///
+    /// # Errors
+    /// `Damaged`: it is larger than [`REPORT_BYTES_MAX`](super::evaluations::REPORT_BYTES_MAX), or no JSON.
+    fn put_evaluation(&self, evaluation: Evaluation) -> Answer<'_, ()>;
+
+    /// Evaluations, of one suite or all, the latest first, beginning after the one with the id `after`; at most `limit`, which is at
+    /// least 1.
+    fn evaluations(&self, suite: Option<String>, after: Option<Arc<str>>, limit: usize) -> Answer<'_, EvaluationPage>;
+
+    /// One evaluation with its report.
+    fn evaluation(&self, id: Arc<str>) -> Answer<'_, Option<Evaluation>>;
 
     /// Deletes all calls that were received before `until_ms`, their bodies, what was said of them, and the sums of hours that are
     /// over by then; gives the space back. Gives back how many calls there were.

@@ -26,6 +26,7 @@ use tokio_postgres::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
+    evaluations::{Evaluation, EvaluationHead, EvaluationPage, KEPT_MAX},
     feedback::{self, FeedbackFilter, FeedbackPage},
     figures::{self, ArmCollector, ArmFigures, ArmRow, ArmsQuery},
     filter::{Conditions, Dialect, Table, Value},
@@ -52,6 +53,8 @@ const SCHEMA_LOCK: i64 = 0x746f_6c6c_0001;
 const SUMS_LOCK: i64 = 0x746f_6c6c_0002;
 /// The tables that have a partition for each day.
 const PARTITIONED: [&str; 2] = ["calls", "bodies"];
+/// So many calls of a day are sorted for a page at most.
+const FEW: u64 = 2000;
 /// The partitions of `calls`.
 const PARTITIONS: &str = "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
     WHERE i.inhparent = 'calls'::regclass";
@@ -267,6 +270,35 @@ impl CallLog for Postgres {
         Box::pin(async move { self.ask(async |client| arms(client, &query).await).await })
     }
 
+    fn put_evaluation(&self, evaluation: Evaluation) -> Answer<'_, ()> {
+        Box::pin(async move {
+            evaluation.check()?;
+            self.ask(async |client| put_evaluation(client, &evaluation).await).await
+        })
+    }
+
+    fn evaluations(&self, suite: Option<String>, after: Option<Arc<str>>, limit: usize) -> Answer<'_, EvaluationPage> {
+        Box::pin(async move {
+            // One more than asked for tells whether there is a next page.
+            let sql = format!(
+                "SELECT id, suite, candidate, created_ms FROM evaluations WHERE ($1::text IS NULL OR suite = $1::text)
+                 AND ($2::text IS NULL OR (created_ms, id) < (SELECT created_ms, id FROM evaluations WHERE id = $2::text))
+                 ORDER BY created_ms DESC, id DESC LIMIT {}",
+                limit + 1
+            );
+            let rows = self.ask(async |client| client.query(&sql, &[&suite, &after.as_deref()]).await).await?;
+            Ok(EvaluationPage::of(rows.iter().map(read_evaluation).collect(), limit))
+        })
+    }
+
+    fn evaluation(&self, id: Arc<str>) -> Answer<'_, Option<Evaluation>> {
+        Box::pin(async move {
+            let sql = "SELECT id, suite, candidate, created_ms, report FROM evaluations WHERE id = $1";
+            let row = self.ask(async |client| client.query_opt(sql, &[&&*id]).await).await?;
+            Ok(row.map(|row| Evaluation { head: read_evaluation(&row), report: row.get(4) }))
+        })
+    }
+
     fn delete_before(&self, until_ms: u64) -> Answer<'_, u64> {
         Box::pin(async move {
             let deleted = self.ask(async |client| delete_before(client, until_ms).await).await;
@@ -434,6 +466,21 @@ async fn rate(client: &mut Object, given: &[Feedback]) -> Result<u64, tokio_post
             number = excluded.number, text = excluded.text, comment = excluded.comment
         WHERE excluded.id > feedback.id"#;
     client.execute(upsert, &[&AsJson(rows)]).await
+}
+
+async fn put_evaluation(client: &mut Object, evaluation: &Evaluation) -> Result<(), tokio_postgres::Error> {
+    let EvaluationHead { id, suite, candidate, created_ms } = &evaluation.head;
+    let transaction = client.transaction().await?;
+    let upsert = "INSERT INTO evaluations (id, suite, candidate, created_ms, report) VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT (id) DO UPDATE SET suite = excluded.suite, candidate = excluded.candidate,
+            created_ms = excluded.created_ms, report = excluded.report";
+    transaction.execute(upsert, &[&&**id, &&**suite, &&**candidate, &integer(*created_ms), &evaluation.report]).await?;
+    let prune = format!(
+        "DELETE FROM evaluations WHERE id IN
+         (SELECT id FROM evaluations WHERE suite = $1 ORDER BY created_ms DESC, id DESC OFFSET {KEPT_MAX})"
+    );
+    transaction.execute(&prune, &[&&**suite]).await?;
+    transaction.commit().await
 }
 
 async fn write_sums(transaction: &Transaction<'_>, new: &[&Entry]) -> Result<(), tokio_postgres::Error> {
@@ -606,8 +653,8 @@ async fn latest(
 }
 
 /// The same, a day after the other, where what is asked for has an index that is in no order: how rare a variant or tag is, the
-/// planner guesses, and where it guesses wrong it reads the whole log in order and finds nothing. A day costs no more than what
-/// that day has of it.
+/// planner guesses, and where it guesses wrong it reads the whole log in order and finds nothing. So each day is first asked whether
+/// it has any, and how many.
 async fn latest_by_day(
     client: &Object,
     filter: &Filter,
@@ -623,13 +670,26 @@ async fn latest_by_day(
             continue;
         }
         let of_day = Filter { since_ms: Some(since.max(begins)), until_ms: Some(until.min(ends)), ..filter.clone() };
-        // What is added to the time keeps it from being read in the order of the primary key.
-        rows.extend(latest(client, &of_day, after, count - rows.len(), "received_ms + 0").await?);
+        let time = match few_of(client, &of_day).await? {
+            0 => continue,
+            // Sorted all of them: what is added to the time keeps it from being read in the order of the primary key.
+            1..FEW => "received_ms + 0",
+            // In that order the page is soon full.
+            _ => "received_ms",
+        };
+        rows.extend(latest(client, &of_day, after, count - rows.len(), time).await?);
         if rows.len() >= count {
             break;
         }
     }
     Ok(rows)
+}
+
+/// How many calls a filter has, counted up to [`FEW`].
+async fn few_of(client: &Object, filter: &Filter) -> Result<u64, tokio_postgres::Error> {
+    let (condition, values) = Conditions::of(filter, Dialect::Postgres, Table::Calls).finish();
+    let sql = format!("SELECT count(*) FROM (SELECT 1 FROM calls {condition} LIMIT {FEW}) AS few");
+    Ok(number(&client.query_one(&sql, &parameters(&values)).await?, 0))
 }
 
 /// The days (since 1970) that have a partition, ascending.
@@ -832,6 +892,11 @@ fn read_counted(row: &Row) -> Counted {
         duration_us: number(row, 8),
         first_token_us: row.get::<_, Option<i64>>(9).map(unsigned),
     }
+}
+
+fn read_evaluation(row: &Row) -> EvaluationHead {
+    let text = |column: usize| Arc::<str>::from(row.get::<_, &str>(column));
+    EvaluationHead { id: text(0), suite: text(1), candidate: text(2), created_ms: number(row, 3) }
 }
 
 fn read_body(row: &Row, first: usize) -> Option<Body> {

@@ -17,6 +17,7 @@ use rusqlite::{
 use tokio::sync::Semaphore;
 
 use super::{
+    evaluations::{Evaluation, EvaluationHead, EvaluationPage, KEPT_MAX},
     feedback::{self, FeedbackFilter, FeedbackPage},
     figures::{self, ArmCollector, ArmFigures, ArmRow, ArmsQuery},
     filter::{Conditions, Dialect, Table, Value},
@@ -201,6 +202,36 @@ impl CallLog for Sqlite {
 
     fn arms(&self, query: ArmsQuery) -> Answer<'_, Vec<ArmFigures>> {
         self.read_with(move |connection| arms(connection, &query))
+    }
+
+    fn put_evaluation(&self, evaluation: Evaluation) -> Answer<'_, ()> {
+        if let Err(error) = evaluation.check() {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        self.write(move |connection| put_evaluation(connection, &evaluation))
+    }
+
+    fn evaluations(&self, suite: Option<String>, after: Option<Arc<str>>, limit: usize) -> Answer<'_, EvaluationPage> {
+        self.read_with(move |connection| {
+            // One more than asked for tells whether there is a next page.
+            let sql = format!(
+                "SELECT id, suite, candidate, created_ms FROM evaluations WHERE (?1 IS NULL OR suite = ?1)
+                 AND (?2 IS NULL OR (created_ms, id) < (SELECT created_ms, id FROM evaluations WHERE id = ?2))
+                 ORDER BY created_ms DESC, id DESC LIMIT {}",
+                limit + 1
+            );
+            let mut select = connection.prepare_cached(&sql)?;
+            let rows = select.query_map(params![suite, after.as_deref()], read_evaluation)?;
+            Ok(EvaluationPage::of(rows.collect::<rusqlite::Result<_>>()?, limit))
+        })
+    }
+
+    fn evaluation(&self, id: Arc<str>) -> Answer<'_, Option<Evaluation>> {
+        self.read_with(move |connection| {
+            let sql = "SELECT id, suite, candidate, created_ms, report FROM evaluations WHERE id = ?1";
+            let evaluation = |row: &Row<'_>| Ok(Evaluation { head: read_evaluation(row)?, report: row.get(4)? });
+            connection.prepare_cached(sql)?.query_row([&*id], evaluation).optional()
+        })
     }
 
     fn delete_before(&self, until_ms: u64) -> Answer<'_, u64> {
@@ -419,6 +450,21 @@ fn rate(connection: &mut Connection, given: &[Feedback]) -> rusqlite::Result<u64
     }
     transaction.commit()?;
     Ok(changed as u64)
+}
+
+fn put_evaluation(connection: &mut Connection, evaluation: &Evaluation) -> rusqlite::Result<()> {
+    let EvaluationHead { id, suite, candidate, created_ms } = &evaluation.head;
+    let transaction = connection.transaction()?;
+    transaction.execute(
+        "INSERT OR REPLACE INTO evaluations (id, suite, candidate, created_ms, report) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![&**id, &**suite, &**candidate, created_ms, evaluation.report],
+    )?;
+    transaction.execute(
+        "DELETE FROM evaluations WHERE id IN
+         (SELECT id FROM evaluations WHERE suite = ?1 ORDER BY created_ms DESC, id DESC LIMIT -1 OFFSET ?2)",
+        params![&**suite, KEPT_MAX],
+    )?;
+    transaction.commit()
 }
 
 /// Deletes sums by minute that are too old to be kept, and says from when on they are kept.
@@ -812,6 +858,10 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<CallRow> {
 fn json_column<T: serde::de::DeserializeOwned + Default>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     let Some(text) = row.get_ref(column)?.as_str_or_null()? else { return Ok(T::default()) };
     Ok(serde_json::from_str(text).unwrap_or_default())
+}
+
+fn read_evaluation(row: &Row<'_>) -> rusqlite::Result<EvaluationHead> {
+    Ok(EvaluationHead { id: row.get(0)?, suite: row.get(1)?, candidate: row.get(2)?, created_ms: row.get(3)? })
 }
 
 fn read_body(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Body>> {

@@ -535,6 +535,7 @@ mod tests {
             ports::Answer,
             records::{
                 contract::{BEGIN_MS, rating},
+                evaluations::{Evaluation, EvaluationPage},
                 feedback::{FeedbackFilter, FeedbackPage},
                 figures::{ArmFigures, ArmsQuery},
                 ports::{Filter, Page, Series, UsageQuery},
@@ -620,6 +621,18 @@ mod tests {
         }
 
         fn arms(&self, _: ArmsQuery) -> Answer<'_, Vec<ArmFigures>> {
+            unreachable!("the writer only appends")
+        }
+
+        fn put_evaluation(&self, _: Evaluation) -> Answer<'_, ()> {
+            unreachable!("the writer only appends")
+        }
+
+        fn evaluations(&self, _: Option<String>, _: Option<Arc<str>>, _: usize) -> Answer<'_, EvaluationPage> {
+            unreachable!("the writer only appends")
+        }
+
+        fn evaluation(&self, _: Arc<str>) -> Answer<'_, Option<Evaluation>> {
             unreachable!("the writer only appends")
         }
 

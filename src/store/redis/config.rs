@@ -1,8 +1,9 @@
-//! The routing configuration of a fleet: revisions that never change, and a head that says which one is live.
+//! The routing configuration of a fleet, and the book of its registry: revisions that never change, and a head that says which one is
+//! live.
 //!
-//! All keys are `PREFIX{config}:…` and so share a slot, and one function moves the head by compare-and-set (`push.lua`). Who
+//! All keys are `PREFIX{config}:…` (or `PREFIX{registry}:…`) and so share a slot, and one function moves the head by compare-and-set (`push.lua`). Who
 //! follows is told on a channel; a poll finds out as well, since what Redis publishes may be lost. Nothing here knows what a
-//! configuration means.
+//! configuration or a book means.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::sync::Mutex;
 
 use super::connect::{self, Connection};
 use crate::{
-    store::ports::StoreError,
+    store::ports::{Answer, BOOKS_KEPT, BookStore, PushOutcome, StoreError},
     wire::{
         redis_url::{RedisUrl, Topology},
         revision::{Head, Revision},
@@ -28,20 +29,21 @@ const TALK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Revisions that are read together for a listing.
 const READ_MAX: u64 = 16;
 
-/// Where the pushed configuration is kept.
+/// Where the pushed configuration is kept, or the registry's book.
 pub struct ConfigStore {
     url: RedisUrl,
+    space: Space,
     /// One conversation at a time; lost when it fails, and made anew by the next.
     line: Mutex<Option<Connection>>,
 }
 
-/// What became of a push.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PushOutcome {
-    /// It is live.
-    Pushed,
-    /// Another revision is live than the one that it is based on; `None` when there is none at all.
-    Stale(Option<Head>),
+/// What is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Space {
+    /// The pushed configuration: every revision of it.
+    Config,
+    /// The registry's book: its newest revisions, each of which is a whole book.
+    Registry,
 }
 
 /// What is live, and the store's time.
@@ -79,7 +81,13 @@ impl ConfigStore {
     /// The store at `url`. Connects when it is first asked.
     #[must_use]
     pub fn new(url: RedisUrl) -> ConfigStore {
-        ConfigStore { url, line: Mutex::default() }
+        ConfigStore { url, space: Space::Config, line: Mutex::default() }
+    }
+
+    /// The registry's book at `url`. Connects when it is first asked.
+    #[must_use]
+    pub fn registry(url: RedisUrl) -> ConfigStore {
+        ConfigStore { url, space: Space::Registry, line: Mutex::default() }
     }
 
     /// Where it is, without the password.
@@ -152,7 +160,9 @@ impl ConfigStore {
     pub async fn push(&self, base: Option<&Head>, revision: &Revision) -> Result<PushOutcome, StoreError> {
         let mut push = Pipeline::with_capacity(1);
         // Pushes are rare: the function goes along each time.
-        push.cmd("EVAL").arg(PUSH).arg(2).arg(self.head_key()).arg(self.revision_key(revision.number));
+        let outdated = self.outdated_by(revision.number).map(|number| self.revision_key(number));
+        push.cmd("EVAL").arg(PUSH).arg(2 + usize::from(outdated.is_some()));
+        push.arg(self.head_key()).arg(self.revision_key(revision.number)).arg(outdated);
         push.arg(base.map(Head::to_string).unwrap_or_default());
         push.arg(revision.head().to_string()).arg(revision.to_json()).arg(self.channel());
         let answer: String = self.read(self.talk(TALK_TIMEOUT, &push).await?.pop().unwrap_or_default())?;
@@ -234,15 +244,47 @@ impl ConfigStore {
         StoreError::Damaged(format!("{}: {what}", self.url))
     }
 
+    /// The revision that goes when the one of this number comes.
+    fn outdated_by(&self, number: u64) -> Option<u64> {
+        let outdated = number.checked_sub(BOOKS_KEPT).filter(|outdated| *outdated > 0);
+        outdated.filter(|_| self.space == Space::Registry)
+    }
+
     fn head_key(&self) -> String {
-        format!("{}{{config}}:head", self.url.prefix)
+        self.key("head")
     }
 
     fn revision_key(&self, number: u64) -> String {
-        format!("{}{{config}}:{number}", self.url.prefix)
+        self.key(&number.to_string())
     }
 
     fn channel(&self) -> String {
-        format!("{}{{config}}:pushed", self.url.prefix)
+        self.key("pushed")
+    }
+
+    fn key(&self, name: &str) -> String {
+        let space = match self.space {
+            Space::Config => "config",
+            Space::Registry => "registry",
+        };
+        format!("{}{{{space}}}:{name}", self.url.prefix)
+    }
+}
+
+impl BookStore for ConfigStore {
+    fn head(&self) -> Answer<'_, Option<Head>> {
+        Box::pin(self.head())
+    }
+
+    fn revision(&self, number: u64) -> Answer<'_, Option<Revision>> {
+        Box::pin(self.revision(number))
+    }
+
+    fn push(&self, base: Option<Head>, revision: Revision) -> Answer<'_, PushOutcome> {
+        Box::pin(async move { self.push(base.as_ref(), &revision).await })
+    }
+
+    fn history(&self, newest: u64, count: u64) -> Answer<'_, Vec<Revision>> {
+        Box::pin(self.history(newest, count))
     }
 }

@@ -1,5 +1,6 @@
 -- Makes a revision live if the one that it is based on still is. All keys share one slot.
---   KEYS: head, the new revision    ARGV: the head it is based on ('' for none), the new head, the revision, the channel
+--   KEYS: head, the new revision, perhaps an outdated one that goes
+--   ARGV: the head it is based on ('' for none), the new head, the revision, the channel
 -- Answers 'PUSHED', 'STALE <head>', or 'TAKEN' where a revision of that number is there already: revisions never change.
 local head = redis.call('GET', KEYS[1]) or ''
 if head ~= ARGV[1] then
@@ -12,4 +13,7 @@ end
 redis.call('PUBLISH', ARGV[4], ARGV[2])
 redis.call('SET', KEYS[2], ARGV[3])
 redis.call('SET', KEYS[1], ARGV[2])
+if KEYS[3] then
+  redis.call('DEL', KEYS[3])
+end
 return 'PUSHED'

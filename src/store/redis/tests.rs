@@ -9,16 +9,13 @@ use std::{io::Read as _, net::TcpListener, time::Instant};
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use self::server::RedisServer;
-use super::{
-    config::{ConfigStore, PushOutcome},
-    *,
-};
+use super::{config::ConfigStore, *};
 use crate::{
     ledger::{
         account::{self, Server},
         sync::{Merged, NANO_USD_MAX, RowId, SyncRequest, Totals},
     },
-    store::embedded::Tables,
+    store::{embedded::Tables, ports::PushOutcome},
     wire::revision::{self, Head, Revision},
 };
 
@@ -442,6 +439,14 @@ async fn a_wrong_password_and_a_closed_port_are_said_without_the_password() {
         let StoreError::Unavailable(why) = &error else { panic!("{error:?}") };
         assert!(why.starts_with("redis://127.0.0.1:") && !why.contains("topsecret"), "{why}");
     }
+}
+
+#[tokio::test]
+async fn the_registry_keeps_the_contract_beside_the_pushed_configuration() {
+    let server = RedisServer::start();
+    let url = RedisUrl::parse(&server.url()).unwrap();
+    crate::store::books::contract::holds(&ConfigStore::registry(url.clone())).await;
+    assert_eq!(ConfigStore::new(url).head().await, Ok(None));
 }
 
 // === the pushed configuration ===

@@ -12,6 +12,7 @@
   apply();
   addEventListener('DOMContentLoaded', () => {
     const select = document.getElementById('theme');
+    if (!select) return;
     select.value = chosen();
     select.addEventListener('change', () => {
       try { localStorage.setItem('theme', select.value); } catch { /* then it holds for this page */ }

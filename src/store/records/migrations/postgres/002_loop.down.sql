@@ -1,2 +1,3 @@
+DROP TABLE evaluations;
 DROP TABLE feedback;
 DROP INDEX calls_tags;

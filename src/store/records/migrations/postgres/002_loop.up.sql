@@ -24,3 +24,15 @@ CREATE TABLE feedback (
 
 CREATE INDEX feedback_id ON feedback (id);
 CREATE INDEX feedback_received ON feedback (received_ms);
+
+-- Reports of evaluations. They are not deleted with calls.
+CREATE TABLE evaluations (
+    id text COLLATE "C" NOT NULL PRIMARY KEY,
+    suite text COLLATE "C" NOT NULL,
+    candidate text NOT NULL,
+    created_ms bigint NOT NULL,
+    report text NOT NULL
+);
+
+CREATE INDEX evaluations_suite ON evaluations (suite, created_ms, id);
+CREATE INDEX evaluations_created ON evaluations (created_ms, id);

@@ -20,3 +20,15 @@ CREATE TABLE feedback (
 CREATE UNIQUE INDEX feedback_subject ON feedback (about, subject, metric, source, owner);
 CREATE INDEX feedback_id ON feedback (id);
 CREATE INDEX feedback_received ON feedback (received_ms);
+
+-- Reports of evaluations. They are not deleted with calls.
+CREATE TABLE evaluations (
+    id TEXT NOT NULL PRIMARY KEY,
+    suite TEXT NOT NULL,
+    candidate TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    report TEXT NOT NULL
+) STRICT;
+
+CREATE INDEX evaluations_suite ON evaluations (suite, created_ms, id);
+CREATE INDEX evaluations_created ON evaluations (created_ms, id);
