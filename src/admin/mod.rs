@@ -22,6 +22,7 @@ pub mod paging;
 pub mod problem;
 mod prompts;
 mod providers;
+mod registry;
 mod sessions;
 mod status;
 mod usage;
@@ -109,6 +110,7 @@ fn api() -> OpenApiRouter<Admin> {
         usage::router(),
         keys::router(),
         models::router(),
+        registry::router(),
         prompts::router(),
         providers::router(),
         config::router(),

@@ -155,7 +155,7 @@ pub struct AdminToken {
 pub enum Role {
     /// Read, but for prompts and replies.
     Viewer,
-    /// Read all, create and revoke keys, reclaim and credit budgets.
+    /// Read all, create and revoke keys, reclaim and credit budgets, register and deploy versions.
     Operator,
     /// Everything.
     Admin,
