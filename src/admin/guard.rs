@@ -79,10 +79,21 @@ pub fn needed(method: &Method, route: Option<&str>) -> Role {
     match (method.as_str(), route) {
         (_, Some("/api/calls/{id}/bodies" | "/api/prompts/{name}")) if reads => Role::Operator,
         // The page of one call leaves out what its reader may not see; this one is nothing but prompts.
+        (_, Some("/api/{kind}/{name}/diff")) if reads => Role::Operator,
         (_, Some("/prompts" | "/prompts/preview")) if reads => Role::Operator,
         // It changes nothing, and shows a prompt's text.
         ("POST", Some("/api/prompts/{name}/render")) => Role::Operator,
         ("POST", Some("/playground/send")) => Role::Operator,
+        (
+            "POST",
+            Some(
+                "/api/{kind}/{name}/versions"
+                | "/api/{kind}/{name}/deploy"
+                | "/api/{kind}/{name}/rollback"
+                | "/api/{kind}/{name}/rollout",
+            ),
+        ) => Role::Operator,
+        ("DELETE", Some("/api/{kind}/{name}/schedule")) => Role::Operator,
         ("POST", Some("/api/budgets/{name}/reclaim" | "/api/budgets/{name}/credit" | "/api/keys")) => Role::Operator,
         ("DELETE", Some("/api/keys/{name}")) => Role::Operator,
         ("POST", Some(login::LOGOUT)) => Role::Viewer,

@@ -23,6 +23,7 @@ pub mod paging;
 pub mod problem;
 mod prompts;
 mod providers;
+mod registry;
 mod sessions;
 mod status;
 mod usage;
@@ -115,6 +116,7 @@ fn api() -> OpenApiRouter<Admin> {
         usage::router(),
         keys::router(),
         models::router(),
+        registry::router(),
         prompts::router(),
         providers::router(),
         config::router(),

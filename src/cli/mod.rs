@@ -17,6 +17,7 @@ pub mod import;
 pub mod keys;
 pub mod prices;
 pub mod prompts;
+pub mod registry;
 pub mod schema;
 pub mod serve;
 
@@ -97,6 +98,8 @@ enum Command {
     },
     /// Show what was spent and what is left; reclaim, credit, rebuild
     Budgets(budgets::BudgetsArguments),
+    /// Versions of models: list, show, add, deploy, rollback, history, diff
+    Models(registry::ModelsArguments),
     /// Look into the call log, and write it to files
     Calls {
         /// Configuration that says where the log is; default as for `serve`
@@ -124,14 +127,8 @@ enum Command {
         #[command(subcommand)]
         command: eval::EvalCommand,
     },
-    /// Render, lint and test prompts, offline
-    Prompts {
-        /// Configuration with the prompts; default as for `serve`
-        #[arg(long, value_name = "FILE", global = true)]
-        config: Option<PathBuf>,
-        #[command(subcommand)]
-        command: prompts::PromptsCommand,
-    },
+    /// Versions of prompts: list, show, add, deploy, rollback, history, diff; render, lint and test them offline
+    Prompts(registry::PromptsArguments),
     /// Read another gateway's configuration and write it as one of Tollgate's
     Import {
         #[command(subcommand)]
@@ -155,7 +152,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 3] = ["plan", "models", "experiments"];
+const NOT_YET: [&str; 2] = ["plan", "experiments"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -180,13 +177,17 @@ pub fn main() -> ExitCode {
         Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
-        Command::Budgets(arguments) => manage_budgets(&arguments),
+        Command::Budgets(arguments) => asking(budgets::run(&arguments, &mut io::stdout())),
+        Command::Models(arguments) => asking(registry::run_models(&arguments, &mut io::stdout())),
         Command::Calls { config, data_dir, command } => {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
         }
         Command::Audit { config, data_dir, command } => read_audit(config.as_deref(), data_dir, &command),
         Command::Eval { command } => eval::run(command),
-        Command::Prompts { config, command } => work_on_prompts(config.as_deref(), &command),
+        Command::Prompts(arguments) => match arguments.offline() {
+            Some((config, command)) => work_on_prompts(config, command),
+            None => asking(registry::run_prompts(&arguments, &mut io::stdout())),
+        },
         Command::Import { command } => import::run(&command),
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
@@ -249,11 +250,12 @@ fn local_actor() -> String {
     api::user().map_or_else(|| "command line".to_owned(), |user| format!("{user} (command line)"))
 }
 
-fn manage_budgets(arguments: &budgets::BudgetsArguments) -> ExitCode {
+/// Runs a command that asks a gateway.
+fn asking(work: impl Future<Output = Result<(), api::Failure>>) -> ExitCode {
     logging::init("warn");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a process that can't have a runtime can't ask anybody");
-    match runtime.block_on(budgets::run(arguments, &mut io::stdout())) {
+    match runtime.block_on(work) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => fail(&failure.error, failure.code),
     }

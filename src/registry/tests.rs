@@ -10,8 +10,11 @@ fn at(second: i64) -> Timestamp {
 /// The file has v1, which is live.
 fn files() -> Files {
     let sha256 = content_sha256(&json!({ "system": "one" }));
-    let declared =
-        Declared { live: Some("v1".to_owned()), pin: false, versions: BTreeMap::from([("v1".to_owned(), sha256)]) };
+    let declared = Declared {
+        live: Some("v1".to_owned()),
+        versions: BTreeMap::from([("v1".to_owned(), sha256)]),
+        ..Declared::default()
+    };
     Files { prompts: BTreeMap::from([("p".to_owned(), declared)]), ..Files::default() }
 }
 

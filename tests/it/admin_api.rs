@@ -62,6 +62,7 @@ async fn each_operation_is_open_to_its_roles_and_to_nobody_else() {
     for (at, (method, path, said)) in operations.into_iter().enumerate() {
         let least = match (method.as_str(), path.as_str()) {
             (_, "/api/calls/{id}/bodies" | "/api/prompts/{name}" | "/api/keys/{name}") => 1,
+            ("get", "/api/{kind}/{name}/diff") => 1,
             (
                 "post",
                 "/api/keys"
@@ -70,13 +71,14 @@ async fn each_operation_is_open_to_its_roles_and_to_nobody_else() {
                 | "/api/budgets/{name}/credit",
             ) => 1,
             ("get", _) => 0,
+            (_, path) if path.starts_with("/api/{kind}/{name}/") => 1,
             _ => 2,
         };
         if !said.is_empty() {
             let role = ["viewer", "operator", "admin"][least];
             assert!(said.ends_with(&format!("Role: `{role}`.")), "{method} {path} says: {said}");
         }
-        let target = path.replace("{name}", "none").replace("{id}", "none");
+        let target = path.replace("{kind}", "models").replace("{name}", "none").replace("{id}", "none");
         let call = || Call::new(gateway.admin, &method.to_uppercase(), &target).json(&json!({}));
         assert_eq!(call().send().await.status, 401, "{method} {path} without a token");
         // Wrong tokens are counted: after twenty of them nobody looks any more.

@@ -140,7 +140,8 @@ async fn a_wrong_suite_and_a_gateway_that_is_away_have_codes_of_their_own() {
     let dry = eval(&setup, &["run", "suite.yaml", "--dry-run"]).await;
     let untouched = !setup.directory().join("runs").exists();
     let keyed = Setup::run(Gateway::bare().provider("sim", "kind: simulated").top("keys", "[]")).await;
-    let stranger = eval(&setup, &["run", "suite.yaml", "--url", &format!("http://{}", keyed.listen), "--key", "wrong"]).await;
+    let stranger =
+        eval(&setup, &["run", "suite.yaml", "--url", &format!("http://{}", keyed.listen), "--key", "wrong"]).await;
 
     assert_code(&wrong, 2);
     assert!(

@@ -32,6 +32,7 @@ mod otlp;
 mod prompts;
 mod ranks;
 mod realtime;
+mod registry;
 mod routing;
 mod secrets;
 mod streams;
