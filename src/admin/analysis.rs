@@ -388,10 +388,10 @@ pub(super) async fn compared(
 /// An experiment and when it ran.
 pub(super) fn found(admin: &Admin, name: &str) -> Result<(Arc<Experiment>, Course), Problem> {
     let snapshot = admin.shared.live.load_full();
-    let mut all = snapshot.models.values().flat_map(|model| &model.experiments);
-    let experiment = all.find(|experiment| &*experiment.name == name).cloned();
+    let experiment = snapshot.experiments.get(name).cloned();
     let experiment = experiment.ok_or_else(|| Problem::not_found(format!("no experiment is named `{name}`")))?;
-    Ok((experiment, Course::default()))
+    let course = snapshot.registry.book.experiments.get(name).map(Course::of).unwrap_or_default();
+    Ok((experiment, course))
 }
 
 /// Refuses what there is not.

@@ -23,6 +23,7 @@ use crate::{
             srm::Epoch,
         },
     },
+    registry::{self, Kind as Shelf, Rollout, Trial},
     store::records::{
         figures::{ArmFigures, Arms, ArmsQuery},
         ports::CallLog,
@@ -34,6 +35,9 @@ pub const ALPHA: f64 = 0.05;
 
 /// Changes of weights that the split is checked by: the latest. Each takes a count of its own.
 const STRETCHES_MAX: usize = 12;
+
+/// How long a count is waited for where nobody waits.
+const COUNTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// When an experiment ran, and with which weights.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -139,6 +143,16 @@ fn units(name: &str, figures: &[ArmFigures]) -> u64 {
 // === impl Course ===
 
 impl Course {
+    /// The course of an experiment in the registry.
+    #[must_use]
+    pub fn of(trial: &Trial) -> Course {
+        let stretch = |epoch: &registry::Epoch| Stretch {
+            since_ms: u64::try_from(epoch.at.as_millisecond()).unwrap_or_default(),
+            weights: epoch.weights.clone(),
+        };
+        Course { stretches: trial.epochs.iter().map(stretch).collect() }
+    }
+
     /// The latest stretches, and when the one before them ended.
     fn latest(&self) -> &[Stretch] {
         &self.stretches[self.stretches.len().saturating_sub(STRETCHES_MAX)..]
@@ -186,6 +200,34 @@ impl Analyst {
         };
         let report = analyse(&study_of(experiment, &now.arms, epochs), language);
         Ok(Findings { report, counted: now })
+    }
+
+    /// Variants that surely break a guardrail, as [`breaches`].
+    ///
+    /// # Errors
+    /// As [`Analyst::findings`].
+    pub async fn breaches(&self, experiment: &Experiment, course: &Course) -> Result<Vec<(String, String)>, Trouble> {
+        let findings = self.findings(experiment, course, Language::English, COUNTED_WITHIN).await?;
+        Ok(breaches(&findings.report))
+    }
+
+    /// Whether the version that a roll-out leads to surely breaks a guardrail, as [`breaches`]: by the calls since it began, at
+    /// `since_ms`, and compared with the version that it comes from.
+    ///
+    /// # Errors
+    /// As [`Analyst::findings`].
+    pub async fn rollout_breaches(
+        &self,
+        kind: Shelf,
+        name: &str,
+        rollout: &Rollout,
+        since_ms: u64,
+    ) -> Result<Vec<(String, String)>, Trouble> {
+        let versions = [rollout.from.clone(), rollout.to.clone()];
+        let query = versions::query(kind, name, &versions, Some(since_ms));
+        let counted = self.counted(query, COUNTED_WITHIN).await?;
+        let study = versions::study_of(&versions, &counted.arms, versions::guardrails(&rollout.guardrails));
+        Ok(breaches(&analyse(&study, Language::English)))
     }
 
     /// What was counted of the arms, as [`Analyst::findings`].

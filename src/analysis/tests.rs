@@ -1,15 +1,8 @@
-//! What a study is made of, and what a log is asked how often.
+//! What a study is made of.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::collections::BTreeMap;
 
-use super::{figures::Trouble, *};
+use super::*;
 use crate::{
     policy::{
         experiment::{Unit, Variant},
@@ -19,7 +12,6 @@ use crate::{
             verdict::{Direction, Outcome},
         },
     },
-    store::records::sqlite::Sqlite,
 };
 
 fn experiment(weights: &[(&str, f64)]) -> Experiment {
@@ -99,7 +91,7 @@ fn a_breach_is_named_even_where_the_split_is_broken() {
     let study = study_of(&experiment, &[figures("control", 4_000, 9, 9), figures("warm", 2_000, 9, 900)], Vec::new());
     let report = analyse(&study, Language::English);
     assert_eq!(report.verdict.outcome, Outcome::Void);
-    let expected = "error_rate is 45.0%, at most 5% allowed: breached".to_owned();
+    let expected = "error_rate is 45%, at most 5% allowed: breached".to_owned();
     assert_eq!(breaches(&report), [("warm".to_owned(), expected)]);
 }
 
@@ -128,4 +120,15 @@ fn versions_are_compared_with_the_first_and_nothing_is_said_of_their_split() {
     assert_eq!((report.arms[0].name.as_str(), report.arms[0].is_control), ("v2", true));
     assert_eq!(report.split.split, crate::policy::stats::srm::Split::Sound);
     assert_eq!(report.verdict.outcome, Outcome::NoGoal);
+}
+
+#[test]
+fn guardrails_of_a_rollout_are_numbers_or_percentages() {
+    let typed = serde_json::json!([
+        {"metric": "error_rate", "max": "5%"}, {"metric": "cost_per_call", "max_increase": 0.2}, {"metric": "latency"},
+    ]);
+    let expected = [("error_rate", Limit::Max(0.05)), ("cost_per_call", Limit::MaxIncrease(0.2))];
+    let expected = expected.map(|(metric, limit)| Guardrail { metric: metric.to_owned(), limit });
+    assert_eq!(versions::guardrails(&typed), expected);
+    assert_eq!(versions::guardrails(&serde_json::Value::Null), []);
 }

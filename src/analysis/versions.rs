@@ -5,11 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use super::{ALPHA, arm, kinds};
 use crate::{
     policy::{
         experiment::Unit,
         stats::{
+            guardrail::Limit,
             report::{Guardrail, Study},
             srm::Epoch,
         },
@@ -45,6 +48,23 @@ pub fn study_of(versions: &[String], figures: &[ArmFigures], guardrails: Vec<Gua
         // Nobody said how many users each should have.
         epochs: vec![Epoch::default()],
     }
+}
+
+/// The guardrails that a roll-out was started with: a list of `{metric, max}` or `{metric, max_increase}`, numbers in the metric's
+/// unit or texts such as `5%`. What is none is left out: whoever takes a roll-out in has refused it.
+#[must_use]
+pub fn guardrails(typed: &Value) -> Vec<Guardrail> {
+    let number = |value: &Value| {
+        let text = value.as_str().map(str::trim);
+        let percent = text.and_then(|text| text.strip_suffix('%')).and_then(|text| text.trim().parse::<f64>().ok());
+        value.as_f64().or(percent.map(|percent| percent / 100.0)).or_else(|| text?.parse().ok())
+    };
+    let guardrail = |typed: &Value| {
+        let max = number(&typed["max"]).map(Limit::Max);
+        let limit = max.or_else(|| number(&typed["max_increase"]).map(Limit::MaxIncrease))?;
+        Some(Guardrail { metric: typed["metric"].as_str()?.to_owned(), limit })
+    };
+    typed.as_array().into_iter().flatten().filter_map(guardrail).collect()
 }
 
 /// The words that were said of each version, by metric: the most frequent ones and how often.
