@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
-mod analysis;
+pub mod analysis;
 mod api;
 pub mod audit;
 pub mod budgets;

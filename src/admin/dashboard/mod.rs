@@ -13,6 +13,7 @@ mod diff;
 mod door;
 mod experiments;
 mod figures;
+mod findings;
 mod language;
 mod models;
 mod overview;
