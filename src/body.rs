@@ -19,7 +19,6 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
-use hyper::body::Incoming;
 use tokio::{
     sync::Semaphore,
     task::JoinHandle,
@@ -30,7 +29,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     record::Outcome,
     recorder::{Charge, OpenRecord},
-    telemetry::metrics,
     wire::{
         coding::Decoder, endpoint::Dialect, headers, openai::usage_filter::UsageFilter, output::Output,
         reply::ReplyWatch, stream::StreamWatch,
@@ -61,7 +59,7 @@ pub struct ReplyError(&'static str);
 #[derive(Debug)]
 pub enum Source {
     /// From the network.
-    Http(Incoming),
+    Http(UnsyncBoxBody<Bytes, hyper::Error>),
     /// Made in this process.
     Local(UnsyncBoxBody<Bytes, io::Error>),
 }
@@ -137,7 +135,8 @@ pub struct Watched {
     /// Why the body is about to be cut off.
     cut: Option<&'static str>,
     last_chunk: Instant,
-    alarm: Pin<Box<Sleep>>,
+    /// Runs once the source has made the client wait.
+    alarm: Option<Pin<Box<Sleep>>>,
 }
 
 // === impl ReplyBody ===
@@ -153,7 +152,7 @@ impl ReplyBody {
     #[must_use]
     pub fn watched(source: Source, watching: Watching, record: OpenRecord) -> ReplyBody {
         let mut watched = Box::new(Watched {
-            alarm: Box::pin(sleep_until(watching.times.next(Instant::now()))),
+            alarm: None,
             source,
             watching,
             record: Some(record),
@@ -329,16 +328,19 @@ impl Watched {
     }
 
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
-        while self.alarm.as_mut().poll(cx).is_ready() {
+        let times = self.watching.times;
+        let first = || Box::pin(sleep_until(times.next(self.last_chunk)));
+        let alarm = self.alarm.get_or_insert_with(first);
+        while alarm.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
-            if now >= self.watching.times.deadline {
+            if now >= times.deadline {
                 return Poll::Ready("the call's total time is over");
             }
-            let next = self.watching.times.next(self.last_chunk);
+            let next = times.next(self.last_chunk);
             if now >= next {
                 return Poll::Ready("the upstream sent nothing for too long");
             }
-            self.alarm.as_mut().reset(next);
+            alarm.as_mut().reset(next);
         }
         Poll::Pending
     }
@@ -354,7 +356,6 @@ impl Watched {
         if let Some(charge) = watch.charge(complete) {
             attempt.charge = charge;
         }
-        metrics::attempt(&record.facts().provider, outcome.attempt_result());
         record.close(outcome);
     }
 }
@@ -382,7 +383,7 @@ impl Drop for Watched {
             ended: false,
             cut: None,
             last_chunk: self.last_chunk,
-            alarm: Box::pin(sleep_until(self.watching.times.next(Instant::now()))),
+            alarm: None,
         };
         let reading = async move { while let Some(Ok(_)) = std::future::poll_fn(|cx| rest.poll_frame(cx)).await {} };
         let reading = drain.over.clone().run_until_cancelled_owned(reading);

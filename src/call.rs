@@ -155,7 +155,7 @@ pub struct Planned {
     pub call: Box<Call>,
     /// Where, in order.
     pub plan: Plan,
-    /// What is changed in the body whatever the target.
+    /// What is changed in the body: of what depends on the target, for the first one, once the call is quoted.
     pub edits: Edits,
 }
 
@@ -189,6 +189,8 @@ pub struct Quoted {
     pub ceilings: Vec<Ceiling>,
     /// The accounts that pay.
     pub claims: Arc<[Claim]>,
+    /// The body with its edits, where it had to be known.
+    pub body: Option<Bytes>,
     /// Tokens that rate limits take at admission, corrected at the end.
     pub estimate: Tokens,
     /// When it was quoted: prices and periods are those of this moment.

@@ -15,6 +15,7 @@ use crate::{
     gateway::{
         Shared,
         alarms::Alarms,
+        cores::Cores,
         registrar::Registrar,
         routes::ClientRoutes,
         serve::{self, Shutdown},
@@ -34,10 +35,10 @@ use crate::{
             sqlite::Sqlite,
             writer::{self, Handover, KeepBodies},
         },
-        redis::{Redis, limits::SharedLimits},
+        redis::{Redis, claims::RedisClaims, limits::SharedLimits},
     },
     telemetry::{
-        alerts::Outbox,
+        alerts::{Claims, Outbox},
         metrics,
         otlp::{self, Exporter, Settings},
     },
@@ -148,7 +149,7 @@ impl Gateway {
         let (recorder, recorder_thread) = Recorder::start(handover, exporter).map_err(StartError::Thread)?;
         let (in_flight, shutdown) = (InFlightCount::default(), Shutdown::default());
         let shared = Shared { listen, live, registrar, purses, upstream, in_flight, calls, shutdown };
-        let alerts = Outbox::start(post, instance);
+        let alerts = Outbox::start(post, instance, claims(&snapshot));
         let limits = Limits::open(&snapshot, &shared.live).await?;
         let carried = Drain::new(DRAINS_MAX, shared.shutdown.connections.clone(), shared.shutdown.over.clone());
         let mut gateway = Gateway {
@@ -164,11 +165,19 @@ impl Gateway {
             alerts,
             telemetry: (telemetry, exporting),
         };
-        gateway.serve(client, admin, tls, snapshot.server.header_timeout);
+        let cores = Cores::start(&gateway.shared.shutdown.over).map_err(StartError::Thread)?;
+        gateway.serve(client, admin, tls, cores, snapshot.server.header_timeout);
         Ok(gateway)
     }
 
-    fn serve(&mut self, client: TcpListener, admin: TcpListener, tls: Option<TlsAcceptor>, header_timeout: Duration) {
+    fn serve(
+        &mut self,
+        client: TcpListener,
+        admin: TcpListener,
+        tls: Option<TlsAcceptor>,
+        cores: Cores,
+        header_timeout: Duration,
+    ) {
         let shared = &self.shared;
         let via: Arc<str> = Arc::from(format!("tollgate-{:08x}", rand_u32()));
         let parts = stack::Parts {
@@ -195,12 +204,13 @@ impl Gateway {
             self.listeners.push(tokio::spawn(acceptor.clone().watch()));
         }
         let shutdown = &shared.shutdown;
-        let listen = serve::listen(client, tls, routes, client_limits, shutdown.clone());
+        let listen = serve::listen(client, tls, routes, client_limits, Some(cores), shutdown.clone());
         self.listeners.push(tokio::spawn(listen));
         let admin_routes = admin::Routes::new(shared.clone());
         // Not among the connections that the drain waits for: a scraper's idle connection must not hold the process.
         let admin_shutdown = Shutdown { connections: TaskTracker::new(), ..shutdown.clone() };
-        let listen_admin = serve::listen(admin, None, admin_routes, limits(ADMIN_CONNECTIONS_MAX), admin_shutdown);
+        let listen_admin =
+            serve::listen(admin, None, admin_routes, limits(ADMIN_CONNECTIONS_MAX), None, admin_shutdown);
         self.listeners.push(tokio::spawn(listen_admin));
         let alarms = Alarms::new(self.alerts.0.clone());
         let telemetry = self.telemetry.0.clone();
@@ -304,6 +314,14 @@ async fn open_purses(snapshot: &Snapshot) -> Result<Arc<Purses>, StoreError> {
             let redis = Redis::open(url.clone(), ledger.wait_replicas, ledger.sync).await?;
             Purses::over(Arc::new(redis), dir, ledger.sync, ledger.budget_wait)
         }
+    }
+}
+
+/// Who tells of an alert, where there may be others who find the same.
+fn claims(snapshot: &Snapshot) -> Option<Arc<dyn Claims>> {
+    match &snapshot.store {
+        Store::Embedded => None,
+        Store::Redis(url) => Some(Arc::new(RedisClaims::new(url.clone()))),
     }
 }
 

@@ -361,7 +361,7 @@ fn close_all(mut messages: mpsc::Receiver<Message>, calls: Option<&Handover>, tr
             metrics.call_ended(&finished.record);
             signals().call_ended(&finished.record);
             log.add(&finished.record);
-            traces.add(&finished.record);
+            traces.add(&mut finished.record);
             if calls.is_some() {
                 records.push(finished.record);
             }

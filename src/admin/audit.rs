@@ -35,7 +35,7 @@ struct Wanted {
 /// A part of the audit log of this gateway.
 #[derive(Debug, Serialize, ToSchema)]
 struct AuditPage {
-    /// Whether each line follows the one before it and none was changed.
+    /// Whether each line follows the one before it and none was changed, each looked at once: when it was first read.
     whole: bool,
     /// Lines of the whole log, as far as the chain holds.
     lines: usize,
@@ -85,7 +85,7 @@ async fn list(
     Ok(paging::respond(&AuditPage::from(reading), &uri, next.as_deref()))
 }
 
-/// Reads a part of the audit log, off the runtime: all of it is read.
+/// Reads a part of the audit log from its end, off the runtime: it is a file.
 pub(super) async fn read(
     admin: &Admin,
     before: Option<usize>,
@@ -93,7 +93,7 @@ pub(super) async fn read(
     wanted: impl Fn(&Value) -> bool + Send + 'static,
 ) -> Result<Reading, StoreError> {
     let audit = admin.audit.clone();
-    let reading = tokio::task::spawn_blocking(move || audit.read(before, count_max, wanted));
+    let reading = tokio::task::spawn_blocking(move || audit.recent(before, count_max, wanted));
     reading.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the audit log's reader was cancelled".to_owned())))
 }
 

@@ -81,6 +81,9 @@ pub fn needed(method: &Method, route: Option<&str>) -> Role {
         // The page of one call leaves out what its reader may not see; this one is nothing but prompts.
         (_, Some("/api/{kind}/{name}/diff")) if reads => Role::Operator,
         (_, Some("/prompts" | "/prompts/preview")) if reads => Role::Operator,
+        // A report holds what was asked and answered.
+        (_, Some("/api/evaluations/{id}" | "/evaluations/{id}")) if reads => Role::Operator,
+        ("POST", Some("/api/evaluations")) => Role::Operator,
         // It changes nothing, and shows a prompt's text.
         ("POST", Some("/api/prompts/{name}/render")) => Role::Operator,
         ("POST", Some("/playground/send")) => Role::Operator,

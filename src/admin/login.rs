@@ -164,7 +164,7 @@ pub(super) fn page_with(
         "tokens": guard::has_tokens(&snapshot),
         "oidc": snapshot.server.oidc.as_ref().map(|oidc| oidc::provider_name(oidc)),
     });
-    door.page(status, "login.html", next, page)
+    door.page(status, "login.html", next, &page)
 }
 
 /// A path of ours to go to: never another site's address.

@@ -10,7 +10,9 @@ pub mod books;
 mod budgets;
 mod calls;
 pub mod config;
+mod costs;
 mod dashboard;
+mod evaluations;
 pub mod extract;
 pub mod guard;
 pub mod keyring;
@@ -113,7 +115,9 @@ fn api() -> OpenApiRouter<Admin> {
         analysis::router(),
         budgets::router(),
         calls::router(),
+        evaluations::router(),
         usage::router(),
+        costs::router(),
         keys::router(),
         models::router(),
         registry::router(),

@@ -234,7 +234,7 @@ async fn finish(State(admin): State<Admin>, request: Request) -> Response {
         Ok((id, next)) => {
             let session = (header::SET_COOKIE, login::cookie(&asked.headers, &id, AGE_MAX.as_secs()));
             // Not a redirect: that would belong to the other site's navigation still, and browsers send no `Strict` cookie with it.
-            let page = Door::choosing(None, &asked.headers).page(StatusCode::OK, "signed_in.html", &next, json!({}));
+            let page = Door::choosing(None, &asked.headers).page(StatusCode::OK, "signed_in.html", &next, &json!({}));
             (AppendHeaders([session, over]), page).into_response()
         }
         Err(failure) => (AppendHeaders([over]), failure.page(&admin, &asked, "/")).into_response(),
@@ -612,7 +612,7 @@ mod tests {
         let all: std::collections::HashSet<String> = ["a", "b"]
             .into_iter()
             .flat_map(|id| {
-                let derived = sign_ins.derived(id).ok().expect("a key");
+                let derived = sign_ins.derived(id).unwrap_or_else(|_| panic!("a key"));
                 [derived.state, derived.nonce, derived.verifier]
             })
             .collect();

@@ -540,7 +540,7 @@ impl Which {
 }
 
 /// A point in time, or how long ago, in milliseconds since 1970.
-fn moment(text: &str) -> Result<u64, String> {
+pub(super) fn moment(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is no time; write it as 2026-11-23T18:00:00Z, or as 30m, 2h or 7d ago");
     let at = match text.parse::<jiff::Timestamp>() {
         Ok(at) => at,
@@ -566,7 +566,7 @@ fn outcome(text: &str) -> Result<Outcome, String> {
     Outcome::of_label(text).ok_or_else(|| format!("no call ends so; calls end {labels}"))
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is no NAME=VALUE"))?;
     Ok((name.to_owned(), value.to_owned()))
 }

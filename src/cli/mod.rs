@@ -9,6 +9,7 @@ pub mod budgets;
 pub mod calls;
 pub mod check;
 pub mod config;
+pub mod costs;
 pub mod count;
 pub mod demo;
 pub mod eval;
@@ -16,6 +17,7 @@ mod follow;
 pub mod health;
 pub mod import;
 pub mod keys;
+pub mod plan;
 pub mod prices;
 pub mod prompts;
 pub mod registry;
@@ -70,6 +72,8 @@ enum Command {
         /// Configuration; default as for `serve`
         file: Option<PathBuf>,
     },
+    /// Show what a reload with another configuration would change: rights, budgets, variants, recorded calls. Changes nothing
+    Plan(plan::PlanArguments),
     /// Ask a running gateway whether it is well; exit 3 when it is not: the health check of a container
     Health {
         /// What to ask, on the admin listener
@@ -112,6 +116,17 @@ enum Command {
         #[command(subcommand)]
         command: calls::CallsCommand,
     },
+    /// Show what was spent on what, what the month will come to, and what would make it less
+    Costs {
+        /// Configuration that says where the log is; default as for `serve`
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        /// Directory of a log in SQLite, instead of the configuration's
+        #[arg(long, value_name = "DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        #[command(flatten)]
+        arguments: costs::CostsArguments,
+    },
     /// Show who changed what, and check that the log of it is whole
     Audit {
         /// Configuration that says where the log is; default as for `serve`
@@ -149,13 +164,10 @@ enum Command {
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
     },
-    /// What the next releases bring
-    #[command(external_subcommand)]
+    /// What there is not
+    #[command(external_subcommand, hide = true)]
     Other(Vec<OsString>),
 }
-
-/// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 1] = ["plan"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -176,6 +188,7 @@ pub fn main() -> ExitCode {
         Command::Serve { config } => serve::run(config.as_deref()),
         Command::Demo { once } => demo::run(once),
         Command::Check { file } => check::run(file.as_deref()),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Health { url } => code_of(health::run(&url), UNREACHABLE),
         Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
@@ -185,6 +198,9 @@ pub fn main() -> ExitCode {
         Command::Models(arguments) => asking(registry::run_models(&arguments, &mut io::stdout())),
         Command::Calls { config, data_dir, command } => {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
+        }
+        Command::Costs { config, data_dir, arguments } => {
+            show_costs(config.as_deref(), data_dir.as_deref(), &arguments)
         }
         Command::Audit { config, data_dir, command } => read_audit(config.as_deref(), data_dir, &command),
         Command::Eval { command } => eval::run(command),
@@ -206,9 +222,6 @@ pub fn main() -> ExitCode {
 /// A command that this build does not have, by its name.
 fn unknown(words: &[OsString]) -> ExitCode {
     let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
-    if NOT_YET.contains(&&*name) {
-        return fail(&anyhow::anyhow!("`{name}` is not available in this build yet"), WRONG);
-    }
     fail(&anyhow::anyhow!("there is no command `{name}`; `tollgate --help` lists those there are"), WRONG)
 }
 
@@ -265,28 +278,62 @@ fn asking(work: impl Future<Output = Result<(), api::Failure>>) -> ExitCode {
     }
 }
 
-/// The call log is where the configuration says, or else in the directory that is named.
-fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: calls::CallsCommand) -> ExitCode {
-    let place = match (crate::config::load(config), data_dir) {
-        (Ok(loaded), None) => calls::Place {
-            records: loaded.snapshot.records,
-            data_dir: loaded.snapshot.data_dir,
-            users: loaded.snapshot.calls.users,
-        },
-        (Ok(loaded), Some(dir)) => calls::Place { users: loaded.snapshot.calls.users, ..calls::beside(dir) },
-        (Err(ConfigError::NothingConfigured), dir) => calls::beside(dir.unwrap_or(Path::new("data"))),
-        (Err(error), _) => return fail(&error.into(), WRONG),
+/// The call log is where the configuration says, or else in the directory that is named; with the configuration, where there is one.
+fn call_log(config: Option<&Path>, data_dir: Option<&Path>) -> Result<(calls::Place, Option<Loaded>), ConfigError> {
+    let loaded = match crate::config::load(config) {
+        Ok(loaded) => loaded,
+        Err(ConfigError::NothingConfigured) => return Ok((calls::beside(data_dir.unwrap_or(Path::new("data"))), None)),
+        Err(error) => return Err(error),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.expect("a process that gets no timer and no socket can't ask a store");
-    match runtime.block_on(calls::run(command, &place, &mut io::stdout())) {
+    let users = loaded.snapshot.calls.users;
+    let place = match data_dir {
+        Some(dir) => calls::Place { users, ..calls::beside(dir) },
+        None => {
+            let (records, data_dir) = (loaded.snapshot.records.clone(), loaded.snapshot.data_dir.clone());
+            calls::Place { records, data_dir, users }
+        }
+    };
+    Ok((place, Some(loaded)))
+}
+
+fn look_into_calls(config: Option<&Path>, data_dir: Option<&Path>, command: calls::CallsCommand) -> ExitCode {
+    let place = match call_log(config, data_dir) {
+        Ok((place, _)) => place,
+        Err(error) => return fail(&error.into(), WRONG),
+    };
+    match log_runtime().block_on(calls::run(command, &place, &mut io::stdout())) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(calls::CallsError::Unknown(id)) => fail(&anyhow::anyhow!("no call in the log has the id {id}"), FAILED),
-        Err(calls::CallsError::NoLog) => {
+        Err(error) => log_failed(error),
+    }
+}
+
+fn show_costs(config: Option<&Path>, data_dir: Option<&Path>, arguments: &costs::CostsArguments) -> ExitCode {
+    let (place, loaded) = match call_log(config, data_dir) {
+        Ok(found) => found,
+        Err(error) => return fail(&error.into(), WRONG),
+    };
+    let snapshot = loaded.as_ref().map(|loaded| &loaded.snapshot);
+    match log_runtime().block_on(costs::run(arguments, &place, snapshot, &mut io::stdout())) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(costs::CostsError::Wrong(error)) => fail(&error, WRONG),
+        Err(costs::CostsError::Log(error)) => log_failed(error),
+    }
+}
+
+fn log_runtime() -> tokio::runtime::Runtime {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a process that gets no timer and no socket can't ask a store")
+}
+
+fn log_failed(error: calls::CallsError) -> ExitCode {
+    match error {
+        calls::CallsError::Unknown(id) => fail(&anyhow::anyhow!("no call in the log has the id {id}"), FAILED),
+        calls::CallsError::NoLog => {
             let mend = "the configuration keeps no calls (`records: none`): write `records: sqlite`, or say with --data-dir where a log is";
             fail(&anyhow::anyhow!(mend), WRONG)
         }
-        Err(calls::CallsError::Failed(error)) => fail(&error, UNREACHABLE),
+        calls::CallsError::Failed(error) => fail(&error, UNREACHABLE),
     }
 }
 

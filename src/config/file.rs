@@ -836,7 +836,7 @@ pub enum AlertKind {
 pub struct Telemetry {
     /// The OTLP/HTTP collector, such as `http://collector:4318`. Empty: none. Default: `$OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub otlp: Option<String>,
-    /// Whether prompts and replies are in traces. Default: off.
+    /// Whether prompts and replies are in traces: of calls whose bodies are captured (`calls.bodies`), redacted. Default: off.
     pub content: Option<Switch>,
     /// The edition of OpenTelemetry's conventions for generative AI: `1.36`, `1.37` or `1.41`. Default: 1.41.
     pub semconv: Option<String>,

@@ -196,8 +196,8 @@ impl Oidc {
     /// The highest role of somebody who belongs to `groups`; `None`: they may not come in.
     #[must_use]
     pub fn role_of(&self, groups: &[Box<str>]) -> Option<Role> {
-        let gives = |value: &Box<str>| **value == *"*" || groups.contains(value);
-        self.roles.iter().find(|(_, values)| values.iter().any(gives)).map(|(role, _)| *role)
+        let gives = |value: &str| value == "*" || groups.iter().any(|group| **group == *value);
+        self.roles.iter().find(|(_, values)| values.iter().any(|value| gives(value))).map(|(role, _)| *role)
     }
 }
 

@@ -534,6 +534,12 @@ fn telemetry_is_checked_and_shows_no_header() {
     assert_eq!(otlp.traces, "http://h:4318/v1/traces");
     assert_eq!(otlp.headers[0].1.to_str().expect("text"), "Bearer CANARY");
     assert!(loads(&with("telemetry: { otlp: \"${EMPTY:-}\" }")).snapshot.telemetry.is_none());
+    let content = |calls: &str| loads(&with(&format!("telemetry: {{ otlp: http://h, content: on }}\ncalls: {calls}")));
+    let told = content("{ bodies: full, body_max: 1KiB }");
+    let otlp = told.snapshot.telemetry.expect("it is on");
+    assert_eq!(otlp.content.as_ref().map(|content| content.bytes_max), Some(1024));
+    assert!(told.warnings.is_empty(), "{:?}", told.warnings);
+    assert!(content("{ bodies: metadata }").warnings[0].contains("telemetry.content: tells nothing"));
 }
 
 #[test]
@@ -584,10 +590,10 @@ fn parameters_keep_the_type_that_they_were_written_with() {
 
 #[test]
 fn what_this_build_lacks_is_named() {
-    let text = "cache: { ttl: 10m }\ntelemetry: { content: on }";
+    let text = "cache: { ttl: 10m }";
     let not_yet = loads(&with(text)).snapshot.not_yet;
     let names: Vec<&str> = not_yet.iter().filter_map(|line| line.split(':').next()).collect();
-    assert_eq!(names, ["cache", "telemetry.content"]);
+    assert_eq!(names, ["cache"]);
     each_is_refused(&[
         (
             "store: mysql://u:p@h",

@@ -321,8 +321,9 @@ where
     }
 }
 
-/// What differs and cannot change while the gateway runs.
-fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
+/// What differs and cannot change while the gateway runs, by its names in the configuration.
+#[must_use]
+pub fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
     let mut fixed = Vec::new();
     let mut compare = |name, differs: bool| {
         if differs {

@@ -137,16 +137,16 @@ impl Server<'_> {
         let path = format!("/api/2.0/mlflow-artifacts/artifacts/{}/report.json", path.trim_matches('/'));
         let body = serde_json::to_vec(report).unwrap_or_default();
         let reply = self.client.once(&Method::PUT, &path, &HeaderMap::new(), body.into()).await?;
-        accepted(reply).map(drop)
+        accepted(&reply).map(drop)
     }
 
     async fn post(&self, what: &str, body: &Value) -> Result<Value, MlflowError> {
         let (_, reply) = self.client.post(&format!("/api/2.0/mlflow/{what}"), &HeaderMap::new(), body).await;
-        accepted(reply?)
+        accepted(&reply?)
     }
 }
 
-fn accepted(reply: Reply) -> Result<Value, MlflowError> {
+fn accepted(reply: &Reply) -> Result<Value, MlflowError> {
     if reply.status.is_success() { Ok(reply.json()) } else { Err(MlflowError::Refused(reply.complaint())) }
 }
 

@@ -1,6 +1,6 @@
 //! What is wrong right now: looked for each second, told by [`crate::telemetry::alerts`].
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -13,12 +13,13 @@ use crate::{
     },
     gateway::Shared,
     policy::{
-        alerts::{Book, Condition, Kind, Severity},
+        alerts::{Book, Condition, Kind, Severity, State},
         scope::{Match, Scope},
     },
     purses::AccountStatus,
+    store::redis::claims::RedisClaims,
     telemetry::{
-        alerts::{Outbox, signals},
+        alerts::{Asking, Claims, Outbox, signals},
         metrics,
     },
     units::NanoUsd,
@@ -30,6 +31,13 @@ const ACCOUNTS_MAX: usize = 10_000;
 
 /// Of a long list of mistakes the first are enough for a message; the log has all of them.
 const REASON_CHARS_MAX: usize = 1000;
+
+/// In a fleet, the claim is in its Redis.
+impl Claims for RedisClaims {
+    fn claim<'a>(&'a self, alert: &'a str, state: State, repeat: Duration) -> Asking<'a> {
+        Box::pin(async move { RedisClaims::claim(self, alert, state, repeat).await.map_err(|error| error.to_string()) })
+    }
+}
 
 /// Finds conditions and has them told.
 #[derive(Debug)]
@@ -64,13 +72,13 @@ impl Alarms {
         let mut conditions = self.budgets(shared, &snapshot, now);
         conditions.extend(providers(shared, &snapshot));
         conditions.extend(credentials(&snapshot));
-        conditions.extend(configuration());
+        conditions.extend(configuration(shared));
         conditions.extend((!shared.purses.store_up()).then(store_away));
         conditions.extend(self.records());
         let alerts = &snapshot.alerts;
         conditions.retain(|condition| alerts.on.contains(&condition.kind));
         for message in self.book.look(conditions, now, alerts.pace) {
-            self.outbox.tell(alerts.webhook.as_ref(), message);
+            self.outbox.tell(alerts.webhook.as_ref(), message, alerts.pace.repeat);
         }
     }
 
@@ -191,11 +199,13 @@ fn credentials(snapshot: &Snapshot) -> Vec<Condition> {
     signals().rejecting().into_iter().filter(known).map(condition).collect()
 }
 
-fn configuration() -> Option<Condition> {
+fn configuration(shared: &Shared) -> Option<Condition> {
     let reason = signals().refused()?;
+    let revision = shared.live.refusal().and_then(|refusal| refusal.revision);
     Some(Condition {
         kind: Kind::Configuration,
-        subject: "configuration".into(),
+        // A revision is pushed for all gateways, and each refuses it.
+        subject: revision.map_or("configuration".into(), |revision| format!("configuration/{revision}").into()),
         level: 0,
         severity: Severity::Error,
         summary: "a changed configuration was refused; the last good one serves".to_owned(),

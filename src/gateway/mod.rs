@@ -1,6 +1,7 @@
 //! The edge towards clients: sockets, the layers in their order, the client listener's paths.
 
 pub mod alarms;
+pub mod cores;
 pub mod framing;
 mod quiet;
 pub mod registrar;

@@ -19,6 +19,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::gateway::{
+    cores::Cores,
     framing::{self, Guarded, Handle},
     quiet::Quiet,
     tls::TlsAcceptor,
@@ -74,12 +75,14 @@ pub struct Shutdown {
     pub connections: TaskTracker,
 }
 
-/// Accepts connections until `over`. While draining it goes on accepting, so that probes get their answer.
+/// Accepts connections until `over`. While draining it goes on accepting, so that probes get their answer. Connections are served on
+/// `cores` where they are given, else on the runtime of the listener.
 pub async fn listen<H: Handler>(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     handler: H,
     limits: Limits,
+    cores: Option<Cores>,
     shutdown: Shutdown,
 ) {
     loop {
@@ -98,16 +101,38 @@ pub async fn listen<H: Handler>(
             shutdown: shutdown.clone(),
         };
         let tls = tls.clone();
-        shutdown.connections.spawn(async move {
-            let over = connection.shutdown.over.clone();
-            tokio::select! {
-                biased;
-                () = connection.run(stream, tls) => {}
-                () = Quiet::new(over.cancelled()) => {}
+        let Some(cores) = &cores else {
+            shutdown.connections.spawn(serve(connection, stream, tls, permit));
+            continue;
+        };
+        // A stream belongs to the runtime that has it watched.
+        let Ok(stream) = stream.into_std() else { continue };
+        let seat = cores.seat();
+        let handle = seat.handle().clone();
+        let served = async move {
+            if let Ok(stream) = TcpStream::from_std(stream) {
+                serve(connection, stream, tls, permit).await;
             }
-            drop(permit);
-        });
+            drop(seat);
+        };
+        shutdown.connections.spawn_on(served, &handle);
     }
+}
+
+/// Serves one connection until it ends, or everything does.
+async fn serve<H: Handler>(
+    connection: Connection<H>,
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    permit: OwnedSemaphorePermit,
+) {
+    let over = connection.shutdown.over.clone();
+    tokio::select! {
+        biased;
+        () = connection.run(stream, tls) => {}
+        () = Quiet::new(over.cancelled()) => {}
+    }
+    drop(permit);
 }
 
 /// The next connection; `None` when the system is short of something, which a pause may mend.

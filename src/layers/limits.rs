@@ -15,6 +15,7 @@ use crate::{
         limits::{Counted, Limited, Limiter, Quota, Standing},
         scope::Facts,
     },
+    wire::headers,
 };
 
 /// What says how a window stands: its count, what is left of it, when all of it is back.
@@ -83,13 +84,13 @@ fn refusal(limited: &Limited, opened: Opened) -> Failure {
 }
 
 /// OpenAI's `x-ratelimit-*`: <https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers>.
-fn standing_headers(standing: &Standing, headers: &mut HeaderMap) {
+fn standing_headers(standing: &Standing, reply: &mut HeaderMap) {
     for (quota, [limit, remaining, reset]) in [(&standing.requests, OF_REQUESTS), (&standing.tokens, OF_TOKENS)] {
         let Some(Quota { limit: count, remaining: left, reset: until }) = quota else { continue };
-        headers.insert(limit, HeaderValue::from(*count));
-        headers.insert(remaining, HeaderValue::from(*left));
-        if let Ok(value) = HeaderValue::try_from(spelled(*until)) {
-            headers.insert(reset, value);
+        reply.insert(limit, headers::number(*count));
+        reply.insert(remaining, headers::number(*left));
+        if let Ok(value) = HeaderValue::from_str(&spelled(*until)) {
+            reply.insert(reset, value);
         }
     }
 }
@@ -97,9 +98,9 @@ fn standing_headers(standing: &Standing, headers: &mut HeaderMap) {
 /// As OpenAI spells it: `20ms`, `1s`, `6m0s`.
 fn spelled(duration: Duration) -> String {
     match duration.as_millis() {
-        ms @ 0..1000 => format!("{ms}ms"),
+        ms @ 0..1000 => ms.to_string() + "ms",
         ms @ 1000..60_000 if ms % 1000 != 0 => format!("{}.{:03}s", ms / 1000, ms % 1000),
-        ms if ms < 60_000 => format!("{}s", ms / 1000),
+        ms if ms < 60_000 => (ms / 1000).to_string() + "s",
         ms => format!("{}m{}s", ms / 60_000, ms / 1000 % 60),
     }
 }

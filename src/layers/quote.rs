@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     recorder,
     units::Tokens,
     wire::{
+        edit,
         endpoint::{Cost, Endpoint},
         request::RequestFacts,
     },
@@ -42,10 +44,10 @@ impl Turn for Quote {
 
     fn turn(&self, mut planned: Planned) -> Result<Quoted, Early> {
         let at = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
-        match bound(&mut planned, at) {
-            Ok((ceilings, claims)) => {
+        match bounds(&mut planned, at) {
+            Ok(Bounds { ceilings, claims, body }) => {
                 let estimate = estimate(&planned);
-                Ok(Quoted { planned, ceilings, claims, estimate, at })
+                Ok(Quoted { planned, ceilings, claims, body, estimate, at })
             }
             Err(error) => {
                 let facts = recorder::of_call(&planned.call, Some(&planned.plan));
@@ -55,12 +57,27 @@ impl Turn for Quote {
     }
 }
 
-/// What the call can cost at each target, and who pays.
-fn bound(planned: &mut Planned, at: Timestamp) -> Result<(Vec<Ceiling>, Arc<[Claim]>), GatewayError> {
+/// Names the first target's model in the body. A call that names no model goes to the default provider as it is.
+fn set_model(planned: &mut Planned) {
+    let (Payload::Json(document), Some(target)) = (&planned.call.payload, planned.plan.targets.first()) else { return };
+    if !target.model.is_empty() && document.facts.model.as_deref() != Some(&*target.model) {
+        edit::set_model(&mut planned.edits, &document.scan, &target.model);
+    }
+}
+
+/// What a call can cost, who pays, and the body that this was worked out of.
+struct Bounds {
+    ceilings: Vec<Ceiling>,
+    claims: Arc<[Claim]>,
+    body: Option<Bytes>,
+}
+
+fn bounds(planned: &mut Planned, at: Timestamp) -> Result<Bounds, GatewayError> {
     price_unpriced(planned)?;
+    set_model(planned);
     let budgets = covering(planned, at);
-    let ceilings = if budgets.is_empty() { Vec::new() } else { ceilings(planned, &budgets, at)? };
-    Ok((ceilings, budgets.into_iter().map(|(_, claim)| claim).collect()))
+    let (ceilings, body) = if budgets.is_empty() { (Vec::new(), None) } else { ceilings(planned, &budgets, at)? };
+    Ok(Bounds { ceilings, claims: budgets.into_iter().map(|(_, claim)| claim).collect(), body })
 }
 
 /// Gives targets without a price the configured one, or refuses the call: never 0 by silence.
@@ -116,10 +133,15 @@ fn claim(budget: &Budget, account: &str, at: Timestamp) -> Claim {
     }
 }
 
-fn ceilings(planned: &Planned, budgets: &[(Arc<Budget>, Claim)], at: Timestamp) -> Result<Vec<Ceiling>, GatewayError> {
+/// The ceilings, and the edited body that they were worked out from.
+fn ceilings(
+    planned: &Planned,
+    budgets: &[(Arc<Budget>, Claim)],
+    at: Timestamp,
+) -> Result<(Vec<Ceiling>, Option<Bytes>), GatewayError> {
     let document = match &planned.call.payload {
         Payload::Json(document) if planned.call.head.endpoint.cost() == Cost::Metered => document,
-        _ => return unbounded(planned, budgets),
+        _ => return Ok((unbounded(planned, budgets)?, None)),
     };
     if let Some(what) = &document.facts.extra_cost {
         refuse_if_enforced(budgets, || format!("`{what}` costs extra that cannot be bounded beforehand"))?;
@@ -127,7 +149,8 @@ fn ceilings(planned: &Planned, budgets: &[(Arc<Budget>, Claim)], at: Timestamp) 
     // What the prompt and the parameters add is in the edited body.
     let body = planned.edits.apply(&document.bytes);
     let call = Bounded { endpoint: &planned.call.head.endpoint, facts: &document.facts, body: &body, budgets, at };
-    planned.plan.targets.iter().map(|target| call.ceiling(target)).collect()
+    let ceilings = planned.plan.targets.iter().map(|target| call.ceiling(target)).collect::<Result<_, _>>()?;
+    Ok((ceilings, Some(body)))
 }
 
 /// An endpoint whose cost isn't told by request and reply.

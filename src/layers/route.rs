@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header, response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -19,7 +20,7 @@ use tower::Service;
 
 use crate::{
     body::{BodyTimes, Drain, ReplyBody, Source, Watch, Watching},
-    call::{Admitted, Answer, Call, Ceiling, Failure, Payload, Quoted, Reply},
+    call::{Admitted, Answer, Call, Ceiling, Document, Failure, Payload, Plan, Quoted, Reply},
     config::snapshot::{Eject, OnDisconnect, StreamUsage, Target},
     error::GatewayError,
     layers::Answering,
@@ -27,7 +28,6 @@ use crate::{
     purses::{Purses, Refused},
     record::{Attempted, Outcome},
     recorder::{Charge, OpenRecord, Sent},
-    telemetry::metrics,
     units::{NanoUsd, Tokens},
     upstream::{
         Upstream,
@@ -49,7 +49,12 @@ use crate::{
 /// Most bytes of a compressed reply that are decoded to meter it.
 const DECODED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-// Our reply headers.
+/// How many of our own headers a reply gets, those of other layers included.
+const OWN_HEADERS: usize = 14;
+/// Room for most calls' variants.
+const VARIANTS_BYTES: usize = 48;
+
+// Our own reply headers.
 const MODEL: HeaderName = HeaderName::from_static("x-tollgate-model");
 const VERSION: HeaderName = HeaderName::from_static("x-tollgate-version");
 const VARIANT: HeaderName = HeaderName::from_static("x-tollgate-variant");
@@ -171,17 +176,11 @@ impl Route {
                     let went = Went::Replied(replied.head.status, retry_after(&replied.head.headers));
                     match self.next(&journey, went) {
                         Next::Stop => return Ok(self.deliver(journey, replied)),
-                        next => {
-                            metrics::attempt(&journey.target().provider.name, "error");
-                            (next, charge_of_status(replied.head.status), None)
-                        }
+                        next => (next, charge_of_status(replied.head.status), None),
                     }
                 }
                 Err(no_reply) => {
                     let error = journey.error(&no_reply);
-                    if let Some(result) = no_reply.result() {
-                        metrics::attempt(&journey.target().provider.name, result);
-                    }
                     match self.next(&journey, no_reply.went()) {
                         Next::Stop => return Err(journey.give_up(no_reply.charge(), error)),
                         next => (next, no_reply.charge(), Some(error)),
@@ -473,21 +472,8 @@ impl Journey {
             let travel = Travel { plain_reply: false, keep_coding: true, upgrade: false };
             return Outgoing { body: client::empty(), travel, filter: false, sent: None };
         };
-        let mut edits = self.quoted.planned.edits.clone();
-        // A call that names no model goes to the default provider as it is.
-        if !target.model.is_empty() && document.facts.model.as_deref() != Some(&*target.model) {
-            edit::set_model(&mut edits, &document.scan, &target.model);
-        }
-        if let Some(cap) = self.cap() {
-            let field = cap_field(&call.head.endpoint, target);
-            edit::set_output_cap(&mut edits, &document.scan, &document.facts, cap.0, field);
-        }
         let filter = self.asks_for_usage(&call.head.endpoint);
-        if filter {
-            edit::ask_for_usage(&mut edits, &document.bytes, &document.scan);
-        }
-        let plain = edits.apply(&document.bytes);
-        let unchanged = edits.is_empty();
+        let (plain, unchanged) = self.edited(document, target, filter);
         let coded = document.coded.clone().filter(|_| unchanged);
         let keep_coding = coded.is_some();
         Outgoing {
@@ -496,6 +482,28 @@ impl Journey {
             filter,
             sent: Some(Sent { body: plain, model: target.model.clone() }),
         }
+    }
+
+    /// The body for this attempt, and whether it is still the client's.
+    fn edited(&self, document: &Document, target: &Target, asks_for_usage: bool) -> (Bytes, bool) {
+        let Quoted { planned, body, .. } = &self.quoted;
+        let cap = self.cap();
+        if let Some(body) = body.as_ref().filter(|_| self.position == 0 && cap.is_none() && !asks_for_usage) {
+            return (body.clone(), planned.edits.is_empty());
+        }
+        let mut edits = planned.edits.clone();
+        // The first one's is in them.
+        if self.position > 0 {
+            edit::set_model(&mut edits, &document.scan, &target.model);
+        }
+        if let Some(cap) = cap {
+            let field = cap_field(&planned.call.head.endpoint, target);
+            edit::set_output_cap(&mut edits, &document.scan, &document.facts, cap.0, field);
+        }
+        if asks_for_usage {
+            edit::ask_for_usage(&mut edits, &document.bytes, &document.scan);
+        }
+        (edits.apply(&document.bytes), edits.is_empty())
     }
 
     /// Whether usage is asked for on the client's behalf: OpenAI's streams report it only on request.
@@ -536,7 +544,7 @@ impl Journey {
             Ok(replied) => note_head(&mut self.record, replied.head.status),
             Err(no_reply) => {
                 let elapsed = self.record.received().elapsed();
-                self.record.facts().end_attempt(elapsed, no_reply.result().unwrap_or("error"));
+                self.record.facts().end_attempt(elapsed, no_reply.result());
             }
         }
     }
@@ -563,28 +571,33 @@ impl Journey {
     }
 
     /// Our own reply headers.
-    fn describe(&self, headers: &mut HeaderMap) {
-        let plan = &self.quoted.planned.plan;
-        headers.insert(ATTEMPTS, HeaderValue::from(self.attempts));
-        headers.insert(OVERHEAD_US, HeaderValue::from(u64::try_from(self.overhead().as_micros()).unwrap_or(u64::MAX)));
+    fn describe(&mut self, headers: &mut HeaderMap) {
+        headers.reserve(OWN_HEADERS);
+        let overhead = self.overhead().as_micros();
+        headers.insert(ATTEMPTS, headers::number(u64::from(self.attempts)));
+        headers.insert(OVERHEAD_US, headers::number(u64::try_from(overhead).unwrap_or(u64::MAX)));
+        if let Some(cap) = self.cap() {
+            headers.insert(CLAMPED, headers::number(cap.0));
+        }
         let mut set = |name: HeaderName, value: &str| {
-            if let Ok(value) = HeaderValue::try_from(value) {
+            if let Ok(value) = HeaderValue::from_str(value) {
                 headers.insert(name, value);
             }
         };
-        set(MODEL, &named(self.target()));
+        let facts = self.record.facts();
+        let plan = &self.quoted.planned.plan;
+        match &facts.target {
+            Some(target) => set(MODEL, target),
+            None => set(MODEL, &named(&plan.targets[self.position])),
+        }
         if let Some(version) = &plan.version {
             set(VERSION, &version.name);
         }
         if !plan.variants.is_empty() {
-            let variants: Vec<String> = plan.variants.iter().map(|(e, v)| [&**e, "=", &**v].concat()).collect();
-            set(VARIANT, &variants.join(","));
+            set(VARIANT, &variants(plan));
         }
-        if let Some(prompt) = &plan.prompt {
-            set(PROMPT, &[&*prompt.prompt.name, "@", &*prompt.version].concat());
-        }
-        if let Some(cap) = self.cap() {
-            headers.insert(CLAMPED, HeaderValue::from(cap.0));
+        if let Some(prompt) = &facts.prompt {
+            set(PROMPT, prompt);
         }
     }
 
@@ -615,14 +628,29 @@ impl NoReply {
         }
     }
 
-    /// The attempt's result as a metric label; `None` where none was made.
-    fn result(&self) -> Option<&'static str> {
+    /// The attempt's result, as in metrics.
+    fn result(&self) -> &'static str {
         match self {
-            NoReply::Failed(_) => Some("unreachable"),
-            NoReply::Late(..) => Some("timeout"),
-            NoReply::OutOfTime | NoReply::Unsendable => None,
+            NoReply::Failed(_) => "unreachable",
+            NoReply::Late(..) => "timeout",
+            // Never attempts.
+            NoReply::OutOfTime | NoReply::Unsendable => "error",
         }
     }
+}
+
+/// `experiment=variant` of each experiment on the model.
+fn variants(plan: &Plan) -> String {
+    let mut text = String::with_capacity(VARIANTS_BYTES);
+    for (experiment, variant) in &plan.variants {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(experiment);
+        text.push('=');
+        text.push_str(variant);
+    }
+    text
 }
 
 /// Notes in the record that its attempt number `count` begins.

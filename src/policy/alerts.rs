@@ -102,6 +102,17 @@ impl Condition {
             level => format!("{}/{level}", self.subject),
         }
     }
+
+    /// Whether every gateway of a fleet finds the same, so that one of them is enough to tell it: a budget's spending, and a revision
+    /// of the configuration that was pushed for all. What a gateway alone knows (its providers, its own file) is its own.
+    #[must_use]
+    pub fn is_the_fleets(&self) -> bool {
+        match self.kind {
+            Kind::Budget => true,
+            Kind::Configuration => self.subject.contains('/'),
+            Kind::Provider | Kind::Credentials | Kind::Store | Kind::Records => false,
+        }
+    }
 }
 
 /// What a message says of its condition.

@@ -3,6 +3,7 @@
 pub mod alerts;
 pub mod delivery;
 pub mod experiment;
+pub mod forecast;
 pub mod json_schema;
 pub mod keys;
 pub mod limits;

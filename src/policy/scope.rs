@@ -82,6 +82,10 @@ fn part(account: &mut String, name: &str, wanted: Option<&Match>, value: Option<
     }
     account.push_str(name);
     account.push('=');
+    if value.bytes().all(is_plain) {
+        account.push_str(value);
+        return Some(());
+    }
     for c in value.chars() {
         match c {
             ',' | '=' | '%' | '{' | '}' => account.push_str(&format!("%{:02X}", c as u32)),
@@ -90,6 +94,11 @@ fn part(account: &mut String, name: &str, wanted: Option<&Match>, value: Option<
         }
     }
     Some(())
+}
+
+/// Whether a byte stands for itself wherever it stands. Others may, too.
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_./:@ ".contains(&byte)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::{HeaderName, HeaderValue, Uri};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::wire::traceparent::TraceParent;
+use crate::{policy::redact::Redactor, wire::traceparent::TraceParent};
 
 /// Which edition of the conventions names the attributes of generative AI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +53,24 @@ pub struct Otlp {
     pub sample: f64,
     /// Between two reports of metrics.
     pub interval: Duration,
+    /// How prompts and replies are told; `None`: not at all.
+    pub content: Option<Content>,
+}
+
+/// How prompts and replies are told.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// Takes out what must not be told.
+    pub redactor: Arc<Redactor>,
+    /// How much of all texts that a call sent, and of all that it was answered, in bytes.
+    pub bytes_max: usize,
+}
+
+/// As made from one configuration.
+impl PartialEq for Content {
+    fn eq(&self, other: &Content) -> bool {
+        Arc::ptr_eq(&self.redactor, &other.redactor) && self.bytes_max == other.bytes_max
+    }
 }
 
 impl fmt::Debug for Otlp {

@@ -12,7 +12,9 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use serde::Serialize;
@@ -25,11 +27,15 @@ use super::{create_private_dir, ports::StoreError, private_file};
 const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 /// The longest line, in bytes: the last one is looked for in so much of the file's end.
 const LINE_BYTES_MAX: usize = 1 << 20;
+/// Lines that are read together on the way from the end.
+const BLOCK: usize = 256;
 
 /// The audit log of one data directory. Processes may share it: each line is written under a lock.
 #[derive(Debug, Clone)]
 pub struct Audit {
     path: PathBuf,
+    /// What was checked before, by whichever clone.
+    checked: Arc<Mutex<Checked>>,
 }
 
 /// What was done.
@@ -81,7 +87,7 @@ impl Audit {
     /// `audit.jsonl` in `data_dir`; made with the first deed.
     #[must_use]
     pub fn in_dir(data_dir: &Path) -> Audit {
-        Audit { path: data_dir.join("audit.jsonl") }
+        Audit { path: data_dir.join("audit.jsonl"), checked: Arc::default() }
     }
 
     /// Where it is.
@@ -221,6 +227,116 @@ impl Audit {
     }
 }
 
+/// How far a log was checked by this process.
+#[derive(Debug, Default)]
+struct Checked {
+    /// Device and number of the file: another one begins anew.
+    file: (u64, u64),
+    /// Its length and its last change: one that was changed and did not grow was not appended to.
+    seen: (u64, (i64, i64)),
+    chain: Chain,
+    broken: Option<Broken>,
+    /// Lines in all, those beyond a break too.
+    lines: usize,
+    /// Where what was not looked at begins.
+    end: u64,
+    /// Where each [`BLOCK`] of lines begins.
+    blocks: Vec<u64>,
+}
+
+impl Audit {
+    /// As [`Audit::read`], for who looks often: of the chain only what was appended since the last time is checked, and lines are
+    /// read from the end, in blocks, until there are enough. A file that was changed and did not grow is checked anew; a change
+    /// of old lines together with new ones is seen by [`Audit::read`], and after a restart.
+    ///
+    /// # Errors
+    /// When it cannot be read. One that is not there has no lines.
+    pub fn recent(
+        &self,
+        before: Option<usize>,
+        count_max: usize,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Reading, StoreError> {
+        let reading = self.read_recent(before.unwrap_or(usize::MAX), count_max, wanted);
+        reading.map_err(|error| unavailable(&self.path, &error))
+    }
+
+    fn read_recent(&self, before: usize, count_max: usize, wanted: impl Fn(&Value) -> bool) -> io::Result<Reading> {
+        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Checked::default().reading(Vec::new(), None));
+            }
+            Err(error) => return Err(error),
+        };
+        checked.catch_up(&mut file)?;
+        let (mut lines, mut next) = (Vec::new(), None);
+        'blocks: for (block, begins) in checked.blocks.iter().enumerate().rev() {
+            let first = block * BLOCK + 1;
+            if first >= before {
+                continue;
+            }
+            let ends = checked.blocks.get(block + 1).copied().unwrap_or(checked.end);
+            let text = part_of(&mut file, *begins, ends)?;
+            let numbered: Vec<(usize, &str)> = (first..).zip(text.lines()).collect();
+            for (number, line) in numbered.into_iter().rev().filter(|(number, _)| *number < before) {
+                let value = serde_json::from_str(line).unwrap_or_else(|_| Value::from(line));
+                if !wanted(&value) {
+                    continue;
+                }
+                if lines.len() == count_max {
+                    // There is one more: the next part begins below what was taken last.
+                    next = lines.last().map(|(number, _)| *number);
+                    break 'blocks;
+                }
+                lines.push((number, value));
+            }
+        }
+        Ok(checked.reading(lines, next))
+    }
+}
+
+impl Checked {
+    /// Follows the chain through what was appended.
+    fn catch_up(&mut self, file: &mut File) -> io::Result<()> {
+        let metadata = file.metadata()?;
+        let identity = (metadata.dev(), metadata.ino());
+        let seen = (metadata.len(), (metadata.ctime(), metadata.ctime_nsec()));
+        let was_changed = seen.0 < self.seen.0 || (seen.0 == self.seen.0 && seen.1 != self.seen.1);
+        if self.file != identity || was_changed {
+            *self = Checked { file: identity, ..Checked::default() };
+        }
+        self.seen = seen;
+        file.seek(SeekFrom::Start(self.end))?;
+        for line in complete_lines(BufReader::new(file)) {
+            let line = line?;
+            if self.lines.is_multiple_of(BLOCK) {
+                self.blocks.push(self.end);
+            }
+            self.lines += 1;
+            self.end += line.len() as u64 + 1;
+            if self.broken.is_none() {
+                self.broken = self.chain.follow(&String::from_utf8_lossy(&line)).err();
+            }
+        }
+        Ok(())
+    }
+
+    fn reading(&self, lines: Vec<(usize, Value)>, next: Option<usize>) -> Reading {
+        let chain = self.broken.clone().map_or(Ok(self.chain.lines), Err);
+        Reading { lines, next, chain, head: self.chain.prev.clone() }
+    }
+}
+
+/// The bytes of a file from `begin` to `end`, as text.
+fn part_of(file: &mut File, begin: u64, end: u64) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(begin))?;
+    file.take(end.saturating_sub(begin)).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// The complete lines of a log.
 fn lines_of(path: &Path) -> io::Result<impl Iterator<Item = io::Result<String>>> {
     let file = match File::open(path) {
@@ -228,22 +344,29 @@ fn lines_of(path: &Path) -> io::Result<impl Iterator<Item = io::Result<String>>>
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
-    let mut reader = file.map(BufReader::new);
-    Ok(std::iter::from_fn(move || {
+    let lines = file.map(|file| complete_lines(BufReader::new(file))).into_iter().flatten();
+    Ok(lines.map(|line| line.map(|line| String::from_utf8_lossy(&line).into_owned())))
+}
+
+/// The lines that are ended, without their ends. What is not was cut by a crash, or is being written: it was never acknowledged.
+fn complete_lines(mut reader: impl BufRead) -> impl Iterator<Item = io::Result<Vec<u8>>> {
+    let mut is_over = false;
+    std::iter::from_fn(move || {
         let mut line = Vec::new();
-        match reader.as_mut()?.read_until(b'\n', &mut line) {
-            Ok(_) if line.pop() == Some(b'\n') => Some(Ok(String::from_utf8_lossy(&line).into_owned())),
-            // Being written, or cut by a crash: never acknowledged.
+        let read = if is_over { Ok(0) } else { reader.read_until(b'\n', &mut line) };
+        match read {
+            Ok(_) if line.pop() == Some(b'\n') => Some(Ok(line)),
             Ok(_) => None,
             Err(error) => {
-                reader = None;
+                is_over = true;
                 Some(Err(error))
             }
         }
-    }))
+    })
 }
 
 /// A chain as far as it was followed.
+#[derive(Debug)]
 struct Chain {
     lines: usize,
     prev: String,
@@ -362,6 +485,57 @@ mod tests {
 
         let nothing = Audit::in_dir(Path::new("/nowhere/at/all")).read(None, 9, |_| true).unwrap();
         assert_eq!((nothing.lines.len(), nothing.chain), (0, Ok(0)));
+    }
+
+    #[test]
+    fn pages_are_read_from_the_end_as_the_whole_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = Audit::in_dir(dir.path());
+        assert_eq!(audit.recent(None, 9, |_| true).unwrap().chain, Ok(0));
+        for n in 0..BLOCK + 10 {
+            write(&audit, if n % 3 == 0 { "third" } else { "other" });
+            if n == BLOCK / 2 {
+                assert_eq!(audit.recent(None, 1, |_| true).unwrap().lines[0].0, n + 1, "what is appended is seen");
+            }
+        }
+        for third in [false, true] {
+            let wanted = |line: &Value| !third || line["subject"] == "third";
+            let (mut before, mut seen) = (None, Vec::new());
+            loop {
+                let (page, whole) =
+                    (audit.recent(before, 50, wanted).unwrap(), audit.read(before, 50, wanted).unwrap());
+                assert_eq!((&page.lines, page.next), (&whole.lines, whole.next));
+                assert_eq!((&page.chain, &page.head), (&whole.chain, &whole.head));
+                seen.extend(page.lines.into_iter().map(|(number, _)| number));
+                before = page.next;
+                if before.is_none() {
+                    break;
+                }
+            }
+            let expected: Vec<usize> =
+                (1..=BLOCK + 10).rev().filter(|number| !third || (number - 1) % 3 == 0).collect();
+            assert_eq!(seen, expected);
+        }
+    }
+
+    #[test]
+    fn what_breaks_the_chain_is_seen_when_it_is_appended_or_the_file_is_another() {
+        let (_dir, audit) = three();
+        assert_eq!(audit.recent(None, 9, |_| true).unwrap().chain, Ok(3));
+        let text = std::fs::read_to_string(audit.path()).unwrap();
+        std::fs::write(audit.path(), text.replacen("\"a\"", "\"x\"", 1)).unwrap();
+        let changed = audit.recent(None, 9, |_| true).unwrap();
+        assert_eq!(changed.chain, Err(Broken { line: 1, why: "was changed" }), "as long as before, and not the same");
+        std::fs::write(audit.path(), text.clone()).unwrap();
+        assert_eq!(audit.recent(None, 9, |_| true).unwrap().chain, Ok(3));
+        std::fs::write(audit.path(), text.clone() + "{}\n").unwrap();
+        let broken = audit.recent(None, 9, |_| true).unwrap();
+        assert_eq!(
+            (broken.chain, broken.lines.len()),
+            (Err(Broken { line: 4, why: "does not follow the one before" }), 4)
+        );
+        std::fs::write(audit.path(), text.lines().next().unwrap().to_owned() + "\n").unwrap();
+        assert_eq!(audit.recent(None, 9, |_| true).unwrap().chain, Ok(1), "a shorter one is checked anew");
     }
 
     #[test]

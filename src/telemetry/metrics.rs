@@ -166,6 +166,7 @@ pub struct CallMetrics {
     by_endpoint: HashMap<&'static str, EndpointSeries>,
     overhead: Option<Histogram>,
     experiments: HashMap<(Arc<str>, Arc<str>), Counter>,
+    attempts: HashMap<(Arc<str>, &'static str), Counter>,
     tokens: Option<[Counter; 5]>,
 }
 
@@ -195,6 +196,7 @@ impl CallMetrics {
             self.overhead.get_or_insert_with(|| histogram!(OVERHEAD)).record(overhead.as_secs_f64());
         }
         self.tokens(record);
+        self.attempts(record);
         if record.cost > NanoUsd::ZERO {
             costs().add(record);
         }
@@ -227,6 +229,16 @@ impl CallMetrics {
                 "outcome" => record.outcome.label(),
             )
         })
+    }
+
+    fn attempts(&mut self, record: &Record) {
+        for attempt in &record.attempt_list {
+            let labels = (attempt.provider.clone(), attempt.result.unwrap_or("error"));
+            let series = self.attempts.entry(labels).or_insert_with_key(
+                |(provider, result)| counter!(ATTEMPTS, "provider" => provider.clone(), "result" => *result),
+            );
+            series.increment(1);
+        }
     }
 
     fn tokens(&mut self, record: &Record) {
@@ -310,11 +322,6 @@ fn costs() -> MutexGuard<'static, Costs> {
 /// A label value as the text format wants it.
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-/// Counts one attempt at a provider: `ok`, `error`, `timeout`, `unreachable`, `abandoned`.
-pub fn attempt(provider: &str, result: &'static str) {
-    counter!(ATTEMPTS, "provider" => provider.to_owned(), "result" => result).increment(1);
 }
 
 /// Shows a provider's circuit: 0 closed, 1 half open, 2 open.
@@ -401,7 +408,7 @@ pub fn otlp(signal: &'static str, result: &'static str, count: u64) {
     counter!(OTLP, "signal" => signal, "result" => result).increment(count);
 }
 
-/// Counts an alert for a webhook: `sent`, `failed`, `dropped`.
+/// Counts an alert for a webhook: `sent`, `failed`, `dropped`, or `left` to another gateway.
 pub fn alert(result: &'static str) {
     counter!(ALERTS, "result" => result).increment(1);
 }

@@ -1,4 +1,4 @@
-//! The HTTP client: one exchange with one provider, over pooled connections, HTTP/1.1 or 2 by ALPN.
+//! The HTTP client: one exchange with one provider, over pooled connections, HTTP/1.1 or 2 by ALPN; without TLS see [`super::lines`].
 //!
 //! It follows no redirects, decodes nothing and retries nothing by itself, except a request that was queued on a
 //! pooled connection and never written. What it adds to hyper is the judgement that a retry needs: whether a failed
@@ -23,9 +23,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, Uri, Version, header};
+use http::{HeaderMap, Request, Response, Uri, Version, header, uri::Scheme};
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
-use hyper::{body::Incoming, rt};
+use hyper::rt;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{
@@ -38,7 +38,10 @@ use rustls::RootCertStore;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower::Service;
 
-use crate::{config::snapshot::Provider, upstream::tls};
+use crate::{
+    config::snapshot::Provider,
+    upstream::{lines::Lines, tls},
+};
 
 /// A pooled connection is closed after this time without use. Below the 60 s after which many servers and load
 /// balancers close theirs, so that the race of a request with that close is rare.
@@ -49,7 +52,7 @@ const POOL_IDLE_PER_HOST_MAX: usize = 256;
 /// with each reply.
 const RESPONSE_HEADERS_MAX: usize = 100;
 /// Bytes of a reply's head; hyper's own limit is 400 KiB, more than a hostile server should make us hold.
-const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
+pub(super) const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
 /// What one HTTP/2 stream may send ahead of its reader.
 const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// What all streams of a connection may send ahead together.
@@ -64,6 +67,9 @@ const TCP_KEEP_ALIVE_RETRIES: u32 = 4;
 
 /// A request's body on its way upstream. Build it with [`full`], [`empty`] or [`boxed`].
 pub type UpstreamBody = UnsyncBoxBody<Bytes, BodyError>;
+
+/// A reply's body. Dropped before its end, its exchange is cancelled.
+pub type Received = UnsyncBoxBody<Bytes, hyper::Error>;
 
 /// A request body that broke off: the fault is on the side that supplied it.
 ///
@@ -204,6 +210,8 @@ struct Pools {
     any: Pool,
     /// HTTP/1.1 only, for requests to switch protocols: HTTP/2 has no `Upgrade`.
     http1: Pool,
+    /// What `http1` connects by.
+    connector: Connector,
 }
 
 impl Pools {
@@ -212,9 +220,11 @@ impl Pools {
         let https = HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http().enable_all_versions();
         let http1 = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
         let connector = |https| Connector { https, timeout_ms: Arc::clone(connect_timeout_ms) };
+        let http1 = connector(http1.wrap_connector(tcp_connector()));
         Ok(Pools {
             any: pool(connector(https.wrap_connector(tcp_connector()))),
-            http1: pool(connector(http1.wrap_connector(tcp_connector()))),
+            http1: pool(http1.clone()),
+            connector: http1,
         })
     }
 
@@ -231,6 +241,8 @@ struct Shared {
     connect_timeout_ms: Arc<AtomicU64>,
     public_roots: RootCertStore,
     public: Pools,
+    /// Plain HTTP/1, which needs no roots.
+    lines: Arc<Lines>,
     /// Pools of providers with roots of their own, by path, with the file's content at the time.
     by_ca: RwLock<HashMap<PathBuf, (Vec<u8>, Pools)>>,
 }
@@ -244,7 +256,8 @@ impl Client {
         let connect_timeout_ms = Arc::new(AtomicU64::new(as_millis(connect_timeout)));
         let public_roots = tls::public_roots();
         let public = Pools::new(&public_roots, &connect_timeout_ms)?;
-        Ok(Client(Arc::new(Shared { connect_timeout_ms, public_roots, public, by_ca: RwLock::default() })))
+        let lines = Lines::new(public.connector.clone());
+        Ok(Client(Arc::new(Shared { connect_timeout_ms, public_roots, public, lines, by_ca: RwLock::default() })))
     }
 
     /// Changes the time for connections that are begun from now on; pools stay.
@@ -275,7 +288,7 @@ impl Client {
         &self,
         provider: &Provider,
         request: Request<UpstreamBody>,
-    ) -> Result<Response<Incoming>, SendError> {
+    ) -> Result<Response<Received>, SendError> {
         if !same_origin(request.uri(), &provider.base_url) {
             return Err(SendError::new(SendErrorKind::Unsent, "request leads to another origin than the provider's"));
         }
@@ -294,7 +307,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::send`].
-    pub async fn send_anywhere(&self, request: Request<UpstreamBody>) -> Result<Response<Incoming>, SendError> {
+    pub async fn send_anywhere(&self, request: Request<UpstreamBody>) -> Result<Response<Received>, SendError> {
         self.exchange(&self.0.public, request).await
     }
 
@@ -302,13 +315,16 @@ impl Client {
         &self,
         pools: &Pools,
         mut request: Request<UpstreamBody>,
-    ) -> Result<Response<Incoming>, SendError> {
-        request.headers_mut().remove(header::HOST);
+    ) -> Result<Response<Received>, SendError> {
         *request.version_mut() = Version::HTTP_11;
+        if is_plain(&request) {
+            return self.0.lines.send(request).await;
+        }
+        request.headers_mut().remove(header::HOST);
         let connection = capture_connection(&mut request);
         let response = pools.for_request(&request).request(request).await.map_err(classify)?;
         if let Some(watch) = response.extensions().get::<Arc<Watch>>() {
-            watch.answers.fetch_add(1, Ordering::Relaxed);
+            watch.answered();
         }
         if let Err(violation) = check_head(&response) {
             if let Some(connected) = connection.connection_metadata().as_ref() {
@@ -316,7 +332,12 @@ impl Client {
             }
             return Err(SendError::new(SendErrorKind::Protocol, violation));
         }
-        Ok(response)
+        Ok(response.map(BodyExt::boxed_unsync))
+    }
+
+    #[cfg(test)]
+    pub(super) fn lines(&self) -> &Arc<Lines> {
+        &self.0.lines
     }
 
     fn pools_of(&self, ca: &Path) -> Result<Pools, ClientError> {
@@ -348,6 +369,11 @@ fn as_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Whether a request is an exchange of HTTP/1 without TLS and nothing else.
+fn is_plain(request: &Request<UpstreamBody>) -> bool {
+    request.uri().scheme() == Some(&Scheme::HTTP) && !request.headers().contains_key(header::UPGRADE)
+}
+
 /// Provider keys go to the provider's own origin and nowhere else.
 fn same_origin(uri: &Uri, base: &Uri) -> bool {
     uri.scheme() == base.scheme() && uri.authority() == base.authority()
@@ -371,7 +397,7 @@ fn pool(connector: Connector) -> Pool {
 /// Refuses what hyper lets pass in a reply's head, though two readers could see two different bodies in it.
 ///
 /// hyper itself refuses differing lengths, and closes a connection with bytes after a body.
-fn check_head<B>(response: &Response<B>) -> Result<(), &'static str> {
+pub(super) fn check_head<B>(response: &Response<B>) -> Result<(), &'static str> {
     let headers = response.headers();
     if headers.len() > RESPONSE_HEADERS_MAX {
         return Err("too many header fields");
@@ -407,17 +433,31 @@ fn check_framing(headers: &HeaderMap) -> Result<(), &'static str> {
 // === classification ===
 
 fn classify(error: legacy::Error) -> SendError {
-    let kind = kind_of(&error);
+    let kind = match error.is_connect() {
+        true => kind_of_connect(&error),
+        false => kind_of(&error, watch_of(&error).as_deref()),
+    };
     SendError::new(kind, error)
 }
 
-fn kind_of(error: &legacy::Error) -> SendErrorKind {
-    if error.is_connect() {
-        return match find::<ConnectError>(error) {
-            Some(ConnectError::Tls(_)) => SendErrorKind::Tls,
-            _ => SendErrorKind::Connect,
-        };
+/// A connection that could not be made.
+pub(super) fn classify_connect(error: Box<dyn StdError + Send + Sync>) -> SendError {
+    SendError::new(kind_of_connect(&*error), error)
+}
+
+/// An exchange that failed on the connection that `watch` knows.
+pub(super) fn classify_exchange(error: hyper::Error, watch: &Watch) -> SendError {
+    SendError::new(kind_of(&error, Some(watch)), error)
+}
+
+fn kind_of_connect(error: &(dyn StdError + 'static)) -> SendErrorKind {
+    match find::<ConnectError>(error) {
+        Some(ConnectError::Tls(_)) => SendErrorKind::Tls,
+        _ => SendErrorKind::Connect,
     }
+}
+
+fn kind_of(error: &(dyn StdError + 'static), watch: Option<&Watch>) -> SendErrorKind {
     if let Some(h2) = find::<h2::Error>(error) {
         return kind_of_h2(h2);
     }
@@ -434,7 +474,7 @@ fn kind_of(error: &legacy::Error) -> SendErrorKind {
         return SendErrorKind::Protocol;
     }
     let broken = hyper.is_incomplete_message() || find::<io::Error>(error).is_some_and(is_closed_by_peer);
-    if broken && watch_of(error).is_some_and(|watch| watch.is_reused_and_silent()) {
+    if broken && watch.is_some_and(Watch::is_reused_and_silent) {
         return SendErrorKind::StaleConnection;
     }
     SendErrorKind::Reset
@@ -476,7 +516,7 @@ fn watch_of(error: &legacy::Error) -> Option<Arc<Watch>> {
 
 /// What is known of one connection.
 #[derive(Debug, Default)]
-struct Watch {
+pub(super) struct Watch {
     /// Replies whose head arrived.
     answers: AtomicU64,
     /// Bytes received.
@@ -486,6 +526,11 @@ struct Watch {
 }
 
 impl Watch {
+    /// Counts a reply.
+    pub(super) fn answered(&self) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Whether a request failed on a connection that had served others, with no byte of its reply.
     fn is_reused_and_silent(&self) -> bool {
         self.answers.load(Ordering::Relaxed) > 0
@@ -504,9 +549,12 @@ enum ConnectError {
     Tcp(#[source] Box<dyn StdError + Send + Sync>),
 }
 
+/// A connection, watched.
+pub(super) type Io = TokioIo<Watched<<HttpsConnector<HttpConnector> as Service<Uri>>::Response>>;
+
 /// Connects within the time allowed, TLS included, and watches the connection.
 #[derive(Clone)]
-struct Connector {
+pub(super) struct Connector {
     https: HttpsConnector<HttpConnector>,
     timeout_ms: Arc<AtomicU64>,
 }
@@ -522,7 +570,7 @@ fn tcp_connector() -> HttpConnector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<Watched<<HttpsConnector<HttpConnector> as Service<Uri>>::Response>>;
+    type Response = Io;
     type Error = Box<dyn StdError + Send + Sync>;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
@@ -549,7 +597,7 @@ fn connect_error(error: Box<dyn StdError + Send + Sync>) -> ConnectError {
 /// A connection that counts what comes in. HTTP/2 shares a connection, so there only the stream's own error tells.
 ///
 /// It speaks tokio's traits, whose read buffer tells how much was filled; [`TokioIo`] turns them back into hyper's.
-struct Watched<T> {
+pub(super) struct Watched<T> {
     io: TokioIo<T>,
     watch: Arc<Watch>,
     answers_seen: u64,
@@ -558,6 +606,11 @@ struct Watched<T> {
 impl<T> Watched<T> {
     fn new(io: T) -> TokioIo<Watched<T>> {
         TokioIo::new(Watched { io: TokioIo::new(io), watch: Arc::default(), answers_seen: 0 })
+    }
+
+    /// What is known of it.
+    pub(super) fn watch(&self) -> Arc<Watch> {
+        Arc::clone(&self.watch)
     }
 
     /// The first write after an answer begins the next request. Where it only ends the answered one (a server that
@@ -692,7 +745,7 @@ mod tests {
         (provider(&format!("http://{address}/")), requests)
     }
 
-    async fn text(response: Response<Incoming>) -> Result<String, hyper::Error> {
+    async fn text(response: Response<Received>) -> Result<String, hyper::Error> {
         Ok(String::from_utf8(response.into_body().collect().await?.to_bytes().to_vec()).unwrap())
     }
 

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod health;
+mod lines;
 pub mod outlet;
 pub mod request;
 pub mod simulated;

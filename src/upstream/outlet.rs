@@ -3,11 +3,10 @@
 use bytes::{Bytes, BytesMut};
 use http::Request;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
 use crate::{
     telemetry::post::{Post, Posting, Reply, Unreachable},
-    upstream::client::{self, Client},
+    upstream::client::{self, Client, Received},
 };
 
 /// Bytes of a reply that are read; receivers of alerts and traces answer with a few words.
@@ -24,7 +23,7 @@ impl Post for Client {
 }
 
 /// The beginning of a body; a body that breaks off has said enough, since the status counts.
-async fn beginning(mut body: Incoming) -> Bytes {
+async fn beginning(mut body: Received) -> Bytes {
     let mut read = BytesMut::new();
     while let Some(Ok(frame)) = body.frame().await {
         let Some(data) = frame.data_ref() else { continue };

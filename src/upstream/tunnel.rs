@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{HeaderValue, Response, StatusCode, header};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -13,6 +13,7 @@ use crate::{
     call::Reply,
     record::Outcome,
     recorder::OpenRecord,
+    upstream::client::Received,
     wire::headers,
 };
 
@@ -33,7 +34,7 @@ pub struct Tunnels {
 impl Tunnels {
     /// The 101 for the client; its connection is joined to the upstream's as soon as both have switched.
     #[must_use]
-    pub fn open(&self, client: OnUpgrade, mut reply: Response<Incoming>, record: OpenRecord) -> Reply {
+    pub fn open(&self, client: OnUpgrade, mut reply: Response<Received>, record: OpenRecord) -> Reply {
         let upstream = hyper::upgrade::on(&mut reply);
         let protocol = reply.headers().get(header::UPGRADE).cloned();
         let over = self.over.clone();

@@ -105,6 +105,20 @@ pub fn accept_encoding(client: Option<&HeaderValue>) -> HeaderValue {
     taken.unwrap_or(HeaderValue::from_static("identity"))
 }
 
+/// A whole number as a header's value. `HeaderValue::from` would allocate twice.
+#[must_use]
+pub fn number(number: u64) -> HeaderValue {
+    let (mut digits, mut at, mut left) = ([0; 20], 20, number);
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (left % 10) as u8;
+        left /= 10;
+        if left == 0 {
+            return HeaderValue::from_bytes(&digits[at..]).expect("digits");
+        }
+    }
+}
+
 /// The first header with an underscore in its name: servers behind may read `X_User` as `X-User`.
 #[must_use]
 pub fn underscored(headers: &HeaderMap) -> Option<&HeaderName> {
@@ -241,12 +255,20 @@ fn is_rebuilt_or_unchecked(name: &HeaderName) -> bool {
 }
 
 fn is_control(name: &HeaderName) -> bool {
-    CONTROL_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
+    matches!(name.as_str().as_bytes().first(), Some(b'x' | b'l' | b'h'))
+        && CONTROL_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_written_in_digits() {
+        for value in [0, 9, 10, 1_234_567, u64::MAX] {
+            assert_eq!(number(value), value.to_string().as_str());
+        }
+    }
 
     fn headers(lines: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();

@@ -16,6 +16,7 @@ const PAGES = {
   calls: { path: '/calls', en: 'Calls', de: 'Aufrufe' },
   call: { path: null, en: 'Call', de: 'Aufruf' },
   budgets: { path: '/budgets', en: 'Budgets', de: 'Budgets' },
+  costs: { path: '/costs', en: 'Costs', de: 'Kosten' },
   experiments: { path: '/experiments', en: 'Experiments', de: 'Experimente' },
   models: { path: '/models', en: 'Models', de: 'Modelle' },
   prompts: { path: '/prompts', en: 'Prompts', de: 'Prompts' },

@@ -348,6 +348,12 @@ async fn calls_are_listed_by_page_filtered_exported_and_summed_up() {
     assert_eq!(points.iter().map(|point| point["calls"].as_u64().expect("a count")).sum::<u64>(), 5);
     assert!(series["ann"]["total"]["duration"]["p99_us"].as_u64().is_some_and(|us| us > 0), "{usage}");
     assert_eq!(get("/api/usage".to_owned()).await.json()["series"][0]["total"]["calls"], 6);
+    let costs = get("/api/costs?by=key".to_owned()).await.expect(200).json();
+    assert_eq!(
+        (&costs["rows"][0]["calls"], &costs["forecast"]),
+        (&json!(6), &Value::Null),
+        "no whole day is known yet"
+    );
 
     for wrong in ["limit=x", "users=ann", "since=yesterday", "tag=n", "outcome=fine", "format=csv", "limit=1&limit=2"] {
         problem(&get(format!("/api/calls?{wrong}")).await, 400);

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{
     DEADLINE, Gateway, KEY, Reply, Upstream, eventually,
     gateway::Setup,
+    redis::RedisServer,
     upstream::{Request, chat_completion},
     wait_until,
 };
@@ -282,4 +283,45 @@ async fn only_what_was_asked_for_is_told_and_all_of_it_is_logged_without_a_webho
     wait_until("the alert is logged", DEADLINE, || is_logged(&silent)).await;
     assert!(!is_logged(&selective));
     assert_eq!(receiver.request_count(), 0);
+}
+
+#[tokio::test]
+async fn of_a_fleet_one_gateway_tells_what_all_of_them_find() {
+    let (upstream, receiver) = (provider().await, receiver().await);
+    let store = RedisServer::start();
+    let budget = "name: month, scope: { team: red }, limit: 0.10 USD, per: month, alerts: [50%], clamp: off";
+    let member = || {
+        budgeted(&upstream, budget)
+            .top("store", &store.url())
+            .top("ledger", "{ sync: 100ms }")
+            .top("alerts", &alerts(&receiver, ", on: [budget, credentials]"))
+    };
+    let fleet = [member().run().await, member().run().await];
+
+    spend(&fleet[0], 5).await;
+    spend(&fleet[1], 1).await;
+    let told_of = |gateway: &Gateway| gateway.log_text().contains("has passed 50 %");
+    wait_until("both have found it", DEADLINE, || fleet.iter().all(told_of)).await;
+    let count = async |gateway: &Gateway, result: &str| {
+        gateway.metrics().await.value("tollgate_alerts_total", &[("result", result)])
+    };
+    eventually(
+        "one has told it and one has left it",
+        DEADLINE,
+        || async {
+            (
+                count(&fleet[0], "sent").await + count(&fleet[1], "sent").await,
+                count(&fleet[0], "left").await + count(&fleet[1], "left").await,
+            )
+        },
+        |counts| *counts == (1.0, 1.0),
+    )
+    .await;
+    assert_eq!(receiver.request_count(), 1, "{:?}", told(&receiver));
+
+    upstream.script(Reply::json(401, &error("invalid_api_key")));
+    fleet[0].hello("upstream/m").send().await.expect(401);
+    upstream.script(Reply::json(401, &error("invalid_api_key")));
+    fleet[1].hello("upstream/m").send().await.expect(401);
+    wait_until("each tells of its own provider", DEADLINE, || receiver.request_count() == 3).await;
 }

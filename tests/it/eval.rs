@@ -125,6 +125,29 @@ async fn gates_decide_the_exit_code_and_every_report_says_the_same() {
 }
 
 #[tokio::test]
+async fn a_report_that_is_kept_is_listed_and_shown() {
+    let (setup, gateway, url) = simulated().await;
+    write(&setup, "suite.yaml", SUITE);
+    let admin = format!("http://{}", gateway.admin);
+
+    let arguments = ["run", "suite.yaml", "--url", &url, "-o", "run", "--upload", "--admin-url", &admin];
+    let first = eval(&setup, &arguments).await;
+
+    assert_code(&first, 0);
+    let listed = gateway.admin_get("/api/evaluations?suite=shop").await.expect(200).json();
+    let id = listed[0]["id"].as_str().unwrap().to_owned();
+    assert!(said(&first).contains(&format!("Kept as {id}")) && listed[0]["candidate"] == "v2, v1", "{listed}");
+    let kept = gateway.admin_get(&format!("/api/evaluations/{id}")).await.expect(200).json();
+    assert_eq!(kept, report(&setup, "run"));
+    let page = gateway.admin_get(&format!("/evaluations/{id}")).await.expect(200).text();
+    assert!(page.contains("All gates hold.") && page.contains("within 14 days."), "{page}");
+    assert!(page.contains("&lt;script&gt;refund") && !page.contains("<script>refund"), "what was asked is escaped");
+    let pages = gateway.admin_get("/evaluations?lang=de").await.expect(200).text();
+    assert!(pages.contains(&id) && pages.contains("Evaluationen"), "{pages}");
+    gateway.admin_get("/evaluations/none").await.expect(404);
+}
+
+#[tokio::test]
 async fn a_wrong_suite_and_a_gateway_that_is_away_have_codes_of_their_own() {
     let setup = Gateway::yaml(SIMULATED);
     write(&setup, "tollgate.yaml", SIMULATED);

@@ -144,7 +144,7 @@ const LITELLM: [Case; 10] = [
     (
         "everything.yaml",
         &[
-            "eject: off",
+            "eject: \"off\"",
             "{ use: openai/gpt-4o, weight: 1000 }, { use: together_ai/meta-llama/Llama-3.3-70B-Instruct-Turbo, weight: 500 }",
             "fallbacks: [ mistral/mistral-large-latest ]",
             "response_format: { type: json_object }",

@@ -197,6 +197,58 @@ async fn older_editions_have_their_own_names() {
 }
 
 #[tokio::test]
+async fn what_was_said_is_told_where_it_is_asked_for_redacted_and_cut() {
+    let (upstream, collector) = (Upstream::run().await, collector().await);
+    let gateway =
+        traced(&upstream, &collector, ", content: on").top("calls", "{ bodies: full, body_max: 1KiB }").run().await;
+    let long = format!("mail sk-0123456789abcdefghij {}", "x".repeat(4096));
+    let body = json!({"model": "upstream/m", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": long}]});
+
+    gateway.chat(&body).send().await.expect(200);
+    gateway.hello_stream("upstream/m").send().await.expect(200);
+
+    let spans = wait_for_spans(&collector, 4).await;
+    let said: Vec<_> = spans.iter().map(|span| attributes(&span.attributes)).collect();
+    let told = |said: &BTreeMap<&str, String>, name: &str| -> serde_json::Value {
+        serde_json::from_str(&said[name]).expect("a JSON text")
+    };
+    let input = told(&said[0], "gen_ai.input.messages");
+    assert_eq!(input[0], json!({"role": "system", "parts": [{"type": "text", "content": "Be brief."}]}));
+    let text = input[1]["parts"][0]["content"].as_str().expect("a text");
+    assert!(text.starts_with("mail [redacted") && text.len() < 1100, "{text}");
+    assert_eq!(told(&said[0], "gen_ai.output.messages")[0]["finish_reason"], "stop");
+    for at in [0, 2] {
+        let output = told(&said[at], "gen_ai.output.messages");
+        assert_eq!(output[0]["role"], "assistant", "{output}");
+        assert!(output[0]["parts"][0]["content"].as_str().is_some_and(|text| !text.is_empty()), "{output}");
+    }
+    assert!(said[1].keys().chain(said[3].keys()).all(|name| !name.contains("messages")), "only the call's own span");
+    let sent = collector.requests().into_iter().filter(is_traces);
+    assert!(sent.into_iter().all(|request| !String::from_utf8_lossy(&request.body).contains("sk-0123456789")));
+}
+
+#[tokio::test]
+async fn what_was_said_is_not_told_unless_asked_for_and_by_events_before_1_37() {
+    let (upstream, quiet, talking) = (Upstream::run().await, collector().await, collector().await);
+    let off = traced(&upstream, &quiet, "").top("calls", "{ bodies: full }").run().await;
+    let old =
+        traced(&upstream, &talking, ", content: on, semconv: \"1.36\"").top("calls", "{ bodies: full }").run().await;
+
+    off.hello("upstream/m").send().await.expect(200);
+    old.hello("upstream/m").send().await.expect(200);
+
+    let spans = wait_for_spans(&quiet, 2).await;
+    assert!(spans.iter().all(|span| span.events.is_empty()));
+    assert!(!attributes(&spans[0].attributes).keys().any(|name| name.contains("messages")));
+    let spans = wait_for_spans(&talking, 2).await;
+    let names: Vec<&str> = spans[0].events.iter().map(|event| event.name.as_str()).collect();
+    assert_eq!(names, ["gen_ai.user.message", "gen_ai.choice"]);
+    let choice = attributes(&spans[0].events[1].attributes);
+    assert_eq!((choice["gen_ai.system"].as_str(), choice["finish_reason"].as_str()), ("upstream", "stop"));
+    assert!(choice["message"].contains("assistant"), "{choice:?}");
+}
+
+#[tokio::test]
 async fn metrics_are_the_conventions_and_add_up() {
     let (upstream, collector) = (Upstream::run().await, collector().await);
     let gateway = traced(&upstream, &collector, "").run().await;

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
-use crate::support::{Gateway, KEY, Upstream};
+use crate::support::{Call, Gateway, KEY, Upstream};
 
 type Issuer = CertifiedIssuer<'static, KeyPair>;
 
@@ -90,6 +90,12 @@ async fn clients_are_served_over_tls_in_the_protocol_that_alpn_chose() {
         assert_eq!(body["object"], "chat.completion");
     }
     assert_eq!(upstream.request_count(), 2);
+    let played =
+        Call::new(gateway.admin, "POST", "/playground/send").header("x-playground-key", &format!("Bearer {KEY}"));
+    let played =
+        played.json(&serde_json::json!({"model": "upstream/m", "messages": [{"role": "user", "content": "hi"}]}));
+    assert_eq!(played.send().await.expect(200).json()["object"], "chat.completion", "the playground goes the same way");
+    assert_eq!(upstream.request_count(), 3);
     let mut plain = TcpStream::connect(gateway.listen).await.unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut plain, b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let mut said = Vec::new();

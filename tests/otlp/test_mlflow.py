@@ -1,4 +1,4 @@
-"""Whether a call made through the gateway appears in MLflow, which takes traces by OTLP. Run by `make test-otlp`."""
+"""Whether calls and evaluations appear in MLflow: traces by OTLP, runs by its REST API. Run by `make test-otlp`."""
 
 import json
 import os
@@ -26,7 +26,8 @@ data_dir: {data}
 providers: {{ sim: {{ kind: simulated, time_to_first_token: 1ms, tokens_per_second: 2000 }} }}
 prices: {{ sim/large: {{ input: 3 USD/1M, output: 15 USD/1M, max_output: 4096 }} }}
 models: {{ support: {{ versions: {{ v1: {{ target: sim/large }} }} }} }}
-telemetry: {{ otlp: "{mlflow}", metrics: off, headers: {{ x-mlflow-experiment-id: "{experiment}" }} }}
+calls: {{ bodies: full }}
+telemetry: {{ otlp: "{mlflow}", metrics: off, content: on, headers: {{ x-mlflow-experiment-id: "{experiment}" }} }}
 """
 
 
@@ -71,7 +72,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def gateway(server, tmp_path):
     client, url = server
-    experiment = client.create_experiment("tollgate")
+    experiment = client.create_experiment(tmp_path.name)
     config = tmp_path / "tollgate.yaml"
     config.write_text(CONFIG.format(data=tmp_path / "data", mlflow=url, experiment=experiment))
     process = subprocess.Popen(
@@ -103,3 +104,48 @@ def test_a_call_appears_with_its_model_tokens_and_attempt(server, gateway):
     assert root.attributes["mlflow.llm.model"] == "large"
     tokens = trace.info.token_usage
     assert (tokens["input_tokens"], tokens["output_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
+    said = root.attributes["gen_ai.input.messages"]
+    # MLflow reads texts that are JSON, depending on its version.
+    said = json.loads(said) if isinstance(said, str) else said
+    assert said == [{"role": "user", "parts": [{"type": "text", "content": "Where is my parcel?"}]}]
+    assert "Where is my parcel?" in json.dumps(root.inputs), "MLflow shows what was asked"
+    assert root.outputs, "and what was answered"
+
+
+SUITE = """
+name: shop
+dataset:
+  cases:
+    - { input: How do I get a refund?, expected: within 14 days. }
+    - { input: How long does shipping take?, expected: two days. }
+candidates:
+  plain: { model: support, system: Be brief. }
+  informed:
+    model: support
+    system: "Be brief.\\n- Refunds: within 14 days.\\n- Shipping: two days."
+    parameters: { temperature: 0.5 }
+scorers: [ exact ]
+gates: [ exact >= 0.9 ]
+"""
+
+
+def test_an_evaluation_is_a_run_a_candidate_with_figures_and_the_report(server, gateway, tmp_path):
+    (client, url), (listen, _) = server, gateway
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    command = [BINARY, "eval", "run", "suite.yaml", "--config", "tollgate.yaml", "--url", f"http://{listen}", "-o", "run"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": url, "MLFLOW_EXPERIMENT_NAME": "evaluations"}
+
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    experiment = client.get_experiment_by_name("evaluations")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"shop plain", "shop informed"}, done.stderr
+    informed = runs["shop informed"]
+    assert informed.info.status == "FINISHED"
+    assert (informed.data.metrics["exact"], informed.data.metrics["exact.against_baseline"]) == (1.0, 1.0)
+    assert informed.data.metrics["cost_per_call_usd"] > 0
+    assert informed.data.params["model"] == "support" and informed.data.params["parameters.temperature"] == "0.5"
+    assert [artifact.path for artifact in client.list_artifacts(informed.info.run_id)] == ["report.json"]
+    report = json.loads(pathlib.Path(client.download_artifacts(informed.info.run_id, "report.json", tmp_path)).read_text())
+    assert report == json.loads((tmp_path / "run" / "report.json").read_text())

@@ -2,18 +2,26 @@
 
 use std::{fmt::Display, time::Duration};
 
+use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     budgets::scope,
     figures,
     visit::{Shown, Visit},
 };
-use crate::config::{
-    Snapshot,
-    snapshot::{Auth, BodiesKept, OnDisconnect, Provider, ProviderKind, Records, Store, StreamUsage, Unpriced},
+use crate::{
+    admin::{audit, config::RELOAD},
+    config::{
+        Snapshot,
+        snapshot::{Auth, BodiesKept, OnDisconnect, Provider, ProviderKind, Records, Store, StreamUsage, Unpriced},
+    },
+    telemetry::alerts::signals,
 };
+
+/// Changes of the configuration that are shown.
+const RELOADS_MAX: usize = 20;
 
 /// A section of the configuration.
 #[derive(Debug, Serialize)]
@@ -42,6 +50,7 @@ pub(super) async fn show(visit: Visit) -> Shown {
         })
     });
     let refusal = shared.live.refusal();
+    let reloads = reloads(&visit).await;
     Ok(visit.page(
         "configuration.html",
         json!({
@@ -50,8 +59,32 @@ pub(super) async fn show(visit: Visit) -> Shown {
             "refused": refusal.as_ref().map(|refusal| &refusal.reason),
             "refused_revision": refusal.as_ref().and_then(|refusal| refusal.revision),
             "not_yet": &snapshot.not_yet,
+            "reloads": reloads,
         }),
     ))
+}
+
+/// What became of changed configurations, the latest first: those that went live from the audit log, those that were refused since
+/// the process began.
+async fn reloads(visit: &Visit) -> Vec<Value> {
+    let live = audit::read(&visit.admin, None, RELOADS_MAX, |entry| entry["action"] == RELOAD).await;
+    // Shown without them where the log cannot be read: the page of the log says why.
+    let live = live.map(|reading| reading.lines).unwrap_or_default();
+    let live = live.into_iter().filter_map(|(_, entry)| {
+        let at: Timestamp = entry["at"].as_str()?.parse().ok()?;
+        let after = &entry["after"];
+        let what = json!({ "by": entry["actor"], "hash": after["hash"], "revision": after["revision"] });
+        Some((at, what))
+    });
+    let refused = signals().refusals().into_iter().map(|refused| (refused.at, json!({ "refused": &*refused.reason })));
+    let mut all: Vec<(Timestamp, Value)> = live.chain(refused).collect();
+    all.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+    all.truncate(RELOADS_MAX);
+    let timed = |(at, mut what): (Timestamp, Value)| {
+        what["at_ms"] = figures::milliseconds(at).into();
+        what
+    };
+    all.into_iter().map(timed).collect()
 }
 
 fn sections(snapshot: &Snapshot) -> Vec<Section> {

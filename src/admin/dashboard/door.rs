@@ -27,7 +27,7 @@ impl Door {
     }
 
     /// The page that `template` makes of `page`, for somebody who wants to go to `next`.
-    pub(in crate::admin) fn page(self, status: StatusCode, template: &str, next: &str, page: Value) -> Response {
+    pub(in crate::admin) fn page(self, status: StatusCode, template: &str, next: &str, page: &Value) -> Response {
         let context = json!({
             "lang": self.language.tag(),
             "lang_chosen": self.chosen,

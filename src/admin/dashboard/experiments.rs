@@ -81,11 +81,7 @@ pub(super) async fn show(visit: Visit) -> Shown {
 }
 
 /// What an experiment decided; nothing where no calls are kept.
-async fn found(
-    visit: &Visit,
-    snapshot: &Snapshot,
-    experiment: &Experiment,
-) -> Result<Option<findings::Shown>, Sorry> {
+async fn found(visit: &Visit, snapshot: &Snapshot, experiment: &Experiment) -> Result<Option<findings::Shown>, Sorry> {
     let Some(analyst) = &visit.admin.analyst else { return Ok(None) };
     let trial = snapshot.registry.book.experiments.get(&*experiment.name);
     let course = trial.map(Course::of).unwrap_or_default();

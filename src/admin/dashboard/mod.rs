@@ -9,14 +9,17 @@ mod audit;
 mod budgets;
 mod calls;
 mod configuration;
+mod costs;
 mod diff;
 mod door;
+mod evaluations;
 mod experiments;
 mod figures;
 mod findings;
 mod language;
 mod models;
 mod overview;
+mod own_tls;
 mod playground;
 mod preview;
 mod prompts;
@@ -47,10 +50,13 @@ pub(super) fn router() -> Router<Admin> {
         .route("/calls", get(calls::list))
         .route("/calls/{id}", get(calls::show))
         .route("/budgets", get(budgets::show))
+        .route("/costs", get(costs::show))
         .route("/models", get(models::show))
         .route("/prompts", get(prompts::show))
         .route("/prompts/preview", get(preview::show))
         .route("/experiments", get(experiments::show))
+        .route("/evaluations", get(evaluations::list))
+        .route("/evaluations/{id}", get(evaluations::show))
         .route("/playground", get(playground::show))
         .route("/playground/send", post(playground::send))
         .route("/configuration", get(configuration::show))

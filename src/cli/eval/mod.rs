@@ -47,7 +47,7 @@ pub enum EvalCommand {
         json: bool,
     },
     /// Ask recorded calls again of a candidate, and compare quality, time and cost
-    Replay(replay::ReplayArguments),
+    Replay(Box<replay::ReplayArguments>),
     /// Print the JSON Schema of suites
     Schema,
 }

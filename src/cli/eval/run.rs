@@ -33,6 +33,7 @@ use crate::{
         },
         suite::{self, Calls, Suite},
     },
+    store::records::evaluations::REPORT_BYTES_MAX,
 };
 
 /// The report's name in the directory of a run.
@@ -285,7 +286,7 @@ async fn upload(report: &Report, options: &RunOptions, configuration: Option<&Sn
     let token = typed.or_else(|| configuration?.server.admin_token.clone());
     let url = url.as_deref().unwrap_or(DEFAULT_ADMIN_URL);
     let client = Client::new(url, token.as_ref(), ASIDE_TIMEOUT).map_err(Failure::wrong)?;
-    let body = serde_json::to_value(report).map_err(Failure::failed)?;
+    let body = fitting(report).map_err(Failure::failed)?;
     let (_, reply) = client.post("/api/evaluations", &HeaderMap::new(), &body).await;
     let reply = reply.map_err(Failure::unreachable)?;
     if !reply.status.is_success() {
@@ -293,6 +294,15 @@ async fn upload(report: &Report, options: &RunOptions, configuration: Option<&Sn
     }
     note(&format!("Kept as {}.", reply.json()["id"].as_str().unwrap_or_default()));
     Ok(())
+}
+
+/// The report, as much of it as is kept: the best cases, which stand at the end, are left out first.
+fn fitting(report: &Report) -> serde_json::Result<serde_json::Value> {
+    let mut report = report.clone();
+    while serde_json::to_vec(&report)?.len() > REPORT_BYTES_MAX && !report.cases.is_empty() {
+        report.cases.truncate(report.cases.len() / 2);
+    }
+    serde_json::to_value(&report)
 }
 
 /// Whether each call failed for want of anybody who answers.

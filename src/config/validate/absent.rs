@@ -12,10 +12,6 @@ impl Check<'_, '_, '_> {
                 "cache: the response cache is not available in this build yet; every call goes upstream",
             ),
             (
-                file.telemetry.content.is_some_and(|content| content.0),
-                "telemetry.content: prompts and replies are in no trace in this build yet",
-            ),
-            (
                 file.ledger.wait_replicas.is_some_and(|replicas| replicas > 0) && !given_store,
                 "ledger.wait_replicas: the embedded store has no replicas",
             ),

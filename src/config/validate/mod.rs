@@ -112,9 +112,9 @@ impl Check<'_, '_, '_> {
         let store = self.store(file.store.as_ref());
         let ledger = self.ledger(&file.ledger);
         let alerts = self.alerts(&file.alerts);
-        let telemetry = self.telemetry(&file.telemetry);
         let records = self.records(file.records.as_ref());
         let calls = self.calls(&file.calls, &providers);
+        let telemetry = self.telemetry(&file.telemetry, &calls);
         self.name_what_is_not_here_yet(file);
         Some(Snapshot {
             hash: self.sources.hash(),

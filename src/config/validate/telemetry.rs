@@ -8,8 +8,13 @@ use http::{HeaderName, HeaderValue, Uri};
 
 use super::{Check, shown};
 use crate::{
-    config::{file, forms::SecretText, tree::Path},
-    policy::traces::{Otlp, Semconv},
+    config::{
+        file,
+        forms::SecretText,
+        snapshot::{BodiesKept, CallsKept},
+        tree::Path,
+    },
+    policy::traces::{Content, Otlp, Semconv},
 };
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -17,7 +22,7 @@ const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
 const SERVICE: &str = "OTEL_SERVICE_NAME";
 
 impl Check<'_, '_, '_> {
-    pub(super) fn telemetry(&mut self, typed: &file::Telemetry) -> Option<Arc<Otlp>> {
+    pub(super) fn telemetry(&mut self, typed: &file::Telemetry, calls: &CallsKept) -> Option<Arc<Otlp>> {
         let at = Path::default().key("telemetry");
         let semconv = self.semconv(&at.key("semconv"), typed.semconv.as_deref());
         let sample = typed.sample.map_or(1.0, |share| share.0);
@@ -41,7 +46,21 @@ impl Check<'_, '_, '_> {
             semconv,
             sample,
             interval,
+            content: self.content(&at.key("content"), typed, calls),
         }))
+    }
+
+    fn content(&mut self, at: &Path, typed: &file::Telemetry, calls: &CallsKept) -> Option<Content> {
+        if !typed.content.is_some_and(|on| on.0) {
+            return None;
+        }
+        if !matches!(calls.bodies, BodiesKept::Share(_)) {
+            self.warn(
+                at,
+                "tells nothing: only captured bodies are told; write `calls: { bodies: full }`, or `sampled`",
+            );
+        }
+        Some(Content { redactor: calls.redactor.clone(), bytes_max: calls.body_bytes_max })
     }
 
     fn semconv(&mut self, at: &Path, typed: Option<&str>) -> Semconv {

@@ -19,30 +19,18 @@ const TITLE_MAX: usize = 120;
 const PAGE: &str = include_str!("page.html");
 const FIGURES: &str = include_str!("figures.html");
 
-/// The report as a page of its own.
+/// The report as a page.
 ///
 /// # Panics
 /// Never: the templates are constant, and tests render them.
 #[must_use]
 pub fn page(report: &Report) -> String {
-    render(report, "page.html")
-}
-
-/// The part of it that another page can show.
-///
-/// # Panics
-/// As [`page`].
-#[must_use]
-pub fn figures(report: &Report) -> String {
-    render(report, "figures.html")
-}
-
-fn render(report: &Report, name: &str) -> String {
     let mut templates = Environment::new();
     templates.set_auto_escape_callback(|_| AutoEscape::Html);
-    templates.add_template("page.html", PAGE).expect("a constant template that a test renders");
-    templates.add_template("figures.html", FIGURES).expect("a constant template that a test renders");
-    let template = templates.get_template(name).expect("one of the two above");
+    for (name, source) in [("page.html", PAGE), ("figures.html", FIGURES)] {
+        templates.add_template(name, source).expect("a constant template that a test renders");
+    }
+    let template = templates.get_template("page.html").expect("added above");
     let view = View::of(report);
     template
         .render(context! { report => minijinja::value::Serde(&view) })

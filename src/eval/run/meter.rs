@@ -18,6 +18,8 @@ pub struct Meter {
 struct State {
     spent: NanoUsd,
     reserved: NanoUsd,
+    /// What `calls` of this process cost.
+    paid: NanoUsd,
     calls: u64,
     stopped: Option<Stopped>,
 }
@@ -50,11 +52,11 @@ impl Meter {
         Meter { cap, state: Mutex::new(State { spent, ..State::default() }) }
     }
 
-    /// Reserves a call's estimate, which is the mean of those before where nothing is known of it. `None`: no further call.
+    /// Reserves what a call is estimated at, or what those before cost on average, whichever is more. `None`: no further call.
     pub fn reserve(&self, estimate: Option<NanoUsd>) -> Option<NanoUsd> {
         let mut state = self.state();
-        let mean = state.spent.0.checked_div(state.calls).unwrap_or(0);
-        let estimate = estimate.unwrap_or(NanoUsd(mean));
+        let mean = NanoUsd(state.paid.0.checked_div(state.calls).unwrap_or(0));
+        let estimate = estimate.map_or(mean, |estimate| estimate.max(mean));
         let after = state.spent.saturating_add(state.reserved).saturating_add(estimate);
         match self.cap {
             _ if state.stopped.is_some() => return None,
@@ -74,6 +76,7 @@ impl Meter {
         match cost {
             Some(cost) => {
                 state.spent = state.spent.saturating_add(cost);
+                state.paid = state.paid.saturating_add(cost);
                 state.calls += 1;
             }
             None if self.cap.is_some() => {
@@ -140,6 +143,7 @@ mod tests {
         free.settle(reserved, None, "m");
         free.settle(free.reserve(None).unwrap(), Some(NanoUsd(30)), "m");
         assert_eq!(free.reserve(None), Some(NanoUsd(30)));
+        assert_eq!(free.reserve(Some(NanoUsd(10))), Some(NanoUsd(30)), "calls so far cost more than was thought");
         assert_eq!(free.stopped(), None);
 
         let capped = Meter::new(Some(NanoUsd(100)), NanoUsd::ZERO);

@@ -111,7 +111,7 @@ impl Run<'_> {
         let as_second = judge.ask_preference(&exhibit, &other, &own);
         let as_second = self.verdict(judge, as_second, row, Judge::read_preference).await?;
         Some(match (as_first, as_second) {
-            (Ok(as_first), Ok(as_second)) => judge::pairwise_score(as_first, as_second),
+            (Ok(as_first), Ok(as_second)) => judge::pairwise_score(&as_first, &as_second),
             (Err(why), _) | (_, Err(why)) => Score::missing(why),
         })
     }

@@ -98,7 +98,7 @@ impl Judge {
             self.rubric.trim()
         );
         let fence = Fence::of(&[exhibit.question, exhibit.answer]);
-        messages(system, [fence.question(exhibit), fence.part("answer", exhibit.answer)].concat())
+        messages(&system, &[fence.question(exhibit), fence.part("answer", exhibit.answer)].concat())
     }
 
     /// The messages that ask which of two answers is better; `first` stands before `second`.
@@ -112,7 +112,7 @@ impl Judge {
         );
         let fence = Fence::of(&[exhibit.question, first, second]);
         let parts = [fence.question(exhibit), fence.part("answer A", first), fence.part("answer B", second)];
-        messages(system, parts.concat())
+        messages(&system, &parts.concat())
     }
 
     /// The score from 0 to 1 that the judge gave.
@@ -157,11 +157,14 @@ pub fn both_orders(as_first: Preference, first_when_second: Preference) -> Prefe
 
 /// The score of a pair of verdicts.
 #[must_use]
-pub fn pairwise_score(as_first: (Preference, String), first_when_second: (Preference, String)) -> Score {
+pub fn pairwise_score(as_first: &(Preference, String), first_when_second: &(Preference, String)) -> Score {
     let preference = both_orders(as_first.0, first_when_second.0);
     let agree = as_first.0 == first_when_second.0.turned();
-    let why =
-        if agree { as_first.1 } else { format!("the two orders disagree: {} / {}", as_first.1, first_when_second.1) };
+    let why = if agree {
+        as_first.1.clone()
+    } else {
+        format!("the two orders disagree: {} / {}", as_first.1, first_when_second.1)
+    };
     Score {
         orders_agree: Some(agree),
         preference: Some(preference),
@@ -187,7 +190,7 @@ fn reason_of(verdict: &Value) -> String {
     verdict["reason"].as_str().unwrap_or_default().trim().to_owned()
 }
 
-fn messages(system: String, user: String) -> Vec<Value> {
+fn messages(system: &str, user: &str) -> Vec<Value> {
     vec![json!({"role": "system", "content": system}), json!({"role": "user", "content": user})]
 }
 
@@ -244,7 +247,7 @@ mod tests {
         ] {
             assert_eq!(both_orders(as_first, first_when_second), said, "{as_first:?} {first_when_second:?}");
         }
-        let score = pairwise_score((Win, "clear".to_owned()), (Win, "first".to_owned()));
+        let score = pairwise_score(&(Win, "clear".to_owned()), &(Win, "first".to_owned()));
         assert_eq!((score.value, score.orders_agree), (Some(0.5), Some(false)));
     }
 

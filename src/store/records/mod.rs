@@ -9,6 +9,7 @@
 //! - [`feedback`]: what is said of calls and sessions.
 //! - [`export`]: calls as files.
 //! - [`writer`]: batches on their way into a log, which may be away: off the call's path, bounded, spilled to disk.
+//! - [`month`]: what each day cost, and what the month will come to.
 //! - [`histogram`]: latencies that can be summed up.
 
 pub mod bodies;
@@ -19,6 +20,7 @@ pub mod figures;
 mod filter;
 pub mod histogram;
 pub mod migrations;
+pub mod month;
 pub mod ports;
 pub mod postgres;
 mod rollup;

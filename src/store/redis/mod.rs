@@ -8,6 +8,7 @@
 
 mod advice;
 mod birth;
+pub mod claims;
 pub mod config;
 mod connect;
 pub mod limits;

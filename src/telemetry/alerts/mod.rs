@@ -6,7 +6,8 @@
 mod format;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
+    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -32,6 +33,8 @@ use crate::{
 
 /// Alerts that may wait for a receiver that is slow or away.
 const QUEUE_MAX: usize = 256;
+/// Refused configurations that are remembered.
+const REFUSALS_MAX: usize = 20;
 /// About four minutes in all: a receiver that restarts is back by then.
 const PATIENCE: Patience =
     Patience { timeout: Duration::from_secs(10), attempts_max: 10, may_go_better: delivery::webhook_may_recover };
@@ -48,21 +51,40 @@ struct Alert {
     message: Message,
 }
 
+/// Whether this gateway is the one that tells, some time later; or why nobody knows.
+pub type Asking<'a> = Pin<Box<dyn Future<Output = Result<bool, String>> + Send + 'a>>;
+
+/// Decides which gateway of a fleet tells of what all of them find.
+pub trait Claims: Send + Sync {
+    /// Whether this gateway tells that `alert` (a condition's key) is in `state`. It is repeated after `repeat`.
+    fn claim<'a>(&'a self, alert: &'a str, state: State, repeat: Duration) -> Asking<'a>;
+}
+
+/// An alert on its way.
+#[derive(Debug)]
+struct Waiting {
+    webhook: Arc<Webhook>,
+    alert: Alert,
+    /// After which it is repeated.
+    repeat: Duration,
+}
+
 /// Takes alerts and never waits.
 #[derive(Debug, Clone)]
 pub struct Outbox {
-    queue: mpsc::Sender<(Arc<Webhook>, Alert)>,
+    queue: mpsc::Sender<Waiting>,
     waiting: Arc<AtomicUsize>,
     source: Arc<str>,
 }
 
 impl Outbox {
-    /// Starts the task that sends, which ends when the last clone of the outbox is gone and all is sent. `source` is this gateway.
+    /// Starts the task that sends, which ends when the last clone of the outbox is gone and all is sent. `source` is this gateway. With
+    /// `claims`, what the whole fleet finds is told by one of its gateways.
     #[must_use]
-    pub fn start(post: Arc<dyn Post>, source: Arc<str>) -> (Outbox, JoinHandle<()>) {
+    pub fn start(post: Arc<dyn Post>, source: Arc<str>, claims: Option<Arc<dyn Claims>>) -> (Outbox, JoinHandle<()>) {
         let (queue, alerts) = mpsc::channel(QUEUE_MAX);
         let outbox = Outbox { queue, waiting: Arc::default(), source };
-        let task = tokio::spawn(send_all(alerts, post, outbox.waiting.clone()));
+        let task = tokio::spawn(send_all(alerts, post, claims, outbox.waiting.clone()));
         (outbox, task)
     }
 
@@ -72,13 +94,13 @@ impl Outbox {
         self.waiting.load(Ordering::Acquire)
     }
 
-    /// Writes `message` to the log, and has it sent where there is somebody to send it to.
-    pub fn tell(&self, webhook: Option<&Arc<Webhook>>, message: Message) {
+    /// Writes `message` to the log, and has it sent where there is somebody to send it to. It will be told again after `repeat`.
+    pub fn tell(&self, webhook: Option<&Arc<Webhook>>, message: Message, repeat: Duration) {
         log(&message);
         let Some(webhook) = webhook else { return };
         let alert = Alert { id: uuid::Uuid::now_v7().to_string(), source: self.source.clone(), message };
         self.waiting.fetch_add(1, Ordering::AcqRel);
-        if self.queue.try_send((webhook.clone(), alert)).is_err() {
+        if self.queue.try_send(Waiting { webhook: webhook.clone(), alert, repeat }).is_err() {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             tracing::error!("an alert was dropped: {QUEUE_MAX} wait for a receiver that does not take them");
             metrics::alert("dropped");
@@ -116,11 +138,31 @@ fn log(message: &Message) {
     }
 }
 
-async fn send_all(mut alerts: mpsc::Receiver<(Arc<Webhook>, Alert)>, post: Arc<dyn Post>, waiting: Arc<AtomicUsize>) {
-    while let Some((webhook, alert)) = alerts.recv().await {
-        send(&*post, &webhook, &alert).await;
+async fn send_all(
+    mut alerts: mpsc::Receiver<Waiting>,
+    post: Arc<dyn Post>,
+    claims: Option<Arc<dyn Claims>>,
+    waiting: Arc<AtomicUsize>,
+) {
+    while let Some(next) = alerts.recv().await {
+        if is_ours(claims.as_deref(), &next).await {
+            send(&*post, &next.webhook, &next.alert).await;
+        } else {
+            metrics::alert("left");
+        }
         waiting.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// Whether this gateway tells it. While nobody knows, it does: an alert twice is better than none.
+async fn is_ours(claims: Option<&dyn Claims>, next: &Waiting) -> bool {
+    let message = &next.alert.message;
+    let Some(claims) = claims.filter(|_| message.condition.is_the_fleets()) else { return true };
+    let key = message.condition.key();
+    claims.claim(&key, message.state, next.repeat).await.unwrap_or_else(|error| {
+        tracing::warn!(alert.key = key, error, "the store does not say who tells of an alert; it may be told twice");
+        true
+    })
 }
 
 async fn send(post: &dyn Post, webhook: &Webhook, alert: &Alert) {
@@ -145,13 +187,24 @@ async fn send(post: &dyn Post, webhook: &Webhook, alert: &Alert) {
 #[derive(Debug, Default)]
 pub struct Signals {
     refused: Mutex<Option<Arc<str>>>,
+    refusals: Mutex<VecDeque<RefusedConfiguration>>,
     rejecting: Mutex<BTreeSet<Arc<str>>>,
     /// Whether `rejecting` holds any, so that a call that went well takes no lock.
     any_rejecting: AtomicBool,
 }
 
+/// A configuration that was refused.
+#[derive(Debug, Clone)]
+pub struct RefusedConfiguration {
+    /// When.
+    pub at: Timestamp,
+    /// Why. Never holds a secret.
+    pub reason: Arc<str>,
+}
+
 static SIGNALS: Signals = Signals {
     refused: Mutex::new(None),
+    refusals: Mutex::new(VecDeque::new()),
     rejecting: Mutex::new(BTreeSet::new()),
     any_rejecting: AtomicBool::new(false),
 };
@@ -165,7 +218,19 @@ pub fn signals() -> &'static Signals {
 impl Signals {
     /// A changed configuration was refused, for this reason; `None`: one was taken.
     pub fn configuration(&self, refused: Option<&str>) {
-        *lock(&self.refused) = refused.map(Arc::from);
+        let reason: Option<Arc<str>> = refused.map(Arc::from);
+        let before = std::mem::replace(&mut *lock(&self.refused), reason.clone());
+        if let Some(reason) = reason.filter(|reason| before.as_ref() != Some(reason)) {
+            let mut refusals = lock(&self.refusals);
+            refusals.push_front(RefusedConfiguration { at: Timestamp::now(), reason });
+            refusals.truncate(REFUSALS_MAX);
+        }
+    }
+
+    /// The last configurations that were refused since the process began, the latest first.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<RefusedConfiguration> {
+        lock(&self.refusals).iter().cloned().collect()
     }
 
     /// Why the configuration on disk does not serve.

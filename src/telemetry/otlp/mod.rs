@@ -4,6 +4,7 @@
 //! thread; one task sends. Each queue has a bound: what does not fit is dropped and counted, and a collector that hangs changes nothing
 //! for calls.
 
+mod messages;
 mod meters;
 mod semconv;
 mod spans;
@@ -11,6 +12,7 @@ mod spans;
 use std::{
     sync::{
         Arc,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread::JoinHandle,
@@ -20,7 +22,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Uri, header};
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceResponse, trace::v1::Span};
 use prost::Message;
 use tokio::{sync::mpsc, task::JoinHandle as Task};
 
@@ -30,7 +32,7 @@ use crate::{
         delivery,
         traces::{self, Otlp},
     },
-    record::Record,
+    record::{Captured, Record},
     telemetry::{
         metrics,
         post::{self, Patience, Post, Reply},
@@ -42,6 +44,10 @@ const WAITING_MAX: usize = 8192;
 /// Calls of one message, and the longest that one of them waits for others.
 const BATCH: usize = 512;
 const BATCH_DELAY: Duration = Duration::from_secs(1);
+/// Bytes of bodies that may wait with them: a call beyond is told without what it said.
+const BODY_BYTES_MAX: usize = 64 << 20;
+/// Bytes of one message, but for a single call that has more: collectors refuse what is too long.
+const MESSAGE_BYTES_MAX: usize = 2 << 20;
 /// Messages that may wait for the collector.
 const MESSAGES_MAX: usize = 16;
 /// Ten seconds is OpenTelemetry's own default.
@@ -54,6 +60,8 @@ pub struct Exporter {
     /// Boxed: the channel's places are all allocated at once.
     records: SyncSender<Box<Record>>,
     settings: Arc<ArcSwapOption<Otlp>>,
+    /// Bytes of the bodies that wait.
+    body_bytes: Arc<AtomicUsize>,
 }
 
 /// Where calls go: may change at any time.
@@ -91,17 +99,35 @@ impl Exporter {
         let (records, received) = sync_channel(WAITING_MAX);
         let (messages, outgoing) = mpsc::channel(MESSAGES_MAX);
         let settings = Arc::new(ArcSwapOption::empty());
-        let gatherer = Gatherer { settings: settings.clone(), instance, messages };
+        let body_bytes = Arc::<AtomicUsize>::default();
+        let gatherer = Gatherer { settings: settings.clone(), instance, messages, body_bytes: body_bytes.clone() };
         let thread = std::thread::Builder::new().name("otlp".to_owned()).spawn(move || gatherer.run(&received))?;
         let running = Running { thread, task: tokio::spawn(send_all(outgoing, post)) };
-        Ok((Exporter { records, settings: settings.clone() }, Settings(settings), running))
+        Ok((Exporter { records, settings: settings.clone(), body_bytes }, Settings(settings), running))
     }
 
-    /// Hands a finished call over.
-    pub fn add(&self, record: &Record) {
-        if self.settings.load().is_some() && self.records.try_send(Box::new(record.clone())).is_err() {
+    /// Hands a finished call over; with its bodies where they are told. The record is as before when this returns.
+    pub fn add(&self, record: &mut Record) {
+        let settings = self.settings.load();
+        let Some(otlp) = settings.as_ref() else { return };
+        let bodies = record.bodies.take();
+        let mut copy = Box::new(record.clone());
+        copy.bodies = bodies.as_ref().filter(|bodies| is_told(record, otlp) && self.has_room_for(bodies)).cloned();
+        record.bodies = bodies;
+        let waiting = copy.bodies.as_ref().map_or(0, |bodies| bodies.bytes());
+        self.body_bytes.fetch_add(waiting, Ordering::Relaxed);
+        if self.records.try_send(copy).is_err() {
+            self.body_bytes.fetch_sub(waiting, Ordering::Relaxed);
             metrics::otlp("calls", "dropped", 1);
         }
+    }
+
+    fn has_room_for(&self, bodies: &Captured) -> bool {
+        let has = self.body_bytes.load(Ordering::Relaxed).saturating_add(bodies.bytes()) <= BODY_BYTES_MAX;
+        if !has {
+            metrics::otlp("content", "dropped", 1);
+        }
+        has
     }
 }
 
@@ -123,6 +149,7 @@ struct Gatherer {
     settings: Arc<ArcSwapOption<Otlp>>,
     instance: Arc<str>,
     messages: mpsc::Sender<Outgoing>,
+    body_bytes: Arc<AtomicUsize>,
 }
 
 impl Gatherer {
@@ -134,6 +161,7 @@ impl Gatherer {
         loop {
             let more = gather(received, &mut batch);
             let otlp = self.settings.load_full();
+            let bodies: usize = batch.iter().filter_map(|record| record.bodies.as_ref()).map(|it| it.bytes()).sum();
             if let Some(otlp) = &otlp {
                 batch.iter().for_each(|record| meters.add(record));
                 unreported |= !batch.is_empty();
@@ -145,6 +173,7 @@ impl Gatherer {
                 }
             }
             batch.clear();
+            self.body_bytes.fetch_sub(bodies, Ordering::Relaxed);
             if !more {
                 return;
             }
@@ -152,11 +181,25 @@ impl Gatherer {
     }
 
     fn trace(&self, batch: &[Record], otlp: &Arc<Otlp>) {
-        if batch.is_empty() {
-            return;
+        let (mut spans, mut bytes) = (Vec::new(), 0);
+        for record in batch {
+            let of_call = spans::of(record, otlp);
+            let more: usize = of_call.iter().map(Message::encoded_len).sum();
+            if bytes + more > MESSAGE_BYTES_MAX {
+                self.send_spans(std::mem::take(&mut spans), otlp);
+                bytes = 0;
+            }
+            spans.extend(of_call);
+            bytes += more;
         }
-        let body = spans::request(batch, otlp, &self.instance).encode_to_vec();
-        self.hand_on("traces", otlp.traces.clone(), otlp, body);
+        self.send_spans(spans, otlp);
+    }
+
+    fn send_spans(&self, spans: Vec<Span>, otlp: &Arc<Otlp>) {
+        if !spans.is_empty() {
+            let body = spans::request(spans, otlp, &self.instance).encode_to_vec();
+            self.hand_on("traces", otlp.traces.clone(), otlp, body);
+        }
     }
 
     fn measure(&self, meters: &Meters, otlp: &Arc<Otlp>) {
@@ -184,6 +227,11 @@ fn gather(received: &Receiver<Box<Record>>, batch: &mut Vec<Record>) -> bool {
         }
     }
     true
+}
+
+/// Whether what a call said goes out with it.
+fn is_told(record: &Record, otlp: &Otlp) -> bool {
+    otlp.content.is_some() && is_traced(record, otlp)
 }
 
 fn is_traced(record: &Record, otlp: &Otlp) -> bool {

@@ -19,6 +19,12 @@ pub(super) const TOKEN_TYPE: &str = "gen_ai.token.type";
 pub(super) const TOKEN_USAGE: &str = "gen_ai.client.token.usage";
 pub(super) const OPERATION_DURATION: &str = "gen_ai.client.operation.duration";
 
+// Prompts and replies: attributes from 1.37 on, the bodies of events before.
+pub(super) const SYSTEM_INSTRUCTIONS: &str = "gen_ai.system_instructions";
+pub(super) const INPUT_MESSAGES: &str = "gen_ai.input.messages";
+pub(super) const OUTPUT_MESSAGES: &str = "gen_ai.output.messages";
+pub(super) const CHOICE_EVENT: &str = "gen_ai.choice";
+
 // From 1.41 on.
 pub(super) const CACHE_READ_TOKENS: &str = "gen_ai.usage.cache_read.input_tokens";
 pub(super) const CACHE_CREATION_TOKENS: &str = "gen_ai.usage.cache_creation.input_tokens";
@@ -49,6 +55,16 @@ pub(super) fn schema_url(semconv: Semconv) -> String {
 /// Who makes the model.
 pub(super) fn provider_key(semconv: Semconv) -> &'static str {
     if semconv < Semconv::V1_37 { "gen_ai.system" } else { "gen_ai.provider.name" }
+}
+
+/// The event of 1.36 for a message that was sent.
+pub(super) fn message_event(role: &str) -> &'static str {
+    match role {
+        "system" | "developer" => "gen_ai.system.message",
+        "assistant" => "gen_ai.assistant.message",
+        "tool" => "gen_ai.tool.message",
+        _ => "gen_ai.user.message",
+    }
 }
 
 /// The conventions' word for a provider, where its name in the configuration is one that they know under another.

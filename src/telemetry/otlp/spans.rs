@@ -1,6 +1,6 @@
 //! A finished call as spans: one for the call, one below it for each attempt at a provider.
 //!
-//! Prompts, replies, users, sessions and tags are in none of them.
+//! Users, sessions and tags are in none of them; prompts and replies only where that is asked for (`telemetry.content`).
 
 use std::time::Duration;
 
@@ -8,10 +8,15 @@ use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
     resource::v1::Resource,
-    trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span::SpanKind, status::StatusCode as SpanStatus},
+    trace::v1::{
+        ResourceSpans, ScopeSpans, Span, Status,
+        span::{Event, SpanKind},
+        status::StatusCode as SpanStatus,
+    },
 };
+use serde_json::{Value as Json, json};
 
-use super::semconv;
+use super::{messages::Messages, semconv};
 use crate::{
     policy::traces::{self, Otlp, Semconv},
     record::{Attempted, Record, received_ms},
@@ -22,9 +27,8 @@ const REMOTE_PARENT: u32 = 0x300;
 const LOCAL_PARENT: u32 = 0x100;
 const SAMPLED: u32 = 1;
 
-/// The message that reports `records`. `instance` is this gateway.
-pub(super) fn request(records: &[Record], otlp: &Otlp, instance: &str) -> ExportTraceServiceRequest {
-    let spans = records.iter().flat_map(|record| of(record, otlp.semconv)).collect();
+/// The message that reports `spans`. `instance` is this gateway.
+pub(super) fn request(spans: Vec<Span>, otlp: &Otlp, instance: &str) -> ExportTraceServiceRequest {
     ExportTraceServiceRequest {
         resource_spans: vec![ResourceSpans {
             resource: Some(resource(otlp, instance)),
@@ -56,8 +60,12 @@ pub(super) fn scope() -> InstrumentationScope {
 }
 
 /// The call's span and its attempts'.
-fn of(record: &Record, edition: Semconv) -> Vec<Span> {
-    let call = call_span(record, edition);
+pub(super) fn of(record: &Record, otlp: &Otlp) -> Vec<Span> {
+    let edition = otlp.semconv;
+    let mut call = call_span(record, edition);
+    if let (Some(content), Some(bodies)) = (&otlp.content, &record.bodies) {
+        tell(&mut call, Messages::of(record.endpoint, bodies, content), record, edition);
+    }
     let attempts = record.attempt_list.iter().zip(1..);
     let mut spans: Vec<Span> =
         attempts.map(|(attempt, number)| attempt_span(record, attempt, number, &call, edition)).collect();
@@ -156,6 +164,43 @@ fn attempt_span(record: &Record, attempt: &Attempted, number: u32, call: &Span, 
         status: status(failed, result),
         ..Span::default()
     }
+}
+
+/// Adds what was said. As JSON texts, since attributes of spans have no structure of their own everywhere yet.
+fn tell(call: &mut Span, messages: Messages, record: &Record, edition: Semconv) {
+    if edition < Semconv::V1_37 {
+        call.events = events(call, &messages, record, edition);
+        return;
+    }
+    let told = [
+        (semconv::SYSTEM_INSTRUCTIONS, messages.system),
+        (semconv::INPUT_MESSAGES, messages.input),
+        (semconv::OUTPUT_MESSAGES, messages.output),
+    ];
+    let told = told.into_iter().filter(|(_, messages)| !messages.is_empty());
+    call.attributes.extend(told.map(|(key, messages)| text(key, &Json::from(messages).to_string())));
+}
+
+/// Before 1.37 each message is an event, whose body's fields stand here as attributes: traces are all that is sent.
+fn events(call: &Span, messages: &Messages, record: &Record, edition: Semconv) -> Vec<Event> {
+    let system = semconv::provider_name(&record.provider);
+    let event = |name: &str, time_unix_nano, mut attributes: Vec<KeyValue>| {
+        attributes.insert(0, text(semconv::provider_key(edition), system));
+        Event { time_unix_nano, name: name.to_owned(), attributes, ..Event::default() }
+    };
+    let instructions = (!messages.system.is_empty()).then(|| json!({ "role": "system", "parts": messages.system }));
+    let sent = instructions.iter().chain(&messages.input).map(|message| {
+        let name = semconv::message_event(message["role"].as_str().unwrap_or_default());
+        event(name, call.start_time_unix_nano, vec![text("content", &message["parts"].to_string())])
+    });
+    let answered = messages.output.iter().zip(0..).map(|(choice, index)| {
+        let reason = choice["finish_reason"].as_str().unwrap_or_default();
+        let message = json!({ "role": "assistant", "content": choice["parts"] });
+        let attributes =
+            vec![whole("index", index), text("finish_reason", reason), text("message", &message.to_string())];
+        event(semconv::CHOICE_EVENT, call.end_time_unix_nano, attributes)
+    });
+    sent.chain(answered).collect()
 }
 
 /// The provider's own name of the model, in `provider/model`.

@@ -1,6 +1,6 @@
 //! Byte-range splices: what a rule changes in a body, and nothing else.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use bytes::Bytes;
 
@@ -13,6 +13,12 @@ pub struct Splice {
     pub at: Range<usize>,
     /// What comes in its place.
     pub with: Bytes,
+}
+
+/// A splice as [`Edits::apply`] makes it.
+struct Piece<'e> {
+    at: Range<usize>,
+    with: Cow<'e, [u8]>,
 }
 
 /// Changes to one body, collected in any order and applied at once.
@@ -127,7 +133,9 @@ impl Edits {
         if self.is_empty() {
             return body.clone();
         }
-        let mut splices = self.splices.clone();
+        let mut splices = Vec::with_capacity(self.splices.len() + self.containers.len());
+        splices
+            .extend(self.splices.iter().map(|Splice { at, with }| Piece { at: at.clone(), with: Cow::Borrowed(with) }));
         for container in &self.containers {
             container.resolve(&mut splices);
         }
@@ -170,24 +178,24 @@ impl Edits {
 
 impl Container {
     /// The splices that make the change, commas included.
-    fn resolve(&self, splices: &mut Vec<Splice>) {
+    fn resolve(&self, splices: &mut Vec<Piece<'_>>) {
         let nothing_left = self.members.iter().all(|member| member.removed);
         let mut added = self.added_json();
         if nothing_left {
             if !added.is_empty() || !self.members.is_empty() {
-                splices.push(Splice { at: self.interior.start..self.interior.end, with: added.into() });
+                splices.push(Piece { at: self.interior.start..self.interior.end, with: added.into() });
             }
             return;
         }
         if !added.is_empty() {
             added.push(b',');
-            splices.push(Splice { at: self.interior.start..self.interior.start, with: added.into() });
+            splices.push(Piece { at: self.interior.start..self.interior.start, with: added.into() });
         }
         self.resolve_removals(splices);
     }
 
     /// A run of removed members goes with the comma after it, or, at the end, with the comma before it.
-    fn resolve_removals(&self, splices: &mut Vec<Splice>) {
+    fn resolve_removals(&self, splices: &mut Vec<Piece<'_>>) {
         let mut i = 0;
         while i < self.members.len() {
             if !self.members[i].removed {
@@ -202,19 +210,22 @@ impl Container {
                 Some(kept) => self.members[from].span.start..kept.span.start,
                 None => self.members[from - 1].span.end..self.members[i - 1].span.end,
             };
-            splices.push(Splice { at, with: Bytes::new() });
+            splices.push(Piece { at, with: Cow::Borrowed(&[]) });
         }
     }
 
+    /// With room for one more comma.
     fn added_json(&self) -> Vec<u8> {
-        let mut json = Vec::new();
+        let length = |(name, value): &(Option<String>, Bytes)| name.as_ref().map_or(0, String::len) + value.len() + 4;
+        let mut json = Vec::with_capacity(self.added.iter().map(length).sum());
         for (name, value) in &self.added {
             if !json.is_empty() {
                 json.push(b',');
             }
             if let Some(name) = name {
-                json.extend_from_slice(&quoted(name));
-                json.push(b':');
+                json.push(b'"');
+                push_escaped(&mut json, name);
+                json.extend_from_slice(b"\":");
             }
             json.extend_from_slice(value);
         }
@@ -242,18 +253,21 @@ pub fn escaped(text: &str) -> Vec<u8> {
 
 fn push_escaped(json: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
-    for &byte in text.as_bytes() {
-        match byte {
+    let mut rest = text.as_bytes();
+    while let Some(at) = rest.iter().position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+        json.extend_from_slice(&rest[..at]);
+        match rest[at] {
             b'"' => json.extend_from_slice(b"\\\""),
             b'\\' => json.extend_from_slice(b"\\\\"),
             b'\n' => json.extend_from_slice(b"\\n"),
             b'\r' => json.extend_from_slice(b"\\r"),
             b'\t' => json.extend_from_slice(b"\\t"),
-            0..0x20 => {
+            byte => {
                 json.extend_from_slice(b"\\u00");
                 json.extend([HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
             }
-            _ => json.push(byte),
         }
+        rest = &rest[at + 1..];
     }
+    json.extend_from_slice(rest);
 }

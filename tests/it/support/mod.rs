@@ -1,5 +1,6 @@
 //! The language of the suite: a scripted [`Upstream`], the real binary as [`Gateway`], and clients of both kinds.
 
+pub(crate) mod calls;
 pub(crate) mod client;
 pub(crate) mod fleet;
 pub(crate) mod gateway;
