@@ -117,7 +117,7 @@ fn power_asked(visit: &Visit) -> Value {
     };
     let plan = power::plan(&question);
     json!({
-        "baseline": baseline, "effect": effect, "variants": variants, "per_day": per_day,
+        "baseline": baseline.to_string(), "effect": effect.to_string(), "variants": variants, "per_day": per_day,
         "units_per_variant": plan.map(|plan| plan.units_per_variant),
         "units": plan.map(|plan| plan.units),
         "days": plan.and_then(|plan| plan.days).map(|days| days.ceil() as u64),
