@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
+pub mod analysis;
 mod api;
 pub mod audit;
 pub mod budgets;
@@ -142,6 +143,8 @@ enum Command {
         #[command(subcommand)]
         command: eval::EvalCommand,
     },
+    /// Experiments: report, power, export
+    Experiments(analysis::ExperimentsArguments),
     /// Versions of prompts: list, show, add, deploy, rollback, history, diff; render, lint and test them offline
     Prompts(registry::PromptsArguments),
     /// Read another gateway's configuration and write it as one of Tollgate's
@@ -161,13 +164,10 @@ enum Command {
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
     },
-    /// What the next releases bring
-    #[command(external_subcommand)]
+    /// What there is not
+    #[command(external_subcommand, hide = true)]
     Other(Vec<OsString>),
 }
-
-/// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 1] = ["experiments"];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -194,6 +194,7 @@ pub fn main() -> ExitCode {
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
         Command::Budgets(arguments) => asking(budgets::run(&arguments, &mut io::stdout())),
+        Command::Experiments(arguments) => asking(analysis::run_experiments(&arguments, &mut io::stdout())),
         Command::Models(arguments) => asking(registry::run_models(&arguments, &mut io::stdout())),
         Command::Calls { config, data_dir, command } => {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
@@ -221,9 +222,6 @@ pub fn main() -> ExitCode {
 /// A command that this build does not have, by its name.
 fn unknown(words: &[OsString]) -> ExitCode {
     let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
-    if NOT_YET.contains(&&*name) {
-        return fail(&anyhow::anyhow!("`{name}` is not available in this build yet"), WRONG);
-    }
     fail(&anyhow::anyhow!("there is no command `{name}`; `tollgate --help` lists those there are"), WRONG)
 }
 

@@ -254,7 +254,9 @@ async fn a_form_of_the_dashboard_decides_what_is_live_and_says_why_not() {
     let gateway = setup(&upstream).run().await;
     add(&gateway, "v2", "Version two.").await.expect(200);
     let send = |form: &'static str| {
-        Call::new(gateway.admin, "POST", "/prompts?lang=de").body("application/x-www-form-urlencoded", form).send()
+        Call::new(gateway.admin, "POST", "/prompts?lang=de")
+            .body("application/x-www-form-urlencoded", form)
+            .send_owned()
     };
     let done = send("name=greeting&action=deploy&version=v2&reason=by+hand").await.expect(303);
     assert_eq!(done.header("location"), Some("/prompts?lang=de#greeting"));

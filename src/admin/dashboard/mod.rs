@@ -16,6 +16,7 @@ mod door;
 mod evaluations;
 mod experiments;
 mod figures;
+mod findings;
 mod language;
 mod models;
 mod overview;
