@@ -538,15 +538,21 @@ async fn every_change_is_in_the_audit_log_and_any_tampering_is_seen() {
     let changed = log.replacen("carla", "peter", 1);
     let removed = format!("{}\n{}\n", lines[0], lines[2]);
     let swapped = format!("{}\n{}\n{}\n", lines[1], lines[0], lines[2]);
+    // As editors do: another file in its place. One that only grows is taken for one that was appended to.
+    let put = |text: &str| {
+        let beside = path.with_extension("new");
+        std::fs::write(&beside, text).unwrap();
+        std::fs::rename(&beside, &path).unwrap();
+    };
     for (tampered, line) in [(changed, 2), (removed, 2), (swapped, 1)] {
-        std::fs::write(&path, tampered).unwrap();
+        put(&tampered);
         let shown = audit("").await.json();
         assert_eq!((&shown["whole"], &shown["broken"]["line"]), (&json!(false), &json!(line)), "{shown}");
         let output = command(&["audit", "verify"]);
         assert_eq!(output.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&output.stderr).contains(&format!("line {line} of the audit log")));
     }
-    std::fs::write(&path, &log).unwrap();
+    put(&log);
     assert_eq!(audit("").await.json()["whole"], true);
     let listed = command(&["audit", "list", "--json"]);
     assert_eq!(String::from_utf8_lossy(&listed.stdout), log);
