@@ -28,6 +28,8 @@ pub(super) struct Ask {
     pub(super) key: &'static str,
     /// The user.
     pub(super) user: &'static str,
+    /// The visit that the call belongs to; one that names none is the user's.
+    pub(super) session: Option<String>,
     /// The model.
     pub(super) model: &'static str,
     /// The user's message.
@@ -86,6 +88,9 @@ impl Client {
             .uri(format!("http://{}/v1/chat/completions", self.listen))
             .header(header::AUTHORIZATION, format!("Bearer {}", ask.key))
             .header(header::CONTENT_TYPE, "application/json");
+        if let Some(session) = &ask.session {
+            request = request.header("x-tollgate-session", session);
+        }
         if let Some(simulate) = ask.simulate {
             // One try: what is shown is how an upstream's error comes through.
             request = request.header("x-simulate", simulate).header("x-tollgate-retries", "0");

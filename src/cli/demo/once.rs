@@ -70,6 +70,7 @@ fn asks() -> Vec<(Ask, Expected)> {
     let ask = |key, user, model, question: &str| Ask {
         key,
         user,
+        session: None,
         model,
         question: question.to_owned(),
         stream: false,

@@ -79,6 +79,8 @@ fn ask(number: usize) -> Ask {
     Ask {
         key,
         user,
+        // A visit of its own each time, so that the experiment has units enough to say something soon.
+        session: Some(format!("visit-{number}")),
         model,
         question: QUESTIONS[number % QUESTIONS.len()].to_owned(),
         stream,
