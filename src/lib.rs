@@ -30,7 +30,7 @@
 //! | 0 | wire, units |
 //! | 1 | policy, ledger, record, registry |
 //! | 2 | config, store, telemetry |
-//! | 3 | call, error, body, recorder, purses |
+//! | 3 | call, error, body, recorder, purses, analysis |
 //! | 4 | upstream |
 //! | 5 | layers |
 //! | 6 | gateway |
@@ -56,6 +56,7 @@ pub mod config;
 pub mod store;
 pub mod telemetry;
 
+pub mod analysis;
 pub mod body;
 pub mod call;
 pub mod error;

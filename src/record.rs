@@ -474,24 +474,6 @@ pub const BUILT_IN_METRICS: [&str; 7] =
 /// What begins the name of a metric that sets cost in proportion to feedback.
 pub const COST_PER: &str = "cost_per_";
 
-/// Sums over units of randomisation, of x (what a unit's calls came to) and n (how many of them count), from which a ratio and its
-/// variance follow: the calls of one user are not independent draws. A unit of which nothing counts is not in them.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Moments {
-    /// Units in the sums.
-    pub units: u64,
-    /// Σ x.
-    pub sum_x: f64,
-    /// Σ n.
-    pub sum_n: f64,
-    /// Σ x².
-    pub sum_xx: f64,
-    /// Σ n².
-    pub sum_nn: f64,
-    /// Σ x n.
-    pub sum_xn: f64,
-}
-
 /// Who shares calls and what is said of them: `team/NAME`, or `key/NAME` of a key without a team.
 fn owner(team: Option<&str>, key: &str) -> String {
     match team {

@@ -125,7 +125,7 @@ fn pair(name: &str, text: &str) -> Result<(String, String), Problem> {
 }
 
 /// Milliseconds since 1970.
-fn moment(name: &str, text: &str, now: Timestamp) -> Result<u64, Problem> {
+pub(super) fn moment(name: &str, text: &str, now: Timestamp) -> Result<u64, Problem> {
     let at = text.parse::<Timestamp>().ok().or_else(|| now.checked_sub(length(text)?).ok());
     let ms = at.and_then(|at| u64::try_from(at.as_millisecond()).ok());
     ms.ok_or_else(|| wrong(format!("write `{name}` as 2026-11-23T18:00:00Z, or as 30m, 2h or 7d ago")))

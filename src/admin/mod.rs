@@ -3,6 +3,7 @@
 //! Never on the client listener. One file a resource, each with a `router()` of its own; [`guard`] alone decides who may do what.
 //! What an endpoint answers is a typed struct, so that `/api/openapi.json` says it too; what it refuses is a [`problem::Problem`].
 
+mod analysis;
 mod attempts;
 mod audit;
 pub mod books;
@@ -39,6 +40,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use self::{attempts::Attempts, guard::Peer, oidc::SignIns, problem::Problem, sessions::Sessions};
 use crate::{
+    analysis::Analyst,
     gateway::{Shared, serve::Handler},
     store::audit::Audit,
 };
@@ -50,6 +52,8 @@ pub struct Admin {
     pub shared: Shared,
     /// Where what is changed is written down.
     pub audit: Audit,
+    /// Who answers what experiments and versions did, where calls are kept.
+    analyst: Option<Analyst>,
     /// Browsers that have signed in.
     sessions: Arc<Sessions>,
     /// Wrong tokens by address.
@@ -71,7 +75,8 @@ impl Routes {
     pub fn new(shared: Shared) -> Routes {
         let audit = Audit::in_dir(&shared.live.load_full().data_dir);
         let (sessions, attempts, sign_ins) = (Arc::default(), Arc::default(), Arc::new(SignIns::new()));
-        let admin = Admin { shared, audit, sessions, attempts, sign_ins };
+        let analyst = shared.calls.as_ref().map(|calls| Analyst::new(calls.log.clone()));
+        let admin = Admin { shared, audit, analyst, sessions, attempts, sign_ins };
         let (api, description) = api().split_for_parts();
         let guarded = api
             .merge(status::metrics())
@@ -107,6 +112,7 @@ impl Handler for Routes {
 /// All resources under `/api/`.
 fn api() -> OpenApiRouter<Admin> {
     let resources = [
+        analysis::router(),
         budgets::router(),
         calls::router(),
         evaluations::router(),

@@ -121,6 +121,15 @@ impl Gateway {
         self.ask(self.request(Method::GET, path).body(Full::default())).await
     }
 
+    /// What `path` answers, as it is.
+    ///
+    /// # Errors
+    /// When nobody answers, or the answer is no.
+    pub(super) async fn get_text(&self, path: &str) -> Result<String, Failure> {
+        let (body, _) = self.answer(self.request(Method::GET, path).body(Full::default())).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
     /// Does something, in the name of the system's user. `key` is its `Idempotency-Key`.
     ///
     /// # Errors
@@ -147,6 +156,11 @@ impl Gateway {
 
     /// The answer and its `Link`.
     async fn ask(&self, request: http::Result<Request<Full<Bytes>>>) -> Result<(Value, Option<String>), Failure> {
+        let (body, link) = self.answer(request).await?;
+        Ok((serde_json::from_slice(&body).unwrap_or_default(), link))
+    }
+
+    async fn answer(&self, request: http::Result<Request<Full<Bytes>>>) -> Result<(Bytes, Option<String>), Failure> {
         let request = request.with_context(|| format!("`{}` is no URL", self.base))?;
         let exchange = tokio::time::timeout(TIMEOUT, exchange(request));
         let answer = exchange.await.unwrap_or_else(|_| Err(anyhow!("no answer within {} s", TIMEOUT.as_secs())));
@@ -155,10 +169,10 @@ impl Gateway {
             Failure { error: error.context(what), code: UNREACHABLE }
         };
         let (status, link, body) = answer.map_err(unreachable)?;
-        let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
         if status.is_success() {
-            return Ok((answer, link));
+            return Ok((body, link));
         }
+        let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
         let why = answer["detail"].as_str().map_or_else(|| format!("{} answered {status}", self.base), str::to_owned);
         let code = match status {
             StatusCode::CONFLICT => FAILED,

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
+mod analysis;
 mod api;
 pub mod audit;
 pub mod budgets;
@@ -142,6 +143,8 @@ enum Command {
         #[command(subcommand)]
         command: eval::EvalCommand,
     },
+    /// Experiments: report, power, export
+    Experiments(analysis::ExperimentsArguments),
     /// Versions of prompts: list, show, add, deploy, rollback, history, diff; render, lint and test them offline
     Prompts(registry::PromptsArguments),
     /// Read another gateway's configuration and write it as one of Tollgate's
@@ -167,7 +170,7 @@ enum Command {
 }
 
 /// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 1] = ["experiments"];
+const NOT_YET: [&str; 0] = [];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -194,6 +197,7 @@ pub fn main() -> ExitCode {
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
         Command::Budgets(arguments) => asking(budgets::run(&arguments, &mut io::stdout())),
+        Command::Experiments(arguments) => asking(analysis::run_experiments(&arguments, &mut io::stdout())),
         Command::Models(arguments) => asking(registry::run_models(&arguments, &mut io::stdout())),
         Command::Calls { config, data_dir, command } => {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)

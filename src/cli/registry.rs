@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::{
+    analysis::{self, CompareArguments},
     api::{self, Connection, Failure, Gateway, encoded, table, text},
     prompts::PromptsCommand,
 };
@@ -55,12 +56,12 @@ impl PromptsArguments {
 
 /// Whom to ask, and how the answer is shown.
 #[derive(Debug, Args)]
-struct Options {
+pub(super) struct Options {
     #[command(flatten)]
-    connection: Connection,
+    pub(super) connection: Connection,
     /// As JSON
     #[arg(long, global = true)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// What to do with versions of models or prompts.
@@ -130,6 +131,8 @@ enum RegistryCommand {
         #[arg(value_name = "VERSION")]
         to: Option<String>,
     },
+    /// Show what versions did, side by side: cost, latency, errors, feedback, evaluations
+    Compare(CompareArguments),
 }
 
 fn tag(text: &str) -> Result<(String, String), String> {
@@ -171,6 +174,7 @@ async fn run(kind: Kind, options: &Options, command: &RegistryCommand, out: &mut
         RegistryCommand::Show { .. } => show(&answer),
         RegistryCommand::History { .. } => history(&answer),
         RegistryCommand::Diff { .. } => diff(&answer),
+        RegistryCommand::Compare(_) => analysis::comparison(&answer),
         RegistryCommand::Add { .. } => added(&answer),
         RegistryCommand::Deploy { .. } | RegistryCommand::Rollback { .. } => deployed(&answer),
     };
@@ -195,6 +199,7 @@ async fn ask(gateway: &Gateway, kind: Kind, command: &RegistryCommand) -> Result
             }
             gateway.get(&wanted).await.map(|(answer, _)| answer)
         }
+        RegistryCommand::Compare(asked) => analysis::compare(gateway, kind, asked).await,
         RegistryCommand::Add { name, file, version, description, tags, parent } => {
             let mut request = content(kind, file)?;
             let tags: BTreeMap<&String, &String> = tags.iter().map(|(key, value)| (key, value)).collect();

@@ -470,10 +470,28 @@ pub struct Experiment {
     pub salt: Option<String>,
     /// Variants by name.
     pub variants: BTreeMap<String, Variant>,
+    /// The variant that the others are compared with. Default: the one named `control`, else the first by name.
+    pub control: Option<String>,
     /// What it should change.
     pub goal: Option<Goal>,
     /// What it must not harm.
     pub guardrails: Vec<Guardrail>,
+    /// Experiments on a model with the same layer exclude each other: a unit is in at most one of them.
+    pub layer: Option<String>,
+    /// Share of the layer's units, or of all units, that takes part. Default: 100%.
+    pub share: Option<Share>,
+    /// What variants with another prompt do to calls of coding agents. Default: skip.
+    pub coding_agents: Option<CodingAgents>,
+}
+
+/// What an experiment that changes prompts does with calls of coding agents.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CodingAgents {
+    /// They take no part.
+    Skip,
+    /// They take part like any other call.
+    Force,
 }
 
 /// A variant; what it does not name is as in the live version.
@@ -496,10 +514,12 @@ pub struct Variant {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Goal {
-    /// A metric, built in or from feedback.
+    /// A metric, built in or from feedback. Required.
     pub metric: Option<String>,
-    /// Which way is better.
+    /// Which way is better. Default: down for built-in metrics, up for those of feedback.
     pub direction: Option<Direction>,
+    /// Differences up to this do not matter: points of a share, or a share of the control's amount. Default: 1% and 5%.
+    pub margin: Option<Share>,
 }
 
 /// Which way is better.
@@ -516,11 +536,11 @@ pub enum Direction {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Guardrail {
-    /// A metric.
+    /// A metric, built in or from feedback. Required.
     pub metric: Option<String>,
-    /// Its highest value.
+    /// Its highest value: `5%` of a share, `0.02 USD`, `1.5s`, or a number. Either this or `max_increase` is required.
     pub max: Option<String>,
-    /// Its highest increase over the control.
+    /// Its highest increase over the control's value, as a share of that.
     pub max_increase: Option<Share>,
 }
 

@@ -217,6 +217,20 @@ fn share(text: &str) -> Result<f64, String> {
     Ok(value / scale)
 }
 
+/// An amount in the unit that metrics have: a share as a part of 1, money in USD, time in seconds, or a plain number.
+pub(super) fn amount(text: &str) -> Option<f64> {
+    let text = text.trim();
+    if text.ends_with('%') {
+        return share(text).ok();
+    }
+    if let Ok(money) = text.parse::<NanoUsd>() {
+        return Some(money.0 as f64 / 1e9);
+    }
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number = || text.parse().ok().filter(|_| plain);
+    duration(text).ok().map(|time| time.as_secs_f64()).or_else(number)
+}
+
 fn address(text: &str) -> Result<SocketAddr, String> {
     let numeric = match text.strip_prefix("localhost:") {
         Some(port) => format!("127.0.0.1:{port}"),
@@ -273,6 +287,18 @@ mod tests {
         }
         for text in ["80", "NaN%", "inf", "-5%", "1e9%", "%"] {
             assert!(share(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn amounts_are_in_the_unit_of_their_metric() {
+        for (text, value) in
+            [("5%", 0.05), ("0.02 USD", 0.02), ("1.5s", 1.5), ("800ms", 0.8), ("400", 400.0), ("0.5", 0.5)]
+        {
+            assert_eq!(amount(text), Some(value), "{text}");
+        }
+        for text in ["", "%", "-5", "inf", "NaN", "1e9", "5 EUR"] {
+            assert_eq!(amount(text), None, "{text}");
         }
     }
 

@@ -293,7 +293,7 @@ fn parse(text: &str, name: &str, layers: &Layers, sources: &mut Sources<'_>) -> 
         Some(file::ChangedVersions::Refuse) | None => ChangedVersions::Refuse,
     };
     registered::check_versions(&document, &registry, &mut problems);
-    let mut checked = validate::validate(file, &document, sources, problems)?;
+    let mut checked = validate::validate(file, &document, sources, problems, &registry.book.experiments)?;
     checked.snapshot.pushed = in_force;
     checked.snapshot.registry = registry;
     Ok(checked)

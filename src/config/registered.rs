@@ -18,7 +18,7 @@ use crate::{
         tree::{Document, Path},
     },
     policy::experiment::{Experiment, Unit, Variant},
-    registry::{Book, Declared, Files, Kind, Rollout, Shelf, content_sha256, short},
+    registry::{Book, Declared, Files, Kind, Rollout, Shelf, TrialState, content_sha256, short},
     wire::revision::Revision,
 };
 
@@ -139,7 +139,10 @@ impl Typed {
 
     /// What the files say, once variables are filled in.
     fn files(self, document: &Document, sources: &Sources<'_>) -> Files {
-        let mut files = Files::default();
+        let experiments = Path::default().key("experiments");
+        let definition = |name: &&str| Some(((*name).to_owned(), document.json(&experiments.key(name))?));
+        let experiments = document.keys(&experiments).iter().filter_map(definition).collect();
+        let mut files = Files { experiments, ..Files::default() };
         for kind in KINDS {
             let section = Path::default().key(kind.section());
             let declared = |name: &&str| ((*name).to_owned(), declared(document, &section.key(name)));
@@ -228,6 +231,10 @@ pub(super) fn lay_over(
             found.rollouts.insert((kind, name.as_str().into()), Choice::of(kind, name, rollout));
         }
     }
+    let experiments = trials(&book, &found.files, sources);
+    if !experiments.is_empty() {
+        over.insert("experiments".to_owned(), Value::Object(experiments));
+    }
     if !over.is_empty() {
         let over = Value::Object(over);
         // What changes nothing for calls, such as a seal, leaves the configuration's hash as it is.
@@ -237,6 +244,21 @@ pub(super) fn lay_over(
     found.book = Arc::new(book);
     found.revision = Some(revision.clone());
     Ok(found)
+}
+
+/// Experiments that came through the API, be it that they run or not. Those of files stand over them.
+fn trials(book: &Book, files: &Files, sources: &mut Sources<'_>) -> Map<String, Value> {
+    let mut over = Map::new();
+    for (name, trial) in &book.experiments {
+        let halted: Vec<&str> = trial.halted.keys().map(String::as_str).collect();
+        if trial.state != TrialState::Running || !halted.is_empty() {
+            sources.note(format!("experiments/{name} {} {}", trial.state.label(), halted.join(" ")).as_bytes());
+        }
+        if let Some(definition) = trial.definition.as_ref().filter(|_| !files.experiments.contains_key(name)) {
+            over.insert(name.clone(), definition.clone());
+        }
+    }
+    over
 }
 
 /// What of a shelf stands over the files; `None` where that is nothing. Versions that no file has and nobody deployed wait.

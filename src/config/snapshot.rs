@@ -1,6 +1,12 @@
 //! What is true: one immutable configuration, swapped whole, pinned by each call from start to end.
 
-use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
@@ -57,6 +63,8 @@ pub struct Snapshot {
     pub providers: HashMap<Box<str>, Arc<Provider>>,
     /// Where bare, unknown model names and calls that name no model go.
     pub default_provider: Option<Arc<Provider>>,
+    /// Experiments, those that do not run included; those that do are in their models too.
+    pub experiments: BTreeMap<Arc<str>, Arc<Experiment>>,
     /// The registry: what clients may name, by alias.
     pub models: HashMap<Box<str>, Arc<Model>>,
     /// Prompts by name: for `x-tollgate-prompt`.

@@ -12,7 +12,12 @@ use super::{
     snapshot::{Auth, ProviderKind, Records, Store, Unpriced},
 };
 use crate::{
-    policy::{keys::ModelAccess, scope::Match},
+    policy::{
+        experiment::CodingAgents,
+        keys::ModelAccess,
+        scope::Match,
+        stats::{guardrail::Limit, report::Goal, verdict::Direction},
+    },
     record::UserIds,
     registry::{Book, Command, Deed, Kind, NewVersion, SealedVersion},
     units::NanoUsd,
@@ -257,6 +262,33 @@ fn references_lead_somewhere() {
             ],
         ),
         (
+            "models: { a: { versions: { v1: { target: sim/m } } } }\n\
+             experiments: { e: { model: a, variants: { c: { weight: 1 } }, control: d, share: 0%, goal: { direction: up } } }",
+            &[
+                "t.yaml:5:72: experiments.e.control: no variant is named `d`; known: c",
+                "t.yaml:5:82: experiments.e.share: must be above 0% and at most 100%",
+                "t.yaml:5:86: experiments.e.goal.metric: is missing; name one, such as `error_rate`, or one that clients rate calls by",
+            ],
+        ),
+        (
+            "models: { a: { versions: { v1: { target: sim/m } } } }\n\
+             experiments: { e: { model: a, variants: { c: { weight: 1 } }, guardrails: [ { metric: m }, { metric: error_rate, max: 5 } ] } }",
+            &[
+                "t.yaml:5:77: experiments.e.guardrails[0]: limits nothing; write `max: 5%`, or `max_increase: 20%` over the control's value",
+                "t.yaml:5:119: experiments.e.guardrails[1].max: `5` is no limit of error_rate; write `5%` of a rate, `0.02 USD` of a cost, \
+               `1.5s` of a time, or a number",
+            ],
+        ),
+        (
+            "models: { a: { versions: { v1: { target: sim/m } } } }\n\
+             experiments: { e: { model: a, layer: l, share: 60%, variants: { c: { weight: 1 } } },\n\
+             f: { model: a, layer: l, share: 60%, unit: key, variants: { c: { weight: 1 } } } }",
+            &[
+                "t.yaml:6:23: experiments.f.layer: the layer `l` is given away by more than all of it: up to here 120%; give each a `share`",
+                "t.yaml:6:23: experiments.f.layer: the layer `l` shares out another unit: all of its experiments need the same",
+            ],
+        ),
+        (
             "keys: [ { name: k, secret: s, models: [ gpt ] } ]",
             &["t.yaml:4:41: keys[0].models[0]: no model is named `gpt`; `models` has none"],
         ),
@@ -272,6 +304,23 @@ fn references_lead_somewhere() {
             &["t.yaml:4:74: budgets[0].on_exhausted.downgrade: no model is named `x`; `models` has none"],
         ),
     ]);
+}
+
+#[test]
+fn goals_and_guardrails_arrive_in_the_unit_of_their_metric() {
+    let snapshot = loads(&with(
+        "models: { a: { versions: { v1: { target: sim/m } } } }\n\
+         experiments: { e: { model: a, control: d, variants: { c: { weight: 1 }, d: { weight: 1 } },\n\
+         goal: { metric: resolved, margin: 2% }, coding_agents: force, guardrails: [ { metric: error_rate, max: 5% },\n\
+         { metric: cost_per_call, max: 0.02 USD }, { metric: latency, max: 1.5s }, { metric: tokens, max_increase: 20% } ] } }",
+    ))
+    .snapshot;
+    let experiment = &snapshot.models["a"].experiments[0];
+    let goal = Goal { metric: "resolved".to_owned(), direction: Direction::Up, margin: Some(0.02) };
+    assert_eq!((&*experiment.control, &experiment.goal), ("d", &Some(goal)));
+    assert_eq!(experiment.coding_agents, CodingAgents::Force);
+    let limits: Vec<Limit> = experiment.guardrails.iter().map(|guardrail| guardrail.limit).collect();
+    assert_eq!(limits, [Limit::Max(0.05), Limit::Max(0.02), Limit::Max(1.5), Limit::MaxIncrease(0.2)]);
 }
 
 #[test]

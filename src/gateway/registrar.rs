@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     config::{self, Layers, Live, Origin, Snapshot, snapshot::Store, watch::WatchHandle},
-    registry::{Book, Command, Deed, Deployment, Kind, Refusal},
+    registry::{Book, Command, Deed, Deployment, Kind, Refusal, TrialDeed, TrialState},
     store::{
         audit::{self, Audit},
         books::BookFiles,
@@ -132,7 +132,7 @@ impl Registrar {
             let (head, before) = self.newest().await?;
             let number = head.as_ref().map_or(0, |head| head.number);
             if let Some(version) = done_before(&before, command, wanted.key) {
-                let version = Some(version.to_owned());
+                let version = version.map(str::to_owned);
                 return Ok(Changed { book: Arc::new(before), revision: number, changed: false, version });
             }
             let now = Timestamp::now();
@@ -142,8 +142,8 @@ impl Registrar {
                 return Ok(Changed { book, revision: number, changed: false, version });
             }
             let mut book = applied.book;
-            if let (Command::To { kind, name, .. }, Some(key)) = (command, wanted.key) {
-                book.name_last(*kind, name, key);
+            if let Some(key) = wanted.key {
+                name_last(&mut book, command, key);
             }
             let revision = next_revision(head.as_ref(), &book, now, wanted)?;
             self.check(command, &book, &revision, applied.version.as_deref()).await?;
@@ -173,11 +173,17 @@ impl Registrar {
         revision: &Revision,
         version: Option<&str>,
     ) -> Result<(), ChangeError> {
-        // A seal changes nothing for calls.
-        let Command::To { kind, name, deed } = command else { return Ok(()) };
         let mut candidate = revision.clone();
-        if let (Deed::AddVersion(_), Some(version)) = (deed, version) {
-            candidate.text = as_if_live(book, *kind, name, version);
+        match (command, version) {
+            // A seal changes nothing for calls.
+            (Command::Seal { .. } | Command::Note { .. }, _) => return Ok(()),
+            (Command::To { kind, name, deed: Deed::AddVersion(_) }, Some(version)) => {
+                candidate.text = as_if_live(book, *kind, name, version);
+            }
+            (Command::Trial { name, deed: TrialDeed::Create { .. } | TrialDeed::SetWeights { .. } }, _) => {
+                candidate.text = as_if_running(book, name);
+            }
+            _ => {}
         }
         let layers = Layers { registered: Some(Arc::new(candidate)), ..Layers::of(&self.live.load_full()) };
         let origin = self.origin.clone();
@@ -198,7 +204,7 @@ impl Registrar {
         (before, after): (&Book, &Book),
         wanted: Wanted<'_>,
     ) -> Result<bool, StoreError> {
-        let Command::To { kind, name, deed } = command else {
+        let Some((action, subject)) = named(command) else {
             return Ok(self.store.push(head, revision).await? == PushOutcome::Pushed);
         };
         // Opened before the deed: what cannot be written down is not done.
@@ -208,11 +214,11 @@ impl Registrar {
         }
         let deed = audit::Deed {
             actor: wanted.who,
-            action: &format!("{}.{}", kind.section(), verb(deed)),
-            subject: name,
+            action: &action,
+            subject,
             reason: wanted.reason,
-            before: described(before, *kind, name),
-            after: described(after, *kind, name),
+            before: described(before, command),
+            after: described(after, command),
         };
         page.write(Timestamp::now(), &deed)?;
         Ok(true)
@@ -230,10 +236,21 @@ impl Registrar {
     }
 }
 
-/// The version that it was about, where a client did the same before.
-fn done_before<'b>(book: &'b Book, command: &Command, key: Option<&str>) -> Option<&'b str> {
-    let Command::To { kind, name, .. } = command else { return None };
-    book.shelf(*kind, name)?.done_as(key?)
+/// The version or variant that it was about, where a client did the same before.
+fn done_before<'b>(book: &'b Book, command: &Command, key: Option<&str>) -> Option<Option<&'b str>> {
+    match command {
+        Command::To { kind, name, .. } => book.shelf(*kind, name)?.done_as(key?).map(Some),
+        Command::Trial { name, .. } => book.experiments.get(name)?.done_as(key?),
+        Command::Seal { .. } | Command::Note { .. } => None,
+    }
+}
+
+fn name_last(book: &mut Book, command: &Command, key: &str) {
+    match command {
+        Command::To { kind, name, .. } => book.name_last(*kind, name, key),
+        Command::Trial { name, .. } => book.name_last_of_experiment(name, key),
+        Command::Seal { .. } | Command::Note { .. } => {}
+    }
 }
 
 fn next_revision(head: Option<&Head>, book: &Book, now: Timestamp, wanted: Wanted<'_>) -> Result<Revision, Refusal> {
@@ -268,6 +285,36 @@ fn as_if_live(book: &Book, kind: Kind, name: &str, version: &str) -> String {
     book.to_json()
 }
 
+/// The book with an experiment as if it ran: a draft is checked before it begins.
+fn as_if_running(book: &Book, name: &str) -> String {
+    let mut book = book.clone();
+    if let Some(trial) = book.experiments.get_mut(name) {
+        trial.state = TrialState::Running;
+    }
+    book.to_json()
+}
+
+/// What the audit log calls a command, and whom it is about; `None` for what is not written down there.
+fn named(command: &Command) -> Option<(String, &str)> {
+    match command {
+        Command::To { kind, name, deed } => Some((format!("{}.{}", kind.section(), verb(deed)), name)),
+        Command::Trial { name, deed } => Some((format!("experiments.{}", trial_verb(deed)), name)),
+        Command::Seal { .. } | Command::Note { .. } => None,
+    }
+}
+
+const fn trial_verb(deed: &TrialDeed) -> &'static str {
+    match deed {
+        TrialDeed::Create { .. } => "create",
+        TrialDeed::Start => "start",
+        TrialDeed::Pause { .. } => "pause",
+        TrialDeed::Stop { .. } => "stop",
+        TrialDeed::Halt { .. } => "halt",
+        TrialDeed::Promote { .. } => "promote",
+        TrialDeed::SetWeights { .. } => "weights",
+    }
+}
+
 const fn verb(deed: &Deed) -> &'static str {
     match deed {
         Deed::AddVersion(_) => "add_version",
@@ -281,8 +328,30 @@ const fn verb(deed: &Deed) -> &'static str {
     }
 }
 
-/// What the audit log says of a shelf: what is live and what is to be, not what versions say.
-fn described(book: &Book, kind: Kind, name: &str) -> Value {
+/// What the audit log says of what a command is about.
+fn described(book: &Book, command: &Command) -> Value {
+    match command {
+        Command::To { kind, name, .. } => shelf_described(book, *kind, name),
+        Command::Trial { name, .. } => trial_described(book, name),
+        Command::Seal { .. } | Command::Note { .. } => Value::Null,
+    }
+}
+
+/// How far an experiment is, and what became live by it.
+fn trial_described(book: &Book, name: &str) -> Value {
+    let Some(trial) = book.experiments.get(name) else { return Value::Null };
+    let model = trial.definition.as_ref().map(|definition| &definition["model"]);
+    let live = model.and_then(|model| book.shelf(Kind::Models, model.as_str()?)?.live.as_ref());
+    json!({
+        "state": trial.state,
+        "weights": trial.epochs.last().map(|epoch| &epoch.weights),
+        "halted": trial.halted,
+        "live": live.map(|live| &live.version),
+    })
+}
+
+/// What is live of a shelf and what is to be, not what versions say.
+fn shelf_described(book: &Book, kind: Kind, name: &str) -> Value {
     let Some(shelf) = book.shelf(kind, name) else { return Value::Null };
     let rollout = shelf.rollout.as_ref().map(
         |rollout| json!({ "from": rollout.from, "to": rollout.to, "weight": rollout.weight(), "state": rollout.state }),

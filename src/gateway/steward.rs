@@ -1,17 +1,23 @@
-//! Does in the registry what is due: planned deployments, stages of roll-outs, and seals for what serves for the first time.
+//! Does in the registry what is due: planned deployments, stages of roll-outs, seals for what serves for the first time, and
+//! with which weights experiments of files run.
 //!
 //! Every gateway of a fleet looks; whoever is first does it, and the others find it done. Nothing is asked of the store while nothing
 //! is due: what serves says what will be.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
+use serde_json::Value;
 use tokio::time::sleep;
 
 use super::registrar::{ChangeError, Registrar, Wanted};
 use crate::{
     config::registered::{ChangedVersions, InRegistry},
-    registry::{Command, Deed, Kind, Refusal, Rollout, SealedVersion},
+    registry::{Command, Deed, Kind, NotedTrial, Refusal, Rollout, SealedVersion, Trial, TrialState},
 };
 
 /// How often it looks.
@@ -49,13 +55,24 @@ pub type Judge = Box<dyn Fn(Judged<'_>) -> Verdict + Send + Sync>;
 /// Never ends.
 pub async fn run(registrar: Arc<Registrar>, judge: Judge) {
     let mut trouble: Option<ChangeError> = None;
+    let mut said = HashMap::new();
     loop {
         let mut outcome = Ok(());
-        for command in due(&registrar.snapshot().registry, &judge, Timestamp::now()) {
+        let snapshot = registrar.snapshot();
+        let noted = unsaid(&snapshot.registry, &said);
+        let mut commands = due(&snapshot.registry, &judge, Timestamp::now());
+        drop(snapshot);
+        if !noted.is_empty() {
+            commands.push(Command::Note { experiments: noted.clone() });
+        }
+        for command in commands {
             outcome = act(&registrar, &command).await;
             if outcome.is_err() {
                 break;
             }
+        }
+        if outcome.is_ok() {
+            said.extend(noted.into_iter().map(|noted| (noted.name, noted.weights)));
         }
         let pause = if outcome.is_ok() { TICK } else { AGAIN };
         note(&mut trouble, outcome.err());
@@ -123,6 +140,20 @@ fn due(registry: &InRegistry, judge: &Judge, now: Timestamp) -> Vec<Command> {
         commands.push(Command::Seal { versions, reseal });
     }
     commands
+}
+
+/// Experiments of files that run with other weights than the book knows. Each is said once: gateways whose files differ for a while
+/// would go on to correct each other.
+fn unsaid(registry: &InRegistry, said: &HashMap<String, BTreeMap<String, f64>>) -> Vec<NotedTrial> {
+    let nothing = Trial::default();
+    let noted = |(name, definition): (&String, &Value)| {
+        let trial = registry.book.experiments.get(name).unwrap_or(&nothing);
+        let weights = trial.weights(definition);
+        let is_known = trial.epochs.last().is_some_and(|epoch| epoch.weights == weights);
+        let is_due = trial.state == TrialState::Running && !is_known && said.get(name) != Some(&weights);
+        is_due.then(|| NotedTrial { name: name.clone(), weights })
+    };
+    registry.files.experiments.iter().filter_map(noted).collect()
 }
 
 /// Versions of files that serve without a seal, or with another one where that is allowed.

@@ -14,11 +14,11 @@ use crate::{
     },
     error::GatewayError,
     layers::{Inner, Step},
-    policy::experiment::{Unit, Variant},
+    policy::experiment::{CodingAgents, Unit, Variant},
     recorder,
     registry::Kind,
     wire::{
-        edit,
+        agent, edit,
         endpoint::Endpoint,
         json::{self, Edits},
         request,
@@ -144,8 +144,13 @@ fn alias_plan(call: &Call, model: &Model, named: &str, pinned: Option<&str>) -> 
     let mut prompt = None;
     // A call that pins a version has chosen for itself.
     let experiments = if pinned.is_some() { &[][..] } else { &model.experiments };
+    let is_agent = !experiments.is_empty() && agent::is_coding_agent(&call.head.headers);
     for experiment in experiments {
-        let unit = unit(call, &experiment.unit);
+        // Another prompt would change what the agent and the provider's prompt cache rely on.
+        if is_agent && experiment.changes_prompt && experiment.coding_agents == CodingAgents::Skip {
+            continue;
+        }
+        let unit = unit(call, &experiment.unit, is_agent);
         let Some(variant) = experiment.assign(&unit) else { continue };
         variants.push((experiment.name.clone(), variant.name.clone()));
         units.push(unit);
@@ -172,8 +177,12 @@ fn keep_to_one_provider(targets: &mut Vec<Target>) {
     targets.retain(|target| target.provider.name == provider);
 }
 
-fn unit(call: &Call, unit: &Unit) -> Arc<str> {
+/// What is assigned. A coding agent's session stays in one variant: another model in its midst would lose what is cached.
+fn unit(call: &Call, unit: &Unit, is_agent: bool) -> Arc<str> {
     let user = &call.identity.user;
+    if let Some(session) = call.identity.session.as_ref().filter(|_| is_agent) {
+        return session.clone();
+    }
     match unit {
         Unit::User => user.clone(),
         Unit::Key => call.caller.name.clone(),

@@ -8,6 +8,11 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use super::stats::{
+    Kind,
+    report::{Goal, Guardrail},
+};
+
 /// What is hashed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unit {
@@ -26,11 +31,66 @@ pub enum Unit {
 pub struct Experiment {
     /// Its name, also its label in metrics and headers.
     pub name: Arc<str>,
+    /// The model whose calls take part.
+    pub model: Arc<str>,
+    /// How far it is.
+    pub phase: Phase,
     /// What is hashed.
     pub unit: Unit,
+    /// The variant that the others are compared with: the one that is configured, else the one named `control`, else the first.
+    pub control: Arc<str>,
+    /// What it should change; `None` where nothing is decided.
+    pub goal: Option<Goal>,
+    /// What it must not harm.
+    pub guardrails: Vec<Guardrail>,
+    /// The layer that it is in: of experiments on a model with the same layer, a unit is in at most one.
+    pub layer: Option<Arc<str>>,
+    /// The share of its layer's units, or of all units, that takes part: 0 to 1.
+    pub share: f64,
+    /// What it does with calls of coding agents.
+    pub coding_agents: CodingAgents,
+    /// Whether a variant has another prompt than the live version.
+    pub changes_prompt: bool,
+    /// Variants that were stopped: their units are the control's.
+    pub halted: Vec<Arc<str>>,
     variants: Vec<Variant>,
     /// The seed of each variant's draws, beside `variants`.
     seeds: Vec<u64>,
+    /// Who takes part; `None`: everybody.
+    place: Option<Place>,
+}
+
+/// How far an experiment is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// It has not begun.
+    Draft,
+    /// Units are in its variants.
+    #[default]
+    Running,
+    /// Nobody is in a variant for now.
+    Paused,
+    /// It will never run again.
+    Over,
+}
+
+/// An experiment's place among those that share units out.
+#[derive(Debug, Clone)]
+struct Place {
+    /// The seed of each draw and its share, those that take no part in any experiment included.
+    entrants: Arc<[(u64, f64)]>,
+    /// Its own entry.
+    own: usize,
+}
+
+/// What an experiment that changes prompts does with calls of coding agents, which rely on theirs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CodingAgents {
+    /// They take no part.
+    #[default]
+    Skip,
+    /// They take part like any other call.
+    Force,
 }
 
 /// One arm of an experiment: what it changes about a call. What it does not set stays as the model says.
@@ -50,6 +110,19 @@ pub struct Variant {
     pub parameters: Vec<(Box<str>, Box<str>)>,
 }
 
+/// The name that a control has where nothing else is configured.
+const CONTROL: &str = "control";
+
+/// What a built-in metric is; `None` for one of feedback, whose ratings tell.
+#[must_use]
+pub fn built_in_kind(metric: &str) -> Option<Kind> {
+    match metric {
+        "error_rate" | "refusal_rate" => Some(Kind::Share),
+        "cost_per_call" | "latency" | "time_to_first_token" | "tokens" | "input_tokens" => Some(Kind::Amount),
+        _ => None,
+    }
+}
+
 impl Experiment {
     /// An experiment over `variants`. The salt is the name unless one is given; experiments with different salts deal the
     /// same units independently.
@@ -57,7 +130,25 @@ impl Experiment {
     pub fn new(name: Arc<str>, salt: Option<&str>, unit: Unit, variants: Vec<Variant>) -> Experiment {
         let salt = salt.unwrap_or(&name);
         let seeds = variants.iter().map(|variant| seed(salt, &variant.name)).collect();
-        Experiment { name, unit, variants, seeds }
+        let named_control = variants.iter().find(|variant| &*variant.name == CONTROL).or(variants.first());
+        let control = named_control.map_or_else(|| CONTROL.into(), |variant| variant.name.clone());
+        Experiment {
+            name,
+            model: "".into(),
+            phase: Phase::Running,
+            unit,
+            control,
+            goal: None,
+            guardrails: Vec::new(),
+            layer: None,
+            share: 1.0,
+            coding_agents: CodingAgents::Skip,
+            changes_prompt: false,
+            halted: Vec::new(),
+            variants,
+            seeds,
+            place: None,
+        }
     }
 
     /// The variants, as configured.
@@ -66,12 +157,24 @@ impl Experiment {
         &self.variants
     }
 
-    /// The variant that `unit` belongs to; `None` when every weight is 0.
+    /// The variant that `unit` belongs to; `None` when it takes no part, or every weight is 0.
     ///
     /// The logarithm may differ between platforms in its last bit. That matters only where two scores are equal to that bit:
     /// about one unit in 10^15.
     #[must_use]
     pub fn assign(&self, unit: &str) -> Option<&Variant> {
+        if self.phase != Phase::Running || !self.place.as_ref().is_none_or(|place| place.takes(unit)) {
+            return None;
+        }
+        let drawn = self.draw(unit)?;
+        if !self.halted.contains(&drawn.name) {
+            return Some(drawn);
+        }
+        self.variants.iter().find(|variant| variant.name == self.control)
+    }
+
+    /// The variant with the highest draw, be it stopped or not: so a stopped one gives its own units back, and no others move.
+    fn draw(&self, unit: &str) -> Option<&Variant> {
         self.variants
             .iter()
             .zip(&self.seeds)
@@ -79,6 +182,29 @@ impl Experiment {
             .map(|(variant, &seed)| (variant, score(variant.weight, seed, unit)))
             .max_by(|(_, one), (_, other)| one.total_cmp(other))
             .map(|(variant, _)| variant)
+    }
+}
+
+impl Place {
+    fn takes(&self, unit: &str) -> bool {
+        let scores =
+            self.entrants.iter().map(|&(seed, share)| if share > 0.0 { score(share, seed, unit) } else { 0.0 });
+        let highest = scores.enumerate().max_by(|(_, one), (_, other)| one.total_cmp(other));
+        highest.is_some_and(|(entrant, _)| entrant == self.own)
+    }
+}
+
+/// Gives each of `experiments` its share of the units, so that a unit is in at most one of them. What they leave takes no part.
+///
+/// Experiments with different salts share units out independently.
+pub fn share_out(salt: &str, experiments: &mut [&mut Experiment]) {
+    let salt = format!("share:{salt}");
+    let taken: f64 = experiments.iter().map(|experiment| experiment.share).sum();
+    let rest = (seed(&salt, ""), (1.0 - taken).max(0.0));
+    let own = experiments.iter().map(|experiment| (seed(&salt, &experiment.name), experiment.share));
+    let entrants: Arc<[(u64, f64)]> = own.chain([rest]).collect();
+    for (own, experiment) in experiments.iter_mut().enumerate() {
+        experiment.place = Some(Place { entrants: entrants.clone(), own });
     }
 }
 
@@ -182,6 +308,101 @@ mod tests {
         assert_near(share(&assignments(&one_off), "b"), 1.0, 0.0);
         assert_eq!(experiment("tone", &[("a", 0.0), ("b", -1.0), ("c", f64::NAN)]).assign("user-1"), None);
         assert_eq!(experiment("tone", &[]).assign("user-1"), None);
+    }
+
+    #[test]
+    fn stopping_a_variant_moves_its_units_alone_and_all_of_them_to_the_control() {
+        let before = experiment("tone", &[("brief", 20.0), ("control", 50.0), ("warm", 30.0)]);
+        let after = Experiment { halted: vec!["warm".into()], ..before.clone() };
+        let moves: Vec<_> = assignments(&before).into_iter().zip(assignments(&after)).collect();
+        for (from, to) in moves {
+            assert_eq!(to, if from == "warm" { "control" } else { from });
+        }
+    }
+
+    #[test]
+    fn nobody_is_assigned_in_a_pause_and_everybody_comes_back_to_the_same() {
+        let running = experiment("tone", &[("a", 1.0), ("b", 1.0)]);
+        for phase in [Phase::Draft, Phase::Paused, Phase::Over] {
+            assert_eq!(Experiment { phase, ..running.clone() }.assign("user-1"), None, "{phase:?}");
+        }
+        let resumed = Experiment { phase: Phase::Running, ..Experiment { phase: Phase::Paused, ..running.clone() } };
+        assert_eq!(assignments(&running), assignments(&resumed));
+    }
+
+    fn layer(shares: &[(&str, f64)]) -> Vec<Experiment> {
+        let mut all: Vec<Experiment> = shares
+            .iter()
+            .map(|&(name, share)| Experiment { share, ..experiment(name, &[("a", 1.0), ("b", 1.0)]) })
+            .collect();
+        share_out("support/checkout", &mut all.iter_mut().collect::<Vec<_>>());
+        all
+    }
+
+    /// The experiment that each user is in.
+    fn taken<'e>(layer: &'e [Experiment]) -> Vec<Option<&'e str>> {
+        let of = |n| {
+            let unit = format!("user-{n}");
+            let mut those = layer.iter().filter(|experiment| experiment.assign(&unit).is_some());
+            let first = those.next();
+            assert!(those.next().is_none(), "{unit} is in two of them");
+            first.map(|experiment: &'e Experiment| &*experiment.name)
+        };
+        (0..10_000).map(of).collect()
+    }
+
+    fn part(taken: &[Option<&str>], name: Option<&str>) -> f64 {
+        taken.iter().filter(|one| **one == name).count() as f64 / taken.len() as f64
+    }
+
+    #[test]
+    fn a_user_is_in_at_most_one_experiment_of_a_layer_by_its_share() {
+        let shared = layer(&[("tone", 0.5), ("length", 0.3)]);
+        let taken = taken(&shared);
+        assert_near(part(&taken, Some("tone")), 0.5, 0.015);
+        assert_near(part(&taken, Some("length")), 0.3, 0.015);
+        assert_near(part(&taken, None), 0.2, 0.015);
+    }
+
+    #[test]
+    fn a_layer_that_is_given_away_whole_leaves_nobody_out() {
+        let shared = layer(&[("tone", 0.5), ("length", 0.5)]);
+        assert_near(part(&taken(&shared), None), 0.0, 0.0);
+    }
+
+    #[test]
+    fn an_experiment_that_leaves_its_layer_moves_few() {
+        let (before, after) = (layer(&[("tone", 0.5), ("length", 0.3)]), layer(&[("tone", 0.5)]));
+        let moves: Vec<_> = taken(&before).into_iter().zip(taken(&after)).collect();
+        let out = moves.iter().filter(|(from, to)| *from == Some("tone") && *to != Some("tone")).count();
+        // The others' part grows from 20 % to 50 %: it takes from each in proportion, 19 % here, where an anew deal takes 50 %.
+        assert!((out as f64 / moves.len() as f64) < 0.2, "{out}");
+    }
+
+    #[test]
+    fn a_share_and_the_variants_are_drawn_independently() {
+        let shared = layer(&[("tone", 0.5)]);
+        let assigned: Vec<&str> =
+            (0..USERS).filter_map(|n| shared[0].assign(&format!("user-{n}")).map(|variant| &*variant.name)).collect();
+        assert_near(assigned.len() as f64 / USERS as f64, 0.5, 0.005);
+        assert_near(share(&assigned, "a"), 0.5, 0.008);
+    }
+
+    #[test]
+    fn the_control_is_the_one_of_that_name_else_the_first() {
+        for (weights, control) in
+            [(&[("a", 1.0), ("control", 1.0)][..], "control"), (&[("b", 1.0), ("c", 1.0)], "b"), (&[], "control")]
+        {
+            assert_eq!(&*experiment("tone", weights).control, control);
+        }
+    }
+
+    #[test]
+    fn every_built_in_metric_has_its_kind() {
+        for metric in crate::record::BUILT_IN_METRICS {
+            assert!(built_in_kind(metric).is_some(), "{metric}");
+        }
+        assert_eq!(built_in_kind("resolved"), None);
     }
 
     #[test]

@@ -6,8 +6,10 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
-    Book, Declared, Deployment, Event, Files, Kind, Registered, Rollout, RolloutState, Scheduled, Seal, Shelf, Stages,
-    TRAIL_MAX, What, compare_versions, content_sha256, short,
+    Book, Declared, Deployment, Event, Files, Kind, NotedTrial, Registered, Rollout, RolloutState, Scheduled, Seal,
+    Shelf, Stages, TRAIL_MAX, TrialDeed, What, compare_versions, content_sha256,
+    experiments::{self, Bench},
+    short,
 };
 
 /// Versions of one model or prompt.
@@ -31,6 +33,18 @@ pub enum Command {
         versions: Vec<SealedVersion>,
         /// Whether a changed version gets a new seal rather than a refusal.
         reseal: bool,
+    },
+    /// Something with one experiment.
+    Trial {
+        /// Its name.
+        name: String,
+        /// What.
+        deed: TrialDeed,
+    },
+    /// Experiments of files run with other weights than were written down.
+    Note {
+        /// Which.
+        experiments: Vec<NotedTrial>,
     },
 }
 
@@ -126,7 +140,7 @@ pub struct Applied {
     pub book: Book,
     /// Whether it is another one than before.
     pub changed: bool,
-    /// The version that the command was about, where it was one.
+    /// The version or variant that the command was about, where it was one.
     pub version: Option<String>,
 }
 
@@ -165,6 +179,11 @@ impl Book {
                 versions.iter().try_for_each(|version| seal(&mut book, version, *reseal, now, who))?;
                 None
             }
+            Command::Trial { name, deed } => Bench { book: &mut book, files, name, now, who }.apply(deed)?,
+            Command::Note { experiments } => {
+                experiments::note(&mut book, experiments, now);
+                None
+            }
         };
         Ok(Applied { changed: book != *self, book, version })
     }
@@ -199,18 +218,18 @@ pub(super) fn changed(kind: Kind, name: &str, version: &str, sha256: &str, at: T
 }
 
 /// One shelf, with all that a deed needs to know.
-struct Desk<'a> {
-    kind: Kind,
-    name: &'a str,
-    declared: Option<&'a Declared>,
-    shelf: &'a mut Shelf,
-    now: Timestamp,
-    who: &'a str,
+pub(super) struct Desk<'a> {
+    pub(super) kind: Kind,
+    pub(super) name: &'a str,
+    pub(super) declared: Option<&'a Declared>,
+    pub(super) shelf: &'a mut Shelf,
+    pub(super) now: Timestamp,
+    pub(super) who: &'a str,
 }
 
 impl Desk<'_> {
     /// The version that it was about.
-    fn apply(&mut self, deed: &Deed) -> Result<Option<String>, Refusal> {
+    pub(super) fn apply(&mut self, deed: &Deed) -> Result<Option<String>, Refusal> {
         match deed {
             Deed::AddVersion(new) => self.add(new),
             Deed::Deploy { version, reason } => self.deploy(version, reason, What::Deployed),
@@ -263,6 +282,13 @@ impl Desk<'_> {
         let number = |name: &String| name.strip_prefix('v').and_then(|digits| digits.parse::<u64>().ok());
         let largest = self.names().filter_map(number).max().unwrap_or(0);
         format!("v{}", largest.saturating_add(1))
+    }
+
+    /// `wanted`, or the first of `wanted-2`, `wanted-3`, … that no other content has.
+    pub(super) fn free_name(&self, wanted: &str, sha256: &str) -> String {
+        let numbered = (2..).map(|n: u32| format!("{wanted}-{n}"));
+        let is_free = |name: &String| self.known_as(name).is_none_or(|(known, _)| known == sha256);
+        std::iter::once(wanted.to_owned()).chain(numbered).find(is_free).expect("a version has finitely many names")
     }
 
     fn names(&self) -> impl Iterator<Item = &String> {

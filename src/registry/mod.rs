@@ -7,11 +7,13 @@
 //! - **A version never changes.** Its content's hash is kept ([`Registered::sha256`]); a version in a file is sealed with it too
 //!   ([`Shelf::seals`]).
 //! - **What is live is a decision with a date.** A file that says something else than it said then was changed later: it wins.
+//! - **An experiment of a file runs** unless the book says something else ([`Trial`]).
 //! - **A roll-out moves users forward only.** Its weights rise, and a user who got the new version keeps it.
 
 mod apply;
 mod content;
 mod diff;
+mod experiments;
 mod rollout;
 #[cfg(test)]
 mod tests;
@@ -26,6 +28,7 @@ pub use self::{
     apply::{Applied, Command, Deed, NewVersion, Refusal, SealedVersion},
     content::{canonical, compare_versions, content_sha256, short},
     diff::{Difference, Field, differences, unified},
+    experiments::{Epoch, Halted, NotedTrial, Trial, TrialDeed, TrialEvent, TrialState, TrialWhat},
     rollout::{Rollout, RolloutState, Stage, Stages},
 };
 
@@ -52,8 +55,8 @@ pub struct Book {
     pub models: BTreeMap<String, Shelf>,
     /// Prompts by name.
     pub prompts: BTreeMap<String, Shelf>,
-    /// Experiments by name; not read here.
-    pub experiments: BTreeMap<String, Value>,
+    /// Experiments by name.
+    pub experiments: BTreeMap<String, Trial>,
     /// What another build wrote.
     #[serde(flatten)]
     pub others: Map<String, Value>,
@@ -217,6 +220,8 @@ pub struct Files {
     pub models: BTreeMap<String, Declared>,
     /// Prompts by name.
     pub prompts: BTreeMap<String, Declared>,
+    /// What defines experiments, by name.
+    pub experiments: BTreeMap<String, Value>,
 }
 
 /// What the files say of one model or prompt.

@@ -1,5 +1,6 @@
 //! What the bytes mean. Synchronous, no I/O, borrowed where it can be.
 
+pub mod agent;
 pub mod anthropic;
 pub mod coding;
 pub mod edit;

@@ -5,6 +5,7 @@
 
 mod admin_api;
 mod alerts;
+mod analysis;
 mod auth;
 mod budgets;
 mod budgets_admin;

@@ -33,6 +33,7 @@ use crate::{
         tree::{Document, Path},
     },
     policy::keys::KeyRing,
+    registry::Trial,
 };
 
 /// What the checks share.
@@ -43,6 +44,8 @@ pub(super) struct Check<'d, 's, 'e> {
     /// What is allowed but probably not meant.
     warnings: Vec<String>,
     not_yet: Vec<String>,
+    /// What the registry says of experiments.
+    trials: &'d BTreeMap<String, Trial>,
     /// Whether a secret stands in the configuration itself.
     inline_secret: bool,
 }
@@ -54,7 +57,7 @@ pub(super) struct Checked {
     pub(super) inline_secret: bool,
 }
 
-/// Checks `file`, which was read from `document` with `problems` so far.
+/// Checks `file`, which was read from `document` with `problems` so far, where the registry says `trials` of experiments.
 ///
 /// # Errors
 /// All problems, in the order of the file.
@@ -63,9 +66,10 @@ pub(super) fn validate(
     document: &Document,
     sources: &mut Sources<'_>,
     problems: Problems,
+    trials: &BTreeMap<String, Trial>,
 ) -> Result<Checked, Problems> {
-    let mut check =
-        Check { document, sources, problems, warnings: Vec::new(), not_yet: Vec::new(), inline_secret: false };
+    let (warnings, not_yet) = (Vec::new(), Vec::new());
+    let mut check = Check { document, sources, problems, warnings, not_yet, trials, inline_secret: false };
     let snapshot = check.snapshot(file);
     match snapshot {
         Some(snapshot) if check.problems.is_empty() => {
@@ -82,7 +86,8 @@ pub(super) fn validate(
 pub(super) fn store_alone(file: &File, document: &Document, sources: &mut Sources<'_>) -> Result<Store, Problems> {
     let (warnings, not_yet) = (Vec::new(), Vec::new());
     let problems = Problems::default();
-    let mut check = Check { document, sources, problems, warnings, not_yet, inline_secret: false };
+    let trials = &BTreeMap::new();
+    let mut check = Check { document, sources, problems, warnings, not_yet, trials, inline_secret: false };
     check.store(file.store.as_ref()).ok_or_else(|| check.problems.sorted())
 }
 
@@ -96,7 +101,7 @@ impl Check<'_, '_, '_> {
         let prompts = self.prompts(&file.prompts);
         let mut models =
             self.models(file, &models::Parts { providers: &providers, prompts: &prompts, prices: &prices });
-        self.experiments(file, &prompts, &mut models);
+        let experiments = self.experiments(file, &prompts, &mut models);
         let key_pepper = self.key_pepper(file.key_pepper.as_ref());
         let keys = self.keys(file, key_pepper.as_ref());
         let unpriced = self.unpriced(file.unpriced.as_ref());
@@ -126,6 +131,7 @@ impl Check<'_, '_, '_> {
             key_pepper,
             providers: providers.into_iter().map(|(name, provider)| (name.into(), provider)).collect(),
             default_provider,
+            experiments,
             models: models.into_iter().map(|(name, model)| (name.into(), model.into())).collect(),
             prompts: prompts.into_iter().map(|(name, prompt)| (name.into(), prompt)).collect(),
             budgets,

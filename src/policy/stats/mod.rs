@@ -103,6 +103,20 @@ impl Moments {
         (self.sum_n > 0.0).then(|| self.sum_x / self.sum_n)
     }
 
+    /// Whether these can be the sums of a share: each unit has a whole numerator of at least 0 and at most its denominator.
+    ///
+    /// Fractions and amounts above 1 show in the sums; that they cancel out in all of them is as good as impossible.
+    #[must_use]
+    pub fn may_be_share(&self) -> bool {
+        let whole = [self.sum_x, self.sum_xx, self.sum_xn].iter().all(|sum| sum.fract() == 0.0);
+        let within = |x: f64, n: f64| (0.0..=n).contains(&x);
+        whole
+            && within(self.sum_x, self.sum_n)
+            && within(self.sum_xx, self.sum_xn)
+            && within(self.sum_xn, self.sum_nn)
+            && self.sum_x <= self.sum_xx
+    }
+
     /// Successes and units, where each unit is one yes or no: one call a unit, and none but 0 and 1 among the `x`.
     ///
     /// Sums show it for counts: `x² ≥ x` for whole numbers, and equal only for 0 and 1.

@@ -14,7 +14,8 @@ use super::{
     rollup::{DAY_MS, HOUR_MS, MINUTE_MS},
 };
 use crate::{
-    record::{Assigned, AttemptRow, BUILT_IN_METRICS, CallRow, Feedback, Moments, Outcome, Rating, UsageSource},
+    policy::stats::Moments,
+    record::{Assigned, AttemptRow, BUILT_IN_METRICS, CallRow, Feedback, Outcome, Rating, UsageSource},
     store::ports::StoreError,
 };
 

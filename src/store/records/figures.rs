@@ -8,7 +8,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::filter::{Dialect, Value};
-use crate::record::{BUILT_IN_METRICS, COST_PER, Moments, Outcome};
+use crate::{
+    policy::stats::Moments,
+    record::{BUILT_IN_METRICS, COST_PER, Outcome},
+};
 
 /// Metrics of feedback that are summed up: those with the most ratings.
 const FEEDBACK_METRICS_MAX: usize = 50;

@@ -109,7 +109,7 @@ impl Setup {
         self.item("limits", body)
     }
 
-    fn entry(mut self, section: &'static str, name: &str, body: &str) -> Self {
+    pub(crate) fn entry(mut self, section: &'static str, name: &str, body: &str) -> Self {
         self.maps.entry(section).or_default().push(format!("  {name}: {{ {body} }}\n"));
         self
     }
