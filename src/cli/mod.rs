@@ -29,12 +29,13 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
-    config::{ConfigError, Loaded},
+    config::{ConfigError, Loaded, forms::DurationText},
     telemetry::logging,
 };
 
@@ -77,8 +78,12 @@ enum Command {
     /// Ask a running gateway whether it is well; exit 3 when it is not: the health check of a container
     Health {
         /// What to ask, on the admin listener
-        #[arg(long, value_name = "URL", default_value = health::DEFAULT_URL, value_parser = health::Target::parse)]
+        #[arg(long, value_name = "URL", env = "TOLLGATE_ADMIN_URL", default_value = health::DEFAULT_URL,
+            value_parser = health::Target::parse)]
         url: health::Target,
+        /// Ask again until it is well, for this long, such as 30s: for scripts that have just started it
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        wait: Option<DurationText>,
     },
     /// Share the routing configuration of a fleet by its Redis: push, pull, history, rollback
     Config {
@@ -192,7 +197,10 @@ pub fn main() -> ExitCode {
         Command::Demo { once } => demo::run(once),
         Command::Check { file } => check::run(file.as_deref()),
         Command::Plan(arguments) => plan::run(&arguments),
-        Command::Health { url } => code_of(health::run(&url), UNREACHABLE),
+        Command::Health { url, wait } => {
+            let wait = wait.map_or(Duration::ZERO, |DurationText(wait)| wait);
+            code_of(health::run(&url, wait), UNREACHABLE)
+        }
         Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
@@ -353,6 +361,13 @@ fn work_on_prompts(config: Option<&Path>, command: &prompts::PromptsCommand) -> 
         Err(prompts::PromptsError::Failed(error)) => fail(&error, FAILED),
         Err(prompts::PromptsError::Wrong(error)) => fail(&error, WRONG),
     }
+}
+
+/// Reads a length of time as a configuration writes it: `30s`, `7d`.
+fn duration(text: &str) -> Result<DurationText, String> {
+    use serde::{Deserialize, de::IntoDeserializer};
+    let text: serde::de::value::StrDeserializer<'_, serde::de::value::Error> = text.into_deserializer();
+    DurationText::deserialize(text).map_err(|error| error.to_string())
 }
 
 fn code_of(result: anyhow::Result<()>, code: u8) -> ExitCode {
