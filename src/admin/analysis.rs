@@ -42,11 +42,7 @@ use crate::{
     registry::Kind,
     store::{
         ports::StoreError,
-        records::{
-            evaluations::Evaluation,
-            figures::ArmFigures,
-            ports::CallLog,
-        },
+        records::{evaluations::Evaluation, figures::ArmFigures, ports::CallLog},
     },
 };
 
@@ -351,7 +347,8 @@ async fn plan(Query(asked): Query<PlanFor>) -> Result<Json<PlanInfo>, Problem> {
         units_per_day: asked.per_day,
     };
     let plan = power::plan(&question).ok_or_else(|| {
-        let why = "no number of units answers that: `effect` must not be 0 nor lead out of 0 to 1, `variants` is 2 or more";
+        let why =
+            "no number of units answers that: `effect` must not be 0 nor lead out of 0 to 1, `variants` is 2 or more";
         calls::wrong(why.to_owned())
     })?;
     Ok(Json(PlanInfo {
@@ -461,7 +458,8 @@ fn json_lines(arms: &[ArmFigures]) -> String {
                 "sum_xx": sum_xx, "sum_nn": sum_nn, "sum_xn": sum_xn})
         });
         let days = new_units.iter();
-        let days = days.map(move |(at_ms, units)| json!({"row": "day", "variant": arm, "day": day(*at_ms), "units": units}));
+        let days =
+            days.map(move |(at_ms, units)| json!({"row": "day", "variant": arm, "day": day(*at_ms), "units": units}));
         metrics.chain(days)
     });
     rows.map(|row| format!("{row}\n")).collect()
@@ -634,7 +632,10 @@ mod tests {
         };
         let text = csv(std::slice::from_ref(&arm));
         let rows = "metric,warm,resolved,2,1,2,1,2,1,\nday,warm,,2,,,,,,2026-11-01\n";
-        assert_eq!(text.split_once('\n'), Some(("row,variant,metric,units,sum_x,sum_n,sum_xx,sum_nn,sum_xn,day", rows)));
+        assert_eq!(
+            text.split_once('\n'),
+            Some(("row,variant,metric,units,sum_x,sum_n,sum_xx,sum_nn,sum_xn,day", rows))
+        );
         assert_eq!(json_lines(&[arm]).lines().count(), 2);
     }
 }

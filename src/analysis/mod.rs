@@ -179,8 +179,9 @@ impl Analyst {
         language: Language,
         patience: Duration,
     ) -> Result<Findings, Trouble> {
-        let since_ms = course.stretches.first().map(|first| first.since_ms);
-        let query = |until_ms| ArmsQuery { arms: Arms::Experiment(experiment.name.to_string()), since_ms, until_ms };
+        // From the first call on: a name is never used again, and a gateway may have served before its start was written down.
+        let arms = || Arms::Experiment(experiment.name.to_string());
+        let query = |until_ms| ArmsQuery { arms: arms(), since_ms: None, until_ms };
         let stretches = course.latest();
         // What was counted by the beginning of each of the latest stretches but the very first, and now.
         let skipped = course.stretches.len() - stretches.len();

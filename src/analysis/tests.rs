@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::{
-    policy::{
-        experiment::{Unit, Variant},
-        stats::{
-            guardrail::Limit,
-            report::{Goal, Guardrail},
-            verdict::{Direction, Outcome},
-        },
+use crate::policy::{
+    experiment::{Unit, Variant},
+    stats::{
+        guardrail::Limit,
+        report::{Goal, Guardrail},
+        verdict::{Direction, Outcome},
     },
 };
 
@@ -53,8 +51,7 @@ fn figures(arm: &str, units: u64, resolved: u64, failed: u64) -> ArmFigures {
 fn a_study_has_the_experiments_arms_in_order_and_knows_what_a_metric_is() {
     let experiment = experiment(&[("control", 60.0), ("warm", 30.0), ("late", 10.0)]);
     let study = study_of(&experiment, &[figures("warm", 40, 9, 1), figures("control", 50, 7, 2)], Vec::new());
-    let arms: Vec<(&str, f64, u64)> =
-        study.arms.iter().map(|arm| (arm.name.as_str(), arm.weight, arm.units)).collect();
+    let arms: Vec<(&str, f64, u64)> = study.arms.iter().map(|arm| (arm.name.as_str(), arm.weight, arm.units)).collect();
     assert_eq!(arms, [("control", 60.0, 50), ("warm", 30.0, 40), ("late", 10.0, 0)]);
     for (metric, kind) in [
         ("resolved", Kind::Share),
@@ -65,7 +62,10 @@ fn a_study_has_the_experiments_arms_in_order_and_knows_what_a_metric_is() {
     ] {
         assert_eq!(study.kinds[metric], kind, "{metric}");
     }
-    assert_eq!((study.control.as_str(), study.goal.as_ref().map(|goal| goal.metric.as_str())), ("control", Some("resolved")));
+    assert_eq!(
+        (study.control.as_str(), study.goal.as_ref().map(|goal| goal.metric.as_str())),
+        ("control", Some("resolved"))
+    );
 }
 
 #[test]
@@ -109,7 +109,11 @@ fn new_units_of_a_stretch_are_those_since_the_one_before() {
     let expected = expected.map(|(weights, units)| Epoch { weights: weights.to_vec(), new_units: units.to_vec() });
     assert_eq!(epochs, expected);
     let report = analyse(&study_of(&experiment, &second, epochs), Language::English);
-    assert_eq!(report.split.split, crate::policy::stats::srm::Split::Sound, "by the last weights alone it would be broken");
+    assert_eq!(
+        report.split.split,
+        crate::policy::stats::srm::Split::Sound,
+        "by the last weights alone it would be broken"
+    );
 }
 
 #[test]

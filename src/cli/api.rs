@@ -135,15 +135,28 @@ impl Gateway {
     /// # Errors
     /// When nobody answers, or the answer is no.
     pub(super) async fn post(&self, path: &str, request: &impl Serialize, key: Option<&str>) -> Result<Value, Failure> {
-        let mut asked = self.request(Method::POST, path).header(header::CONTENT_TYPE, "application/json");
-        if let Some(user) = user() {
-            asked = asked.header(ACTOR_HEADER, user);
-        }
+        let mut asked = self.change(Method::POST, path).header(header::CONTENT_TYPE, "application/json");
         if let Some(key) = key {
             asked = asked.header("idempotency-key", key);
         }
         let body = serde_json::to_vec(request).context("the request cannot be written")?;
         self.ask(asked.body(Full::from(body))).await.map(|(answer, _)| answer)
+    }
+
+    /// Takes something away, in the name of the system's user.
+    ///
+    /// # Errors
+    /// When nobody answers, or the answer is no.
+    pub(super) async fn delete(&self, path: &str) -> Result<Value, Failure> {
+        self.ask(self.change(Method::DELETE, path).body(Full::default())).await.map(|(answer, _)| answer)
+    }
+
+    fn change(&self, method: Method, path: &str) -> http::request::Builder {
+        let asked = self.request(method, path);
+        match user() {
+            Some(user) => asked.header(ACTOR_HEADER, user),
+            None => asked,
+        }
     }
 
     fn request(&self, method: Method, path: &str) -> http::request::Builder {

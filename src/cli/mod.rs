@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 a check or gate failed, 2 wrong use or wrong configuration, 3 the server or a store could not be reached.
 
-mod analysis;
+pub mod analysis;
 mod api;
 pub mod audit;
 pub mod budgets;
@@ -169,13 +169,10 @@ enum Command {
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
     },
-    /// What the next releases bring
-    #[command(external_subcommand)]
+    /// What there is not
+    #[command(external_subcommand, hide = true)]
     Other(Vec<OsString>),
 }
-
-/// Commands of releases to come: named, rather than unknown.
-const NOT_YET: [&str; 0] = [];
 
 #[derive(Debug, Subcommand)]
 enum PricesCommand {
@@ -233,9 +230,6 @@ pub fn main() -> ExitCode {
 /// A command that this build does not have, by its name.
 fn unknown(words: &[OsString]) -> ExitCode {
     let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
-    if NOT_YET.contains(&&*name) {
-        return fail(&anyhow::anyhow!("`{name}` is not available in this build yet"), WRONG);
-    }
     fail(&anyhow::anyhow!("there is no command `{name}`; `tollgate --help` lists those there are"), WRONG)
 }
 

@@ -7,7 +7,8 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -117,6 +118,22 @@ enum RegistryCommand {
         #[arg(long, value_name = "TEXT", default_value = "")]
         reason: String,
     },
+    /// Show the roll-out, go on with it or abort it
+    Rollout {
+        /// Its name
+        name: String,
+        /// What is to happen; default: it is shown
+        #[arg(value_enum)]
+        action: Option<Step>,
+        /// Why; kept with the change
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+    },
+    /// Call a planned deployment off
+    Unschedule {
+        /// Its name
+        name: String,
+    },
     /// Show what happened, the newest first
     History {
         /// Its name
@@ -133,6 +150,16 @@ enum RegistryCommand {
     },
     /// Show what versions did, side by side: cost, latency, errors, feedback, evaluations
     Compare(CompareArguments),
+}
+
+/// What can happen with a roll-out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Step {
+    /// To its next stage, or its end
+    Advance,
+    /// Everybody goes back
+    Abort,
 }
 
 fn tag(text: &str) -> Result<(String, String), String> {
@@ -176,7 +203,11 @@ async fn run(kind: Kind, options: &Options, command: &RegistryCommand, out: &mut
         RegistryCommand::Diff { .. } => diff(&answer),
         RegistryCommand::Compare(_) => analysis::comparison(&answer),
         RegistryCommand::Add { .. } => added(&answer),
-        RegistryCommand::Deploy { .. } | RegistryCommand::Rollback { .. } => deployed(&answer),
+        RegistryCommand::Rollout { action: None, .. } => rollout(&answer),
+        RegistryCommand::Deploy { .. }
+        | RegistryCommand::Rollback { .. }
+        | RegistryCommand::Rollout { .. }
+        | RegistryCommand::Unschedule { .. } => deployed(&answer),
     };
     api::print(out, &said)
 }
@@ -219,6 +250,14 @@ async fn ask(gateway: &Gateway, kind: Kind, command: &RegistryCommand) -> Result
         RegistryCommand::Rollback { name, reason } => {
             gateway.post(&path(name, "rollback"), &json!({ "reason": reason }), Some(&key)).await
         }
+        RegistryCommand::Rollout { name, action: None, .. } => {
+            gateway.get(&path(name, "rollout")).await.map(|(answer, _)| answer)
+        }
+        RegistryCommand::Rollout { name, action: Some(action), reason } => {
+            let request = json!({ "action": action, "reason": reason });
+            gateway.post(&path(name, "rollout"), &request, Some(&key)).await
+        }
+        RegistryCommand::Unschedule { name } => gateway.delete(&path(name, "schedule")).await,
     }
 }
 
@@ -279,8 +318,13 @@ fn show(answer: &Value) -> String {
     let pinned = if answer["pinned"] == json!(true) { ", pinned" } else { "" };
     let (name, live, by) = (text(&answer["name"]), text(&answer["live"]), text(&answer["live_by"]));
     let mut said = format!("{name}: {live} is live (by {by}{pinned}), since {}\n", since(answer));
-    if answer["rollout"].is_object() || answer["scheduled"].is_object() {
-        said += &format!("under way: {}\n", under_way(answer));
+    if answer["rollout"].is_object() {
+        said += &rollout(&answer["rollout"]);
+    }
+    let planned = &answer["scheduled"];
+    if planned.is_object() {
+        let (version, at, by) = (text(&planned["version"]), text(&planned["at"]), text(&planned["by"]));
+        said += &format!("planned: {version} goes live at {at} (by {by}{})\n", because(planned));
     }
     let cells = |row: &Value| {
         let live = if row["live"] == json!(true) { "live" } else { "" };
@@ -298,6 +342,30 @@ fn show(answer: &Value) -> String {
     };
     let header = ["VERSION", "", "FROM", "SHA256", "SINCE", "BY", "DESCRIPTION"];
     said + &table(&header, rows(&answer["versions"]).iter().map(cells).collect())
+}
+
+/// A roll-out, and where it is.
+fn rollout(answer: &Value) -> String {
+    let (from, to, by) = (text(&answer["from"]), text(&answer["to"]), text(&answer["by"]));
+    let stages: Vec<String> = rows(&answer["stages"]).iter().map(text).collect();
+    let all = format!("{} (by {by}{})", stages.join(", "), because(answer));
+    match answer["state"].as_str() {
+        Some("running") => {
+            let (stage, since) = (&answer["stage"], text(&answer["stage_since"]));
+            let share = &answer["weight"];
+            format!(
+                "roll-out: {from} to {to}, {share}% of users; stage {stage} of {} since {since}: {all}\n",
+                stages.len()
+            )
+        }
+        _ => format!("roll-out: {from} to {to}, {}: {all}\n", text(&answer["state"])),
+    }
+}
+
+/// What was said about a decision, where anything was.
+fn because(decision: &Value) -> String {
+    let reason = Some(text(&decision["reason"])).filter(|reason| !matches!(reason.as_str(), "" | "-"));
+    reason.map_or_else(String::new, |reason| format!(": {reason}"))
 }
 
 fn history(answer: &Value) -> String {

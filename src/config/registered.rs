@@ -16,9 +16,15 @@ use crate::{
         problems::{Problem, Problems},
         sources::Sources,
         tree::{Document, Path},
+        validate::prompts::{FOLDER, PARTIALS_MAX},
     },
-    policy::experiment::{Experiment, Unit, Variant},
-    registry::{Book, Declared, Files, Kind, Rollout, Shelf, TrialState, content_sha256, short},
+    policy::{
+        experiment::{Experiment, Unit, Variant},
+        prompt,
+    },
+    registry::{
+        Book, Declared, Files, Kind, PARTIALS, Rollout, Seal, Shelf, TrialState, content_sha256, partials, short,
+    },
     wire::revision::Revision,
 };
 
@@ -155,6 +161,9 @@ impl Typed {
         for (kind, name, version, mut content) in self.versions {
             let at = version_path(kind, &name, &version);
             read_in(&mut content, document, &at, sources);
+            if kind == Kind::Prompts {
+                include(&mut content, document, &at, sources);
+            }
             let all = match kind {
                 Kind::Models => &mut files.models,
                 Kind::Prompts => &mut files.prompts,
@@ -188,6 +197,39 @@ fn read_in(content: &mut Value, document: &Document, at: &Path, sources: &Source
     let Ok(text) = sources.peek(&path) else { return };
     map.shift_remove("file");
     map.insert("system".to_owned(), Value::String(text));
+}
+
+/// Puts the texts of files that a prompt includes beside it, and those that these include: they are what it says, too.
+fn include(content: &mut Value, document: &Document, at: &Path, sources: &Sources<'_>) {
+    let Value::Object(map) = content else { return };
+    // A tag may stand in a variable's value; the text of `file:` is in `content` alone.
+    let filled = document.json(at).unwrap_or_default();
+    let mut texts = Vec::new();
+    strings(&filled, &mut texts);
+    map.values().for_each(|value| strings(value, &mut texts));
+    let mut partials = Map::new();
+    while let Some(text) = texts.pop() {
+        for include in prompt::includes(&text).unwrap_or_default() {
+            if partials.len() == PARTIALS_MAX || partials.contains_key(&include.path) {
+                continue;
+            }
+            let Ok(text) = sources.peek_within(FOLDER, &include.path) else { continue };
+            texts.push(text.clone());
+            partials.insert(include.path, Value::String(text));
+        }
+    }
+    if !partials.is_empty() {
+        map.insert(PARTIALS.to_owned(), Value::Object(partials));
+    }
+}
+
+fn strings(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::String(text) => found.push(text.clone()),
+        Value::Array(items) => items.iter().for_each(|item| strings(item, found)),
+        Value::Object(map) => map.values().for_each(|value| strings(value, found)),
+        _ => {}
+    }
 }
 
 fn version_path(kind: Kind, name: &str, version: &str) -> Path {
@@ -288,13 +330,25 @@ pub(super) fn check_versions(document: &Document, registry: &InRegistry, problem
         let Some(shelf) = book.shelf(kind, name) else { continue };
         for (version, sha256) in &declared.versions {
             let registered = shelf.versions.get(version).map(|known| (&known.sha256, known.created_at));
-            let sealed = || shelf.seals.get(version).map(|seal| (&seal.sha256, seal.at));
-            let sealed = || sealed().filter(|_| registry.changed_versions == ChangedVersions::Refuse);
+            let seal = shelf.seals.get(version).filter(|_| registry.changed_versions == ChangedVersions::Refuse);
+            let sealed = || seal.map(|seal| (&seal.sha256, seal.at));
             if let Some((known, at)) = registered.or_else(sealed).filter(|(known, _)| *known != sha256) {
-                let message = changed(shelf, declared, version, known, at);
+                let files = seal.map_or_else(String::new, |seal| changed_files(seal, declared.contents.get(version)));
+                let message = files + &changed(shelf, declared, version, known, at);
                 problems.push(document.problem(&version_path(kind, name, version), message));
             }
         }
+    }
+}
+
+/// Which included files are not what they were, for a message to begin with.
+fn changed_files(seal: &Seal, content: Option<&Value>) -> String {
+    let now = content.map(partials).unwrap_or_default();
+    let is_changed = |path: &&String| now.get(*path).is_some_and(|sha256| *sha256 != seal.partials[*path]);
+    let changed: Vec<String> = seal.partials.keys().filter(is_changed).map(|path| format!("{FOLDER}/{path}")).collect();
+    match changed.is_empty() {
+        true => String::new(),
+        false => format!("{}, which it includes, changed: ", changed.join(" and ")),
     }
 }
 

@@ -70,14 +70,9 @@ impl<'a> Sources<'a> {
     /// # Errors
     /// As [`Sources::file`]; also when it is elsewhere.
     pub(super) fn file_within(&mut self, folder: &str, path: &str) -> io::Result<String> {
-        let (folder, named) = (self.resolve(folder), self.resolve(folder).join(path));
         // Noted before it is looked at: one that is missing may come.
-        self.files.push(named.clone());
-        let real = named.canonicalize()?;
-        if !real.starts_with(folder.canonicalize()?) {
-            return Err(io::Error::other("it leads out of the folder"));
-        }
-        let text = read_text(&real)?;
+        self.files.push(self.resolve(folder).join(path));
+        let text = self.peek_within(folder, path)?;
         self.note(path.as_bytes());
         self.note(text.as_bytes());
         Ok(text)
@@ -89,6 +84,19 @@ impl<'a> Sources<'a> {
     /// As [`Sources::file`].
     pub(super) fn peek(&self, path: &str) -> io::Result<String> {
         read_text(&self.resolve(path))
+    }
+
+    /// A text file of a folder that is read, and counted, elsewhere.
+    ///
+    /// # Errors
+    /// As [`Sources::file_within`].
+    pub(super) fn peek_within(&self, folder: &str, path: &str) -> io::Result<String> {
+        let folder = self.resolve(folder);
+        let real = folder.join(path).canonicalize()?;
+        match real.starts_with(folder.canonicalize()?) {
+            true => read_text(&real),
+            false => Err(io::Error::other("it leads out of the folder")),
+        }
     }
 
     /// A file with one secret, without the line break at its end.

@@ -19,7 +19,7 @@ use crate::{
         stats::{guardrail::Limit, report::Goal, verdict::Direction},
     },
     record::UserIds,
-    registry::{Book, Command, Deed, Kind, NewVersion, SealedVersion},
+    registry::{self, Book, Command, Deed, Kind, NewVersion, SealedVersion},
     units::NanoUsd,
     wire::revision::{self, Revision},
 };
@@ -1052,10 +1052,18 @@ fn the_store_is_found_whatever_else_is_wrong_and_never_guessed() {
 
 /// A configuration's file and prompts beside it, with a book laid over.
 fn with_book(own: &str, book: &Book) -> Result<Loaded, String> {
+    with_book_and_tone(own, book, "Be kind.")
+}
+
+/// The same beside a file that prompts may include.
+fn with_book_and_tone(own: &str, book: &Book, tone: &str) -> Result<Loaded, String> {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("own.yaml");
     std::fs::write(&path, own).expect("written");
     std::fs::write(dir.path().join("one.txt"), "One.").expect("written");
+    std::fs::create_dir(dir.path().join("prompts")).expect("made");
+    std::fs::write(dir.path().join("prompts/outer.md"), "{% include 'tone.md' %}").expect("written");
+    std::fs::write(dir.path().join("prompts/tone.md"), tone).expect("written");
     let text = book.to_json();
     let sha256 = crate::wire::revision::sha256(&text);
     let revision = Revision { number: 3, name: "registry".to_owned(), sha256, text, ..(*revision("")).clone() };
@@ -1126,17 +1134,32 @@ fn what_is_wrong_in_the_registry_is_named_by_its_revision() {
     assert!(said.contains("registry@3: prompts.p.versions.v2.system: "), "{said}");
 }
 
+/// A book in which the version `v1` of the prompt `p` is sealed as `own` says it.
+fn sealed(own: &str) -> Book {
+    let files = with_book(own, &Book::default()).expect("valid").snapshot.registry.files.clone();
+    let at = "2026-11-23T20:00:00Z".parse().expect("a time");
+    let declared = &files.prompts["p"];
+    let (sha256, partials) = (declared.versions["v1"].clone(), registry::partials(&declared.contents["v1"]));
+    let (kind, name, version) = (Kind::Prompts, "p".to_owned(), "v1".to_owned());
+    let seal = Command::Seal { versions: vec![SealedVersion { kind, name, version, sha256, partials }], reseal: false };
+    Book::default().apply(&seal, &files, at, "steward").expect("sealed").book
+}
+
+#[test]
+fn a_sealed_version_counts_the_files_that_it_includes() {
+    let own = with("prompts: { p: { versions: { v1: { system: \"{% include 'outer.md' %} One.\" } } } }\n");
+    let book = sealed(&own);
+    assert!(with_book(&own, &book).is_ok());
+    let said = with_book_and_tone(&own, &book, "Be curt.").expect_err("changed");
+    let words = "prompts.p.versions.v1: prompts/tone.md, which it includes, changed: v1 was registered as sha256:";
+    assert!(said.contains(words), "{said}");
+    let allowed = format!("{own}registry: {{ changed_versions: allow }}\n");
+    assert!(with_book_and_tone(&allowed, &book, "Be curt.").is_ok());
+}
+
 #[test]
 fn a_sealed_version_of_a_file_never_changes_unless_that_is_allowed() {
     let own = with("prompts: { p: { versions: { v1: { file: one.txt } } } }\n");
-    let sealed = |own: &str| {
-        let files = with_book(own, &Book::default()).expect("valid").snapshot.registry.files.clone();
-        let at = "2026-11-23T20:00:00Z".parse().expect("a time");
-        let sha256 = files.prompts["p"].versions["v1"].clone();
-        let (kind, name, version) = (Kind::Prompts, "p".to_owned(), "v1".to_owned());
-        let seal = Command::Seal { versions: vec![SealedVersion { kind, name, version, sha256 }], reseal: false };
-        Book::default().apply(&seal, &files, at, "steward").expect("sealed").book
-    };
     let book = sealed(&own);
     assert_eq!(book, sealed(&with(ONE_PROMPT)), "what counts is what it says, not where that stands");
     assert!(with_book(&with("\n\n\nprompts: { p: { versions: { v1: { system: \"One.\" } } } }\n"), &book).is_ok());

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use super::registrar::{ChangeError, Registrar, Wanted};
 use crate::{
     config::registered::{ChangedVersions, InRegistry},
-    registry::{Command, Deed, Kind, NotedTrial, Refusal, Rollout, SealedVersion, Trial, TrialState},
+    registry::{Command, Deed, Kind, NotedTrial, Refusal, Rollout, SealedVersion, Trial, TrialState, partials},
 };
 
 /// How often it looks.
@@ -170,8 +170,9 @@ fn unsealed(registry: &InRegistry, reseal: bool) -> Vec<SealedVersion> {
                 Some(seal) => reseal && seal.sha256 != *sha256,
             };
             if is_due {
+                let partials = declared.contents.get(version).map(partials).unwrap_or_default();
                 let (name, version, sha256) = (name.clone(), version.clone(), sha256.clone());
-                found.push(SealedVersion { kind, name, version, sha256 });
+                found.push(SealedVersion { kind, name, version, sha256, partials });
             }
         }
     }

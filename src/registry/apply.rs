@@ -131,6 +131,8 @@ pub struct SealedVersion {
     pub version: String,
     /// [`content_sha256`] of it.
     pub sha256: String,
+    /// [`partials`](super::partials) of it.
+    pub partials: BTreeMap<String, String>,
 }
 
 /// What came of a command.
@@ -190,7 +192,7 @@ impl Book {
 }
 
 fn seal(book: &mut Book, sealed: &SealedVersion, reseal: bool, now: Timestamp, who: &str) -> Result<(), Refusal> {
-    let SealedVersion { kind, name, version, sha256 } = sealed;
+    let SealedVersion { kind, name, version, sha256, partials } = sealed;
     let shelf = book.shelf_mut(*kind, name);
     match shelf.seals.get(version) {
         Some(seal) if seal.sha256 == *sha256 => return Ok(()),
@@ -203,7 +205,7 @@ fn seal(book: &mut Book, sealed: &SealedVersion, reseal: bool, now: Timestamp, w
         }
         None => {}
     }
-    shelf.seals.insert(version.clone(), Seal { sha256: sha256.clone(), at: now });
+    shelf.seals.insert(version.clone(), Seal { sha256: sha256.clone(), at: now, partials: partials.clone() });
     Ok(())
 }
 

@@ -1,10 +1,13 @@
 //! What a version says, as one hash: the same whatever the order of its keys and the file's layout.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use serde_json::Value;
 
 use crate::wire::revision::sha256;
+
+/// Where a version of a file has the texts that it includes, by their path.
+pub const PARTIALS: &str = "partials";
 
 /// Compact JSON with sorted keys. Keys without a value are left out: a file may write them or not.
 #[must_use]
@@ -24,6 +27,13 @@ pub fn canonical(content: &Value) -> Value {
 #[must_use]
 pub fn content_sha256(content: &Value) -> String {
     sha256(&canonical(content).to_string())
+}
+
+/// The hashes of the files that a prompt's version includes, by their path in the folder of prompts.
+#[must_use]
+pub fn partials(content: &Value) -> BTreeMap<String, String> {
+    let texts = content.get(PARTIALS).and_then(Value::as_object).into_iter().flatten();
+    texts.filter_map(|(path, text)| Some((path.clone(), sha256(text.as_str()?)))).collect()
 }
 
 /// The first digits of a hash, as messages name it: `sha256:ab12cd34`.

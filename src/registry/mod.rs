@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 
 pub use self::{
     apply::{Applied, Command, Deed, NewVersion, Refusal, SealedVersion},
-    content::{canonical, compare_versions, content_sha256, short},
+    content::{PARTIALS, canonical, compare_versions, content_sha256, partials, short},
     diff::{Difference, Field, differences, unified},
     experiments::{Epoch, Halted, NotedTrial, Trial, TrialDeed, TrialEvent, TrialState, TrialWhat},
     rollout::{Rollout, RolloutState, Stage, Stages},
@@ -116,6 +116,9 @@ pub struct Seal {
     /// Since when.
     #[serde(with = "rfc3339")]
     pub at: Timestamp,
+    /// [`partials`] of it: they tell which file changed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub partials: BTreeMap<String, String>,
 }
 
 /// A decision about what is live.

@@ -123,6 +123,7 @@ fn a_sealed_version_that_changed_is_refused_or_sealed_anew() {
             name: "p".to_owned(),
             version: "v1".to_owned(),
             sha256: content_sha256(&json!({ "system": text })),
+            partials: BTreeMap::new(),
         }],
         reseal,
     };

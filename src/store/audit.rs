@@ -304,7 +304,9 @@ impl Checked {
         let identity = (metadata.dev(), metadata.ino());
         let seen = (metadata.len(), (metadata.ctime(), metadata.ctime_nsec()));
         let was_changed = seen.0 < self.seen.0 || (seen.0 == self.seen.0 && seen.1 != self.seen.1);
-        if self.file != identity || was_changed {
+        // One that is broken is read anew whenever it changed: where it breaks first may be elsewhere by then.
+        let is_doubtful = self.broken.is_some() && seen != self.seen;
+        if self.file != identity || was_changed || is_doubtful {
             *self = Checked { file: identity, ..Checked::default() };
         }
         self.seen = seen;

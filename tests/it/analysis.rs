@@ -107,7 +107,9 @@ async fn calls_and_ratings_become_a_verdict_that_a_pipeline_can_wait_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_proves_nothing_decides_nothing() {
     let upstream = Upstream::answering(|request| match request.json()["model"].as_str() {
-        Some("wrong") => upstream::Reply::json(400, &json!({"error": {"message": "no", "type": "invalid_request_error"}})),
+        Some("wrong") => {
+            upstream::Reply::json(400, &json!({"error": {"message": "no", "type": "invalid_request_error"}}))
+        }
         _ => upstream::openai(request),
     })
     .await;

@@ -119,6 +119,24 @@ async fn what_is_live_survives_a_restart_and_the_command_line_says_and_changes_i
     assert!(diff.contains("-system: Version one.\n+system: Version two.\n"), "{diff}");
     assert_eq!(tollgate(&gateway, &["rollback", "greeting"]), "greeting@v1 is live\n");
     assert!(tollgate(&gateway, &["history", "greeting"]).contains("rolled back"));
+
+    tollgate(&gateway, &["deploy", "greeting@v2", "--at", "2099-01-31T08:00:00Z", "--reason", "new year"]);
+    let shown = tollgate(&gateway, &["show", "greeting"]);
+    let planned = "planned: v2 goes live at 2099-01-31T08:00:00Z (by ";
+    assert!(shown.contains(planned) && shown.contains(": new year)\n"), "{shown}");
+    assert_eq!(tollgate(&gateway, &["unschedule", "greeting"]), "greeting@v1 is live\n");
+    tollgate(&gateway, &["deploy", "greeting@v2", "--rollout", "10%, 50%, 100%"]);
+    assert_eq!(
+        tollgate(&gateway, &["rollout", "greeting", "advance"]),
+        "greeting@v1 is live; under way: v2 to 50.0%\n"
+    );
+    let running = "roll-out: v1 to v2, 50.0% of users; stage 2 of 3 since ";
+    for command in ["rollout", "show"] {
+        let said = tollgate(&gateway, &[command, "greeting"]);
+        assert!(said.contains(running) && said.contains(": 10%, 50%, 100% (by "), "{said}");
+    }
+    assert_eq!(tollgate(&gateway, &["rollout", "greeting", "abort"]), "greeting@v1 is live\n");
+    assert!(tollgate(&gateway, &["rollout", "greeting"]).starts_with("roll-out: v1 to v2, aborted: "));
     assert!(tollgate(&gateway, &["list"]).contains("greeting"));
     assert!(tollgate(&gateway, &["deploy", "greeting@v9"]).contains("has no version `v9`; it has v1, v2"));
 }
@@ -228,4 +246,28 @@ async fn a_roll_out_moves_users_only_forward_and_ends_with_all() {
     .await;
     let rollout = fleet[1].admin_get("/api/prompts/greeting/rollout").await.expect(200).json();
     assert_eq!(rollout["state"], "finished");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_form_of_the_dashboard_decides_what_is_live_and_says_why_not() {
+    let upstream = Upstream::run().await;
+    let gateway = setup(&upstream).run().await;
+    add(&gateway, "v2", "Version two.").await.expect(200);
+    let send = |form: &'static str| {
+        Call::new(gateway.admin, "POST", "/prompts?lang=de")
+            .body("application/x-www-form-urlencoded", form)
+            .send_owned()
+    };
+    let done = send("name=greeting&action=deploy&version=v2&reason=by+hand").await.expect(303);
+    assert_eq!(done.header("location"), Some("/prompts?lang=de#greeting"));
+    assert_eq!(served_to(&gateway, "ann").await, "greeting@v2");
+    let page = gateway.admin_get("/prompts?lang=de").await.expect(200).text();
+    for words in ["eingesetzt von loopback", "by hand", "Zurücknehmen", "registriert"] {
+        assert!(page.contains(words), "{words}: {page}");
+    }
+    send("name=greeting&action=roll_back").await.expect(303);
+    assert_eq!(served_to(&gateway, "ann").await, "greeting@v1");
+    let sorry = send("name=greeting&action=deploy&version=v9").await.expect(404).text();
+    assert!(sorry.contains("Das wurde nicht getan.") && sorry.contains("no version `v9`"), "{sorry}");
+    assert!(gateway.admin_get("/models").await.expect(200).text().contains("as the file says"));
 }

@@ -1,17 +1,27 @@
-//! Experiments: who is in which variant, and what each variant's calls used. Figures, no verdict.
+//! Experiments: what each decided, who is in which variant, and what each variant's calls used.
 
 use std::collections::HashMap;
 
+use futures_util::future::try_join_all;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
+    findings,
     sums::{Range, Sums},
-    visit::{Shown, Visit},
+    visit::{Shown, Sorry, Visit},
 };
 use crate::{
-    policy::experiment::{Experiment, Unit, Variant},
-    store::records::ports::{Dimension, UsageQuery},
+    analysis::{ALPHA, Course, figures::Trouble},
+    config::Snapshot,
+    policy::{
+        experiment::{Experiment, Phase, Unit, Variant},
+        stats::power::{self, Baseline, Question},
+    },
+    store::{
+        ports::StoreError,
+        records::ports::{Dimension, UsageQuery},
+    },
 };
 
 #[derive(Debug, Serialize)]
@@ -19,7 +29,10 @@ struct Entry {
     name: String,
     model: String,
     unit: String,
+    phase: &'static str,
     variants: Vec<Arm>,
+    /// `None` while it is counted for the first time, or no calls are kept.
+    found: Option<findings::Shown>,
 }
 
 #[derive(Debug, Serialize)]
@@ -40,25 +53,75 @@ pub(super) async fn show(visit: Visit) -> Shown {
         let series = calls.log.usage(query).await.map_err(|error| visit.store_away(&error))?;
         used.extend(series.into_iter().map(|series| (series.value, Sums::from(&series.total))));
     }
-    let mut experiments = Vec::new();
+    let mut models: HashMap<&str, &str> = HashMap::new();
     for model in snapshot.models.values() {
-        for experiment in &model.experiments {
-            experiments.push(Entry {
-                name: experiment.name.to_string(),
-                model: model.name.to_string(),
-                unit: unit(&experiment.unit),
-                variants: arms(experiment, |label| used.remove(label)),
-            });
-        }
+        models.extend(model.experiments.iter().map(|experiment| (&*experiment.name, &*model.name)));
     }
-    experiments.sort_by(|one, other| one.name.cmp(&other.name));
+    let found = try_join_all(snapshot.experiments.values().map(|experiment| found(&visit, &snapshot, experiment)));
+    let found = found.await?;
+    let mut experiments = Vec::new();
+    for (experiment, found) in snapshot.experiments.values().zip(found) {
+        experiments.push(Entry {
+            name: experiment.name.to_string(),
+            model: models.get(&*experiment.name).copied().unwrap_or_default().to_owned(),
+            unit: unit(&experiment.unit),
+            phase: phase(experiment.phase),
+            variants: arms(experiment, |label| used.remove(label)),
+            found,
+        });
+    }
     let page = json!({
         "experiments": experiments,
+        "power": power_asked(&visit),
         "log": visit.calls().is_some(),
         "range": range.label(),
         "ranges": Range::ALL.map(Range::label),
     });
     Ok(visit.page("experiments.html", page))
+}
+
+/// What an experiment decided; nothing where no calls are kept.
+async fn found(visit: &Visit, snapshot: &Snapshot, experiment: &Experiment) -> Result<Option<findings::Shown>, Sorry> {
+    let Some(analyst) = &visit.admin.analyst else { return Ok(None) };
+    let trial = snapshot.registry.book.experiments.get(&*experiment.name);
+    let course = trial.map(Course::of).unwrap_or_default();
+    let found = findings::of(analyst, experiment, &course, visit.language).await;
+    found.map_err(|trouble| match trouble {
+        Trouble::Store(error) => visit.store_away(&error),
+        Trouble::Counting => visit.store_away(&StoreError::Unavailable(trouble.to_string())),
+    })
+}
+
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Draft => "draft",
+        Phase::Running => "running",
+        Phase::Paused => "paused",
+        Phase::Over => "over",
+    }
+}
+
+/// What was asked of the calculator, and its answer: shares in percent, the effect in points.
+fn power_asked(visit: &Visit) -> Value {
+    let number = |name: &str| visit.parameter(name).and_then(|text| text.replace(',', ".").parse::<f64>().ok());
+    let (baseline, effect) = (number("baseline").unwrap_or(30.0), number("effect").unwrap_or(5.0));
+    let variants = number("variants").map_or(2, |variants| variants.clamp(2.0, 20.0) as u32);
+    let per_day = number("per_day");
+    let question = Question {
+        baseline: Baseline::Share(baseline / 100.0),
+        effect: effect / 100.0,
+        alpha: ALPHA,
+        power: 0.8,
+        variants,
+        units_per_day: per_day,
+    };
+    let plan = power::plan(&question);
+    json!({
+        "baseline": baseline.to_string(), "effect": effect.to_string(), "variants": variants, "per_day": per_day,
+        "units_per_variant": plan.map(|plan| plan.units_per_variant),
+        "units": plan.map(|plan| plan.units),
+        "days": plan.and_then(|plan| plan.days).map(|days| days.ceil() as u64),
+    })
 }
 
 fn unit(unit: &Unit) -> String {

@@ -1,7 +1,8 @@
 //! The dashboard: pages at `/` of the admin listener, made here and embedded in the binary.
 //!
 //! One file a page. Each gathers its facts into plain data, which a template of the same name shows; [`figures`] says how a number
-//! looks and [`language`] in which words. Pages read: what changes something goes to the API. They ask the call log only for sums
+//! looks and [`language`] in which words. Pages read: what changes something goes to the API,
+//! but for plain forms that decide what is live ([`registered`]). They ask the call log only for sums
 //! and pages of rows, so they are as quick with a million calls as with none.
 
 mod assets;
@@ -15,6 +16,7 @@ mod door;
 mod evaluations;
 mod experiments;
 mod figures;
+mod findings;
 mod language;
 mod models;
 mod overview;
@@ -22,6 +24,7 @@ mod own_tls;
 mod playground;
 mod preview;
 mod prompts;
+mod registered;
 mod sums;
 mod templates;
 mod visit;
@@ -50,8 +53,8 @@ pub(super) fn router() -> Router<Admin> {
         .route("/calls/{id}", get(calls::show))
         .route("/budgets", get(budgets::show))
         .route("/costs", get(costs::show))
-        .route("/models", get(models::show))
-        .route("/prompts", get(prompts::show))
+        .route("/models", get(models::show).post(registered::decide_model))
+        .route("/prompts", get(prompts::show).post(registered::decide_prompt))
         .route("/prompts/preview", get(preview::show))
         .route("/experiments", get(experiments::show))
         .route("/evaluations", get(evaluations::list))

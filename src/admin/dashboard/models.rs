@@ -5,9 +5,16 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
-use super::visit::{Shown, Visit};
+use super::{
+    registered::{self, Standing},
+    visit::{Shown, Visit},
+};
 use crate::{
-    config::snapshot::{Model, ModelVersion, Target},
+    config::{
+        registered::InRegistry,
+        snapshot::{Model, ModelVersion, Role, Target},
+    },
+    registry::Kind,
     upstream::health::Circuit,
 };
 
@@ -18,6 +25,7 @@ struct Alias {
     live: String,
     experiments: Vec<String>,
     versions: Vec<Version>,
+    registry: Standing,
 }
 
 #[derive(Debug, Serialize)]
@@ -48,7 +56,8 @@ struct Health {
 
 pub(super) async fn show(visit: Visit) -> Shown {
     let snapshot = visit.admin.shared.live.load_full();
-    let mut models: Vec<Alias> = snapshot.models.values().map(|model| alias(model, visit.now)).collect();
+    let mut models: Vec<Alias> =
+        snapshot.models.values().map(|model| alias(model, &snapshot.registry, visit.now)).collect();
     models.sort_by(|one, other| one.name.cmp(&other.name));
     let (healths, now) = (visit.admin.shared.upstream.healths.all(), Instant::now());
     let health = |name: &str| match healths.get(name).map_or(Circuit::Closed, |health| health.circuit(now)) {
@@ -59,11 +68,18 @@ pub(super) async fn show(visit: Visit) -> Shown {
     let named = snapshot.providers.values().map(|provider| &*provider.name);
     let mut providers: Vec<Health> = named.map(|name| Health { name: name.to_owned(), state: health(name) }).collect();
     providers.sort_by(|one, other| one.name.cmp(&other.name));
-    let page = json!({ "models": models, "providers": providers, "prices": &**snapshot.prices.revision() });
+    let waiting = registered::waiting(&snapshot.registry, Kind::Models, |name| snapshot.models.contains_key(name));
+    let page = json!({
+        "models": models,
+        "providers": providers,
+        "prices": &**snapshot.prices.revision(),
+        "waiting": waiting,
+        "may_decide": visit.may(Role::Operator),
+    });
     Ok(visit.page("models.html", page))
 }
 
-fn alias(model: &Model, now: jiff::Timestamp) -> Alias {
+fn alias(model: &Model, registry: &InRegistry, now: jiff::Timestamp) -> Alias {
     let mut versions: Vec<Version> =
         model.versions.values().map(|one| version(one, one.name == model.live, now)).collect();
     versions.sort_by(|one, other| other.live.cmp(&one.live).then_with(|| other.name.cmp(&one.name)));
@@ -72,6 +88,7 @@ fn alias(model: &Model, now: jiff::Timestamp) -> Alias {
         live: model.live.to_string(),
         experiments: model.experiments.iter().map(|experiment| experiment.name.to_string()).collect(),
         versions,
+        registry: Standing::of(registry, Kind::Models, &model.name),
     }
 }
 

@@ -5,9 +5,14 @@ use serde_json::json;
 
 use super::{
     diff::{self, Line},
+    registered::{self, Standing},
     visit::{Shown, Visit},
 };
-use crate::{config::snapshot::Prompt, policy::prompt::Template};
+use crate::{
+    config::{registered::InRegistry, snapshot::Prompt},
+    policy::prompt::Template,
+    registry::Kind,
+};
 
 /// A prompt.
 #[derive(Debug, Serialize)]
@@ -18,6 +23,7 @@ struct Entry {
     /// Models whose live version injects it.
     used_by: Vec<String>,
     comparison: Option<Comparison>,
+    registry: Standing,
 }
 
 #[derive(Debug, Serialize)]
@@ -38,7 +44,8 @@ struct Comparison {
 
 pub(super) async fn show(visit: Visit) -> Shown {
     let snapshot = visit.admin.shared.live.load_full();
-    let mut prompts: Vec<Entry> = snapshot.prompts.values().map(|prompt| entry(prompt, &visit)).collect();
+    let mut prompts: Vec<Entry> =
+        snapshot.prompts.values().map(|prompt| entry(prompt, &snapshot.registry, &visit)).collect();
     prompts.sort_by(|one, other| one.name.cmp(&other.name));
     for prompt in &mut prompts {
         let uses = |version: &crate::config::snapshot::ModelVersion| {
@@ -49,10 +56,11 @@ pub(super) async fn show(visit: Visit) -> Shown {
         prompt.used_by = models.map(|model| model.name.to_string()).collect();
         prompt.used_by.sort_unstable();
     }
-    Ok(visit.page("prompts.html", json!({ "prompts": prompts })))
+    let waiting = registered::waiting(&snapshot.registry, Kind::Prompts, |name| snapshot.prompts.contains_key(name));
+    Ok(visit.page("prompts.html", json!({ "prompts": prompts, "waiting": waiting })))
 }
 
-fn entry(prompt: &Prompt, visit: &Visit) -> Entry {
+fn entry(prompt: &Prompt, registry: &InRegistry, visit: &Visit) -> Entry {
     let mut templates: Vec<&Template> = prompt.versions.values().map(|template| &**template).collect();
     templates.sort_by(|one, other| one.version().cmp(other.version()));
     let version = |template: &&Template| Version {
@@ -67,6 +75,7 @@ fn entry(prompt: &Prompt, visit: &Visit) -> Entry {
         versions: templates.iter().map(version).collect(),
         used_by: Vec::new(),
         comparison: comparison(prompt, &templates, visit),
+        registry: Standing::of(registry, Kind::Prompts, &prompt.name),
     }
 }
 

@@ -84,7 +84,12 @@ impl Visit {
 
     /// Whether prompts and replies may be shown.
     pub(super) fn may_read_bodies(&self) -> bool {
-        self.access.as_ref().is_some_and(|access| access.may(Role::Operator))
+        self.may(Role::Operator)
+    }
+
+    /// Whether whoever looks may do what `role` may.
+    pub(super) fn may(&self, role: Role) -> bool {
+        self.access.as_ref().is_some_and(|access| access.may(role))
     }
 
     /// The page that `template` makes of `page`.

@@ -93,6 +93,17 @@ impl Client {
         self.send(request.body(Full::from(ask.body()))?).await
     }
 
+    /// Says of a call whether it solved the user's problem.
+    pub(super) async fn rate(&self, key: &str, call: &str, resolved: bool) -> anyhow::Result<()> {
+        let rating = json!({ "call": call, "metric": "resolved", "value": resolved });
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("http://{}/v1/feedback", self.listen))
+            .header(header::AUTHORIZATION, format!("Bearer {key}"))
+            .header(header::CONTENT_TYPE, "application/json");
+        self.send(request.body(Full::from(rating.to_string()))?).await.map(drop)
+    }
+
     async fn send(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Reply> {
         tokio::time::timeout(CALL_TIMEOUT, self.exchange(request))
             .await

@@ -12,7 +12,7 @@ mod keys;
 mod models;
 mod oidc;
 mod prices;
-mod prompts;
+pub(super) mod prompts;
 mod providers;
 mod routing;
 mod server;

@@ -16,9 +16,9 @@ use crate::{
 };
 
 /// The folder, beside the configuration, out of which prompts include partials.
-const FOLDER: &str = "prompts";
+pub(in crate::config) const FOLDER: &str = "prompts";
 /// Most partials of one version.
-const PARTIALS_MAX: usize = 64;
+pub(in crate::config) const PARTIALS_MAX: usize = 64;
 /// Most bytes of all partials of one version.
 const PARTIAL_BYTES_MAX: usize = 1024 * 1024;
 /// Files whose name ends so hold messages.

@@ -386,12 +386,12 @@ async fn a_damaged_account_is_replaced_by_what_can_be_read_and_listens_before_it
 }
 
 /// As `docs/ledger.md` has it: a gateway.
-const ACL: &str = "on >s3cret resetkeys ~tollgate:* resetchannels &tollgate:* -@all +evalsha +eval +hgetall +hset +hdel +get +set +time +info +scan +wait +pexpire +subscribe";
+const ACL: &str = "on >s3cret resetkeys ~tollgate:* resetchannels &tollgate:* -@all +evalsha +eval +hgetall +hset +hdel +get +set +time +info +scan +wait +pexpire +subscribe +publish +del";
 /// And who pushes.
 const PUSHER: &str =
     "on >s3cret resetkeys ~tollgate:{config}:* resetchannels &tollgate:{config}:* -@all +eval +get +set +publish +time";
 /// A gateway's keys where Redis is 7 or later.
-const READS_CONFIG: &str = "resetkeys ~tollgate:account:* ~tollgate:store ~tollgate:limits:* %R~tollgate:{config}:*";
+const READS_CONFIG: &str = "resetkeys ~tollgate:account:* ~tollgate:store ~tollgate:limits:* ~tollgate:{registry}:* ~tollgate:{alert}:* %R~tollgate:{config}:*";
 
 fn allow(server: &RedisServer, more: &str) {
     allow_user(server, "ledger", ACL, more);
