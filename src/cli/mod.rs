@@ -13,6 +13,7 @@ pub mod costs;
 pub mod count;
 pub mod demo;
 pub mod eval;
+pub mod experiments;
 mod follow;
 pub mod health;
 pub mod import;
@@ -148,8 +149,8 @@ enum Command {
         #[command(subcommand)]
         command: eval::EvalCommand,
     },
-    /// Experiments: report, power, export
-    Experiments(analysis::ExperimentsArguments),
+    /// Experiments: list, show, create, start, pause, stop, weights, halt, promote, history; report, power, export
+    Experiments(experiments::ExperimentsArguments),
     /// Versions of prompts: list, show, add, deploy, rollback, history, diff; render, lint and test them offline
     Prompts(registry::PromptsArguments),
     /// Read another gateway's configuration and write it as one of Tollgate's
@@ -202,8 +203,8 @@ pub fn main() -> ExitCode {
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
         Command::Budgets(arguments) => asking(budgets::run(&arguments, &mut io::stdout())),
-        Command::Experiments(arguments) => asking(analysis::run_experiments(&arguments, &mut io::stdout())),
         Command::Models(arguments) => asking(registry::run_models(&arguments, &mut io::stdout())),
+        Command::Experiments(arguments) => asking(experiments::run(&arguments, &mut io::stdout())),
         Command::Calls { config, data_dir, command } => {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
         }
