@@ -25,7 +25,7 @@ test: test-rust test-sdk test-api test-dashboard test-deploy test-otlp test-note
 
 .PHONY: test-rust
 test-rust: ## unit tests and the integration suite
-	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime postgresql
+	scripts/packages.sh cc:gcc redis-server:redis-server faketime:faketime postgresql curl:curl python3:python3
 	cargo test --locked
 
 .PHONY: campaign
@@ -82,6 +82,10 @@ prices: $(VENV)/prices ## the built-in price catalog, made again from genai-pric
 .PHONY: real
 real: ## real prompts to a real model on this machine: is what we charge what it reports?
 	scripts/real.sh
+
+.PHONY: real-eval
+real-eval: ## the two prompts of examples/support-bot, evaluated with that model: exact, regex, a judge; minutes
+	scripts/real.sh eval --keep target/real/evaluation
 
 .PHONY: model
 model: ## every interleaving of the ledger's protocol, within bounds, and its properties with 10,000 cases; minutes

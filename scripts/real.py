@@ -6,7 +6,9 @@ call: prompt tokens, completion tokens, and the cost at the prices below. Exit 1
 
 import argparse
 import json
+import os
 import pathlib
+import signal
 import socket
 import subprocess
 import tempfile
@@ -44,17 +46,13 @@ def main():
         parser.add_argument(f"--{name}", required=True)
     arguments = parser.parse_args()
     port = free_port()
-    server = subprocess.Popen(
-        [arguments.server, "--model", arguments.weights, "--host", "127.0.0.1", "--port", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )
+    server = start_server(arguments.server, arguments.weights, port)
     try:
         wait_for_server(server, f"http://127.0.0.1:{port}/health")
         with tempfile.TemporaryDirectory() as directory:
             failures = compare(Gateway(pathlib.Path(directory), arguments.gateway, port))
     finally:
-        server.kill()
-        server.wait()
+        stop_server(server)
     raise SystemExit(1 if failures else 0)
 
 
@@ -133,6 +131,17 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def start_server(program, weights, port, *more):
+    """The model server, in a process group of its own: what is installed only starts the real one."""
+    command = [program, "--model", weights, "--host", "127.0.0.1", "--port", str(port), *more]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def stop_server(server):
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 def wait_for_server(server, url, seconds=120):

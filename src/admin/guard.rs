@@ -97,6 +97,9 @@ pub fn needed(method: &Method, route: Option<&str>) -> Role {
             ),
         ) => Role::Operator,
         ("DELETE", Some("/api/{kind}/{name}/schedule")) => Role::Operator,
+        ("POST", Some(path)) if path == "/api/experiments" || path.starts_with("/api/experiments/{name}/") => {
+            Role::Operator
+        }
         ("POST", Some("/api/budgets/{name}/reclaim" | "/api/budgets/{name}/credit" | "/api/keys")) => Role::Operator,
         ("DELETE", Some("/api/keys/{name}")) => Role::Operator,
         ("POST", Some(login::LOGOUT)) => Role::Viewer,

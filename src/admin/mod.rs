@@ -13,6 +13,7 @@ pub mod config;
 mod costs;
 mod dashboard;
 mod evaluations;
+pub mod experiments;
 pub mod extract;
 pub mod guard;
 pub mod keyring;
@@ -120,6 +121,7 @@ fn api() -> OpenApiRouter<Admin> {
         costs::router(),
         keys::router(),
         models::router(),
+        experiments::router(),
         registry::router(),
         prompts::router(),
         providers::router(),

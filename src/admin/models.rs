@@ -1,4 +1,4 @@
-//! `/api/models`, `/api/prompts`, `/api/experiments`: what the configuration that serves makes of calls.
+//! `/api/models`, `/api/prompts`: what the configuration that serves makes of calls.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,22 +17,12 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    config::{
-        Snapshot,
-        snapshot::{Model, ModelVersion, Prompt, Target},
-    },
-    policy::{
-        experiment::{Experiment, Unit, Variant},
-        prompt::Template,
-    },
+    config::snapshot::{Model, ModelVersion, Prompt, Target},
+    policy::prompt::Template,
 };
 
 pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default()
-        .routes(routes!(models))
-        .routes(routes!(prompts))
-        .routes(routes!(prompt))
-        .routes(routes!(experiments))
+    OpenApiRouter::default().routes(routes!(models)).routes(routes!(prompts)).routes(routes!(prompt))
 }
 
 /// An alias that clients name.
@@ -111,36 +101,6 @@ struct PromptTexts {
     versions: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// An experiment.
-#[derive(Debug, Serialize, ToSchema)]
-struct ExperimentInfo {
-    /// Its name.
-    name: String,
-    /// The models whose calls take part.
-    models: Vec<String>,
-    /// What is assigned: `user`, `key`, `session` or `header NAME`.
-    unit: String,
-    /// Its variants.
-    variants: Vec<VariantInfo>,
-}
-
-/// One arm of an experiment: what it changes about a call.
-#[derive(Debug, Serialize, ToSchema)]
-struct VariantInfo {
-    /// Its name.
-    name: String,
-    /// Its share, relative to the others'.
-    weight: f64,
-    /// Version of the model to use instead of the live one.
-    version: Option<String>,
-    /// `provider/model` to use instead of the version's targets.
-    target: Option<String>,
-    /// The prompt instead of the model's, as `name@version`.
-    prompt: Option<String>,
-    /// Parameters that are set.
-    parameters: BTreeMap<String, Value>,
-}
-
 /// The aliases that clients may name, by name
 #[utoipa::path(get, path = "/api/models", tag = "models", operation_id = "list_models", params(Page),
     responses((status = OK, body = Vec<ModelInfo>)))]
@@ -177,26 +137,6 @@ async fn prompt(State(admin): State<Admin>, Path(name): Path<String>) -> Result<
         live: prompt.live.to_string(),
         versions: prompt.versions.iter().map(|(name, template)| (name.to_string(), texts(template))).collect(),
     }))
-}
-
-/// The experiments, by name
-#[utoipa::path(get, path = "/api/experiments", tag = "models", operation_id = "list_experiments", params(Page),
-    responses((status = OK, body = Vec<ExperimentInfo>)))]
-async fn experiments(State(admin): State<Admin>, uri: Uri, Query(page): Query<Page>) -> Response {
-    let rows = experiments_of(&admin.shared.live.load_full());
-    let (rows, next) = page.of(rows, |row| &row.name);
-    paging::respond(&rows, &uri, next.as_deref())
-}
-
-fn experiments_of(snapshot: &Snapshot) -> Vec<ExperimentInfo> {
-    let mut all: BTreeMap<&str, ExperimentInfo> = BTreeMap::new();
-    for model in sorted(&snapshot.models) {
-        for experiment in &model.experiments {
-            let info = all.entry(&experiment.name).or_insert_with(|| ExperimentInfo::of(experiment));
-            info.models.push(model.name.to_string());
-        }
-    }
-    all.into_values().collect()
 }
 
 /// By name.
@@ -258,38 +198,8 @@ impl PromptInfo {
     }
 }
 
-impl ExperimentInfo {
-    fn of(experiment: &Experiment) -> ExperimentInfo {
-        let unit = match &experiment.unit {
-            Unit::User => "user".to_owned(),
-            Unit::Key => "key".to_owned(),
-            Unit::Session => "session".to_owned(),
-            Unit::Header(name) => format!("header {name}"),
-        };
-        ExperimentInfo {
-            name: experiment.name.to_string(),
-            models: Vec::new(),
-            unit,
-            variants: experiment.variants().iter().map(VariantInfo::of).collect(),
-        }
-    }
-}
-
-impl VariantInfo {
-    fn of(variant: &Variant) -> VariantInfo {
-        VariantInfo {
-            name: variant.name.to_string(),
-            weight: variant.weight,
-            version: variant.version.as_ref().map(ToString::to_string),
-            target: variant.target.clone(),
-            prompt: variant.prompt.as_ref().map(|(name, version)| format!("{name}@{version}")),
-            parameters: parameters(&variant.parameters),
-        }
-    }
-}
-
 /// Names and JSON texts as a map.
-fn parameters(all: &[(Box<str>, Box<str>)]) -> BTreeMap<String, Value> {
+pub(super) fn parameters(all: &[(Box<str>, Box<str>)]) -> BTreeMap<String, Value> {
     // They were JSON when the configuration was read; what is not is shown as the text it is.
     let value = |text: &str| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
     all.iter().map(|(name, text)| (name.to_string(), value(text))).collect()

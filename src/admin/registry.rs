@@ -514,16 +514,24 @@ async fn change(
     reason: &str,
     headers: &HeaderMap,
 ) -> Result<Answer<ChangeInfo>, Problem> {
-    let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok()).map(str::trim);
-    if key.is_some_and(|key| key.is_empty() || key.len() > KEY_BYTES_MAX) {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "an `Idempotency-Key` has 1 to 200 characters"));
-    }
+    let key = idempotency_key(headers)?;
     let command = Command::To { kind, name: name.to_owned(), deed };
     let changed = admin.shared.registrar.change(&command, Wanted { who, reason, key }).await?;
     let Changed { book, revision, changed, version } = changed;
     let registry = admin.shared.live.load_full().registry.with_book(book);
     let now = ShelfInfo::of(&registry, kind, name)?;
     Ok(Answer(ChangeInfo { version, changed, revision, now }))
+}
+
+/// The client's name for a change.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+    let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok()).map(str::trim);
+    match key {
+        Some(key) if key.is_empty() || key.len() > KEY_BYTES_MAX => {
+            Err(Problem::new(StatusCode::BAD_REQUEST, "an `Idempotency-Key` has 1 to 200 characters"))
+        }
+        key => Ok(key),
+    }
 }
 
 fn kind_of(text: &str) -> Result<Kind, Problem> {
@@ -550,7 +558,7 @@ fn content(registry: &InRegistry, kind: Kind, name: &str, version: &str) -> Resu
     found.cloned().ok_or_else(none)
 }
 
-fn check_texts<'t>(texts: impl IntoIterator<Item = &'t String>) -> Result<(), Problem> {
+pub(super) fn check_texts<'t>(texts: impl IntoIterator<Item = &'t String>) -> Result<(), Problem> {
     match texts.into_iter().all(|text| text.len() <= TEXT_BYTES_MAX) {
         true => Ok(()),
         false => Err(unprocessable("reasons, descriptions and tags have at most 1000 bytes")),
@@ -558,7 +566,7 @@ fn check_texts<'t>(texts: impl IntoIterator<Item = &'t String>) -> Result<(), Pr
 }
 
 /// As the configuration's own names, which go into paths, metrics and headers.
-fn check_name(what: &str, name: &str) -> Result<(), Problem> {
+pub(super) fn check_name(what: &str, name: &str) -> Result<(), Problem> {
     let is_fine = |c: char| c.is_ascii_alphanumeric() || "-_.:+".contains(c);
     match !name.is_empty() && name.len() <= 128 && name.chars().all(is_fine) {
         true => Ok(()),

@@ -17,15 +17,6 @@ use crate::{
     registry::Kind,
 };
 
-/// What to ask of experiments, and whom.
-#[derive(Debug, Args)]
-pub struct ExperimentsArguments {
-    #[command(flatten)]
-    options: Options,
-    #[command(subcommand)]
-    command: AnalysisCommand,
-}
-
 /// What to ask of an experiment's figures.
 #[derive(Debug, Subcommand)]
 pub(super) enum AnalysisCommand {
@@ -133,14 +124,6 @@ fn plan(asked: &PowerArguments, as_json: bool, out: &mut impl Write) -> Result<(
         plan.fixed_units_per_variant,
     );
     api::print(out, &said)
-}
-
-/// Runs a command on experiments.
-///
-/// # Errors
-/// When nobody answers, the answer is no, or a gate is not passed.
-pub async fn run_experiments(arguments: &ExperimentsArguments, out: &mut impl Write) -> Result<(), Failure> {
-    run(&arguments.options, &arguments.command, out).await
 }
 
 /// Runs a command on the figures of an experiment.

@@ -17,6 +17,9 @@ pub(super) const DEFAULT_URL: &str = "http://127.0.0.1:9090/healthz";
 /// Time for everything together; orchestrators kill slower probes anyway.
 const DEADLINE: Duration = Duration::from_secs(2);
 
+/// Between two questions to a gateway that is waited for.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// `HTTP/1.1 200`: as much of the reply as says how the gateway is.
 const STATUS_BYTES: usize = 12;
 
@@ -36,7 +39,9 @@ impl Target {
             return Err(format!("only plain http is asked, as in {DEFAULT_URL}"));
         }
         let host = uri.host().ok_or("names no host")?;
+        // Without a path it is the listener that is named, as `TOLLGATE_ADMIN_URL` does.
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let path = if path == "/" { "/healthz" } else { path };
         Ok(Target {
             // The brackets of an IPv6 address belong to the URL.
             host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
@@ -46,12 +51,18 @@ impl Target {
     }
 }
 
-/// Succeeds when `target` answers 200 in time.
+/// Succeeds when `target` answers 200 in time; one that does not is asked again for as long as `wait` says.
 ///
 /// # Errors
-/// When nobody listens there, when the answer is another, or when it takes longer than 2 s.
-pub(super) fn run(target: &Target) -> anyhow::Result<()> {
-    ask(target, Instant::now() + DEADLINE)
+/// When nobody listens there, when the answer is another, or when it takes longer than 2 s; the last of these.
+pub(super) fn run(target: &Target, wait: Duration) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match ask(target, Instant::now() + DEADLINE) {
+            Err(_) if begun.elapsed() < wait => std::thread::sleep(PAUSE),
+            answer => return answer,
+        }
+    }
 }
 
 fn ask(target: &Target, deadline: Instant) -> anyhow::Result<()> {
@@ -158,7 +169,9 @@ mod tests {
         let target = |host: &str, port, path: &str| Ok((host.to_owned(), port, path.to_owned()));
         assert_eq!(parsed(DEFAULT_URL), target("127.0.0.1", 9090, "/healthz"));
         assert_eq!(parsed("http://[::1]:81/readyz?x=1"), target("::1", 81, "/readyz?x=1"));
-        assert_eq!(parsed("http://gateway"), target("gateway", 80, "/"));
+        for listener in ["http://gateway", "http://gateway/"] {
+            assert_eq!(parsed(listener), target("gateway", 80, "/healthz"), "{listener}");
+        }
         for wrong in ["https://127.0.0.1/healthz", "127.0.0.1:9090", "/healthz", "", "http://a b/"] {
             parsed(wrong).expect_err(wrong);
         }

@@ -13,6 +13,7 @@ pub mod costs;
 pub mod count;
 pub mod demo;
 pub mod eval;
+pub mod experiments;
 mod follow;
 pub mod health;
 pub mod import;
@@ -29,12 +30,13 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
-    config::{ConfigError, Loaded},
+    config::{ConfigError, Loaded, forms::DurationText},
     telemetry::logging,
 };
 
@@ -77,8 +79,12 @@ enum Command {
     /// Ask a running gateway whether it is well; exit 3 when it is not: the health check of a container
     Health {
         /// What to ask, on the admin listener
-        #[arg(long, value_name = "URL", default_value = health::DEFAULT_URL, value_parser = health::Target::parse)]
+        #[arg(long, value_name = "URL", env = "TOLLGATE_ADMIN_URL", default_value = health::DEFAULT_URL,
+            value_parser = health::Target::parse)]
         url: health::Target,
+        /// Ask again until it is well, for this long, such as 30s: for scripts that have just started it
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        wait: Option<DurationText>,
     },
     /// Share the routing configuration of a fleet by its Redis: push, pull, history, rollback
     Config {
@@ -143,8 +149,8 @@ enum Command {
         #[command(subcommand)]
         command: eval::EvalCommand,
     },
-    /// Experiments: report, power, export
-    Experiments(analysis::ExperimentsArguments),
+    /// Experiments: list, show, create, start, pause, stop, weights, halt, promote, history; report, power, export
+    Experiments(experiments::ExperimentsArguments),
     /// Versions of prompts: list, show, add, deploy, rollback, history, diff; render, lint and test them offline
     Prompts(registry::PromptsArguments),
     /// Read another gateway's configuration and write it as one of Tollgate's
@@ -189,13 +195,16 @@ pub fn main() -> ExitCode {
         Command::Demo { once } => demo::run(once),
         Command::Check { file } => check::run(file.as_deref()),
         Command::Plan(arguments) => plan::run(&arguments),
-        Command::Health { url } => code_of(health::run(&url), UNREACHABLE),
+        Command::Health { url, wait } => {
+            let wait = wait.map_or(Duration::ZERO, |DurationText(wait)| wait);
+            code_of(health::run(&url, wait), UNREACHABLE)
+        }
         Command::Config { config, command } => config::run(&command, config.as_deref()),
         Command::Schema => schema::run(),
         Command::Keys { config, data_dir, command } => manage_keys(config.as_deref(), data_dir, &command),
         Command::Budgets(arguments) => asking(budgets::run(&arguments, &mut io::stdout())),
-        Command::Experiments(arguments) => asking(analysis::run_experiments(&arguments, &mut io::stdout())),
         Command::Models(arguments) => asking(registry::run_models(&arguments, &mut io::stdout())),
+        Command::Experiments(arguments) => asking(experiments::run(&arguments, &mut io::stdout())),
         Command::Calls { config, data_dir, command } => {
             look_into_calls(config.as_deref(), data_dir.as_deref(), command)
         }
@@ -347,6 +356,13 @@ fn work_on_prompts(config: Option<&Path>, command: &prompts::PromptsCommand) -> 
         Err(prompts::PromptsError::Failed(error)) => fail(&error, FAILED),
         Err(prompts::PromptsError::Wrong(error)) => fail(&error, WRONG),
     }
+}
+
+/// Reads a length of time as a configuration writes it: `30s`, `7d`.
+fn duration(text: &str) -> Result<DurationText, String> {
+    use serde::{Deserialize, de::IntoDeserializer};
+    let text: serde::de::value::StrDeserializer<'_, serde::de::value::Error> = text.into_deserializer();
+    DurationText::deserialize(text).map_err(|error| error.to_string())
 }
 
 fn code_of(result: anyhow::Result<()>, code: u8) -> ExitCode {

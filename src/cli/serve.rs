@@ -22,6 +22,7 @@ use crate::{
         watch::{Live, ReloadSummary, WatchHandle, watch},
     },
     gateway::{
+        referee,
         registrar::Registrar,
         steward::{self, Verdict},
     },
@@ -126,7 +127,8 @@ impl Running {
         let follower = |what| Follower::new(what, &live.load_full(), watching.clone());
         let followers = [Followed::Pushed, Followed::Registered].into_iter().filter_map(follower);
         let mut following: Vec<_> = followers.map(|follower| tokio::spawn(follower.run())).collect();
-        following.push(tokio::spawn(steward::run(registrar, Box::new(|_| Verdict::Continue))));
+        following.push(tokio::spawn(steward::run(registrar.clone(), Box::new(|_| Verdict::Continue))));
+        following.push(tokio::spawn(referee::run(registrar, referee::no_evidence())));
         tracing::info!(listen = %gateway.listen, admin = %gateway.admin, config.hash = %live.load_full().hash, "ready");
         follow::announce(&live.load_full());
         Ok(Running { gateway, watching, keys, following })

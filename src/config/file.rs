@@ -305,6 +305,8 @@ pub struct Registry {
     /// What happens when a version in a file changed after it served: `refuse` the configuration, or `allow` it, which the history
     /// says. Default: refuse.
     pub changed_versions: Option<ChangedVersions>,
+    /// How often guardrails of experiments and roll-outs are looked at, at least 1s. Default: 1m.
+    pub guardrails_every: Option<DurationText>,
 }
 
 /// What happens when a version in a file changed after it served.
@@ -828,6 +830,8 @@ pub enum AlertKind {
     Store,
     /// Records of calls were lost.
     Records,
+    /// A guardrail stopped a variant of an experiment, or a roll-out.
+    Experiment,
 }
 
 /// Traces and metrics out.

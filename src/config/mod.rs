@@ -26,6 +26,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 pub use problems::{Problem, Problems};
@@ -62,6 +63,10 @@ pub struct Origin {
     /// Every file that was read or looked for: configuration, `.env`, secrets, prompts, prices.
     pub files: Vec<PathBuf>,
 }
+
+/// How often guardrails are looked at where nothing is configured, and at most.
+const GUARDRAILS_EVERY: Duration = Duration::from_mins(1);
+const GUARDRAILS_EVERY_MIN: Duration = Duration::from_secs(1);
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -292,6 +297,8 @@ fn parse(text: &str, name: &str, layers: &Layers, sources: &mut Sources<'_>) -> 
         Some(file::ChangedVersions::Allow) => ChangedVersions::Allow,
         Some(file::ChangedVersions::Refuse) | None => ChangedVersions::Refuse,
     };
+    let guardrails_every = file.registry.guardrails_every.map_or(GUARDRAILS_EVERY, |every| every.0);
+    registry.guardrails_every = guardrails_every.max(GUARDRAILS_EVERY_MIN);
     registered::check_versions(&document, &registry, &mut problems);
     let mut checked = validate::validate(file, &document, sources, problems, &registry.book.experiments)?;
     checked.snapshot.pushed = in_force;

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -41,6 +42,8 @@ pub struct InRegistry {
     pub files: Arc<Files>,
     /// Whether a version in a file may change.
     pub changed_versions: ChangedVersions,
+    /// How often guardrails are looked at.
+    pub guardrails_every: Duration,
     /// Roll-outs on their way.
     rollouts: HashMap<(Kind, Box<str>), Choice>,
 }

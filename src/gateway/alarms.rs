@@ -11,12 +11,14 @@ use crate::{
         Snapshot,
         snapshot::{Auth, Budget, BudgetMode},
     },
-    gateway::Shared,
+    gateway::{Shared, referee},
     policy::{
         alerts::{Book, Condition, Kind, Severity, State},
+        experiment::{Experiment, Phase},
         scope::{Match, Scope},
     },
     purses::AccountStatus,
+    registry::{Halted, Kind as Shelved, What},
     store::redis::claims::RedisClaims,
     telemetry::{
         alerts::{Asking, Claims, Outbox, signals},
@@ -75,6 +77,8 @@ impl Alarms {
         conditions.extend(configuration(shared));
         conditions.extend((!shared.purses.store_up()).then(store_away));
         conditions.extend(self.records());
+        conditions.extend(stopped_variants(&snapshot));
+        conditions.extend(aborted_rollouts(&snapshot, now));
         let alerts = &snapshot.alerts;
         conditions.retain(|condition| alerts.on.contains(&condition.kind));
         for message in self.book.look(conditions, now, alerts.pace) {
@@ -212,6 +216,62 @@ fn configuration(shared: &Shared) -> Option<Condition> {
         mend: "mend the file, and see `tollgate check FILE`",
         details: vec![("reason", reason.chars().take(REASON_CHARS_MAX).collect())],
     })
+}
+
+/// Variants that a guardrail stopped, until somebody decides: ends the experiment, or takes the variant's weight.
+fn stopped_variants(snapshot: &Snapshot) -> Vec<Condition> {
+    let book = &snapshot.registry.book;
+    let goes_on = |experiment: &&Arc<Experiment>| matches!(experiment.phase, Phase::Running | Phase::Paused);
+    let of = |experiment: &Arc<Experiment>| -> Vec<Condition> {
+        let Some(trial) = book.experiments.get(&*experiment.name) else { return Vec::new() };
+        let has_weight = |name: &str| experiment.variants().iter().any(|one| &*one.name == name && one.weight > 0.0);
+        let stopped = trial.halted.iter().filter(|(name, halted)| halted.by == referee::NAME && has_weight(name));
+        stopped.map(|(variant, halted)| stopped_variant(&experiment.name, variant, halted)).collect()
+    };
+    snapshot.experiments.values().filter(goes_on).flat_map(of).collect()
+}
+
+fn stopped_variant(experiment: &str, variant: &str, halted: &Halted) -> Condition {
+    Condition {
+        kind: Kind::Experiment,
+        subject: format!("experiment/{experiment}/{variant}").into(),
+        level: 0,
+        severity: Severity::Error,
+        summary: format!("a guardrail stopped {variant} of the experiment {experiment}"),
+        mend: "its users are back in the control; end the experiment, or set the variant's weight to 0 to go on without it",
+        details: vec![
+            ("experiment", experiment.to_owned()),
+            ("variant", variant.to_owned()),
+            ("reason", halted.reason.chars().take(REASON_CHARS_MAX).collect()),
+            ("since", halted.at.to_string()),
+        ],
+    }
+}
+
+/// Roll-outs that a guardrail ended in the last day, where nothing was done about it.
+fn aborted_rollouts(snapshot: &Snapshot, now: Timestamp) -> Vec<Condition> {
+    let book = &snapshot.registry.book;
+    let shelves = [Shelved::Models, Shelved::Prompts]
+        .into_iter()
+        .flat_map(|kind| book.shelves(kind).iter().map(move |(name, shelf)| (kind, name, shelf)));
+    let aborted = shelves.filter_map(|(kind, name, shelf)| {
+        let last = shelf.history.last().filter(|last| last.what == What::RolloutAborted && last.by == referee::NAME)?;
+        let is_new = now.duration_since(last.at).as_secs() < 86_400;
+        is_new.then(|| Condition {
+            kind: Kind::Experiment,
+            subject: format!("rollout/{}/{name}", kind.section()).into(),
+            level: 0,
+            severity: Severity::Error,
+            summary: format!("a guardrail ended the roll-out of {name}@{}", last.version),
+            mend: "everybody has the version before; mend the new one and roll it out again",
+            details: vec![
+                (kind.noun(), name.clone()),
+                ("version", last.version.clone()),
+                ("reason", last.reason.chars().take(REASON_CHARS_MAX).collect()),
+            ],
+        })
+    });
+    aborted.collect()
 }
 
 fn store_away() -> Condition {

@@ -4,6 +4,7 @@ pub mod alarms;
 pub mod cores;
 pub mod framing;
 mod quiet;
+pub mod referee;
 pub mod registrar;
 pub mod routes;
 pub mod serve;

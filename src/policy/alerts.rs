@@ -27,12 +27,21 @@ pub enum Kind {
     Store,
     /// Records of calls were lost.
     Records,
+    /// A guardrail stopped a variant of an experiment, or a roll-out.
+    Experiment,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 6] =
-        [Kind::Budget, Kind::Provider, Kind::Credentials, Kind::Configuration, Kind::Store, Kind::Records];
+    pub const ALL: [Kind; 7] = [
+        Kind::Budget,
+        Kind::Provider,
+        Kind::Credentials,
+        Kind::Configuration,
+        Kind::Store,
+        Kind::Records,
+        Kind::Experiment,
+    ];
 
     /// Its word in configuration and messages.
     #[must_use]
@@ -44,6 +53,7 @@ impl Kind {
             Kind::Configuration => "configuration",
             Kind::Store => "store",
             Kind::Records => "records",
+            Kind::Experiment => "experiment",
         }
     }
 }
@@ -108,7 +118,7 @@ impl Condition {
     #[must_use]
     pub fn is_the_fleets(&self) -> bool {
         match self.kind {
-            Kind::Budget => true,
+            Kind::Budget | Kind::Experiment => true,
             Kind::Configuration => self.subject.contains('/'),
             Kind::Provider | Kind::Credentials | Kind::Store | Kind::Records => false,
         }

@@ -586,3 +586,255 @@ fn content_of(shelf: &Shelf, declared: Option<&Declared>, version: &str) -> Opti
     let registered = shelf.versions.get(version).map(|registered| &registered.content);
     registered.or_else(|| declared?.contents.get(version)).cloned()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::registry::{Applied, Command, What};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_795_000_000 + second).expect("a time")
+    }
+
+    fn definition() -> Value {
+        json!({ "model": "support", "variants": {
+            "control": { "weight": 60 },
+            "warm": { "weight": 30, "prompt": "greeting", "parameters": { "temperature": 0.7, "seed": 1 } },
+            "larger": { "weight": 10, "version": "v2" },
+        } })
+    }
+
+    /// The model has v1, which is live, and v2; the prompt's v1 is live.
+    fn files() -> Files {
+        let declared = |contents: Value| {
+            let contents: BTreeMap<String, Value> = serde_json::from_value(contents).expect("contents");
+            let versions = contents.iter().map(|(name, content)| (name.clone(), content_sha256(content))).collect();
+            Declared { live: Some("v1".to_owned()), versions, contents, ..Declared::default() }
+        };
+        let support = declared(json!({
+            "v1": { "targets": [{ "use": "p/a" }], "parameters": { "top_p": 0.9 }, "force": { "seed": 7 } },
+            "v2": { "target": "p/b" },
+        }));
+        let greeting = declared(json!({ "v1": { "system": "Hello." } }));
+        Files {
+            models: BTreeMap::from([("support".to_owned(), support)]),
+            prompts: BTreeMap::from([("greeting".to_owned(), greeting)]),
+            ..Files::default()
+        }
+    }
+
+    /// A book, driven by hand.
+    struct Hand {
+        book: Book,
+        files: Files,
+        clock: i64,
+    }
+
+    impl Hand {
+        /// With an experiment that came through the API.
+        fn created(start: bool) -> Hand {
+            let mut hand = Hand { book: Book::default(), files: files(), clock: 0 };
+            hand.does(TrialDeed::Create { definition: definition(), start });
+            hand
+        }
+
+        /// With one that a file defines.
+        fn of_a_file() -> Hand {
+            let experiments = BTreeMap::from([("tone".to_owned(), definition())]);
+            Hand { book: Book::default(), files: Files { experiments, ..files() }, clock: 0 }
+        }
+
+        fn tries(&mut self, deed: TrialDeed) -> Result<Applied, Refusal> {
+            self.clock += 10;
+            let command = Command::Trial { name: "tone".to_owned(), deed };
+            self.book.apply(&command, &self.files, at(self.clock), "ann")
+        }
+
+        fn does(&mut self, deed: TrialDeed) -> Option<String> {
+            let applied = self.tries(deed.clone()).unwrap_or_else(|refusal| panic!("{deed:?}: {refusal}"));
+            // It is kept as text.
+            assert_eq!(Book::parse(&applied.book.to_json()).expect("a book"), applied.book);
+            self.book = applied.book;
+            applied.version
+        }
+
+        fn is_refused(&mut self, deed: TrialDeed, words: &str) {
+            let before = self.book.clone();
+            let refusal = self.tries(deed.clone()).expect_err(words).to_string();
+            assert!(refusal.contains(words), "{deed:?}: {refusal}");
+            assert_eq!(self.book, before);
+        }
+
+        fn trial(&self) -> &Trial {
+            &self.book.experiments["tone"]
+        }
+
+        fn state(&self) -> &'static str {
+            self.trial().state.label()
+        }
+
+        fn told(&self) -> Vec<TrialWhat> {
+            self.trial().history.iter().map(|event| event.what).collect()
+        }
+
+        fn live(&self) -> &str {
+            &self.book.models["support"].live.as_ref().expect("a deployment").version
+        }
+    }
+
+    fn pause() -> TrialDeed {
+        TrialDeed::Pause { reason: String::new() }
+    }
+
+    fn stop() -> TrialDeed {
+        TrialDeed::Stop { reason: String::new() }
+    }
+
+    fn halt(variant: &str) -> TrialDeed {
+        TrialDeed::Halt { variant: variant.to_owned(), reason: "error_rate".to_owned() }
+    }
+
+    fn promote(variant: &str) -> TrialDeed {
+        TrialDeed::Promote { variant: variant.to_owned(), reason: String::new() }
+    }
+
+    fn set(weights: &[(&str, f64)]) -> TrialDeed {
+        let weights = weights.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect();
+        TrialDeed::SetWeights { weights, reason: String::new() }
+    }
+
+    fn map(weights: &[(&str, f64)]) -> BTreeMap<String, f64> {
+        weights.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect()
+    }
+
+    #[test]
+    fn an_experiment_is_drafted_started_paused_resumed_and_stopped() {
+        let mut hand = Hand::created(false);
+        assert_eq!((hand.state(), hand.trial().started_at()), ("draft", None));
+        hand.is_refused(pause(), "has not begun");
+        for (deed, state) in [
+            (TrialDeed::Start, "running"),
+            (TrialDeed::Start, "running"),
+            (pause(), "paused"),
+            (TrialDeed::Start, "running"),
+            (stop(), "stopped"),
+            (stop(), "stopped"),
+        ] {
+            hand.does(deed);
+            assert_eq!(hand.state(), state);
+        }
+        use TrialWhat::{Created, Paused, Resumed, Started, Stopped};
+        assert_eq!(hand.told(), [Created, Started, Paused, Resumed, Stopped]);
+        assert_eq!(hand.trial().epochs.len(), 2);
+        hand.is_refused(TrialDeed::Start, "was stopped");
+        hand.is_refused(promote("warm"), "was stopped");
+        hand.is_refused(TrialDeed::Create { definition: definition(), start: true }, "choose another one");
+    }
+
+    #[test]
+    fn the_same_one_again_changes_nothing_and_another_one_is_refused() {
+        let mut hand = Hand::created(true);
+        let again = hand.tries(TrialDeed::Create { definition: definition(), start: true }).expect("the same");
+        assert!(!again.changed);
+        hand.is_refused(TrialDeed::Create { definition: json!({ "model": "x" }), start: false }, "choose another one");
+        let mut of_file = Hand::of_a_file();
+        of_file.is_refused(TrialDeed::Create { definition: definition(), start: true }, "change it there");
+    }
+
+    #[test]
+    fn weights_change_through_the_api_where_no_file_says_them() {
+        let mut hand = Hand::created(true);
+        hand.does(set(&[("warm", 40.0), ("control", 50.0)]));
+        let now = map(&[("control", 50.0), ("larger", 10.0), ("warm", 40.0)]);
+        assert_eq!(hand.trial().epochs.last().map(|epoch| &epoch.weights), Some(&now));
+        assert!(!hand.tries(set(&[("warm", 40.0)])).expect("the same").changed);
+        hand.is_refused(set(&[("cold", 1.0)]), "no variant `cold`; it has control, larger, warm");
+        hand.is_refused(set(&[("warm", -1.0)]), "must be 0 or more");
+        Hand::of_a_file().is_refused(set(&[("warm", 1.0)]), "change `experiments.tone.variants` there");
+    }
+
+    #[test]
+    fn a_stopped_variants_weight_is_the_controls() {
+        let mut hand = Hand::of_a_file();
+        hand.does(halt("warm"));
+        assert!(!hand.tries(halt("warm")).expect("the same").changed);
+        let now = map(&[("control", 90.0), ("larger", 10.0), ("warm", 0.0)]);
+        assert_eq!(hand.trial().epochs.last().map(|epoch| &epoch.weights), Some(&now));
+        assert_eq!(hand.state(), "running");
+        hand.is_refused(halt("control"), "is the control");
+    }
+
+    #[test]
+    fn weights_of_files_are_noted_once() {
+        let mut hand = Hand::of_a_file();
+        let noted = |weight| NotedTrial { name: "tone".to_owned(), weights: map(&[("control", weight)]) };
+        for (weight, epochs) in [(50.0, 1), (50.0, 1), (60.0, 2)] {
+            let command = Command::Note { experiments: vec![noted(weight)] };
+            hand.book = hand.book.apply(&command, &hand.files, at(1), "steward").expect("noted").book;
+            assert_eq!(hand.trial().epochs.len(), epochs);
+        }
+    }
+
+    #[test]
+    fn a_variant_that_names_a_version_deploys_that_one() {
+        let mut hand = Hand::of_a_file();
+        assert_eq!(hand.does(promote("larger")).as_deref(), Some("v2"));
+        assert_eq!((hand.live(), hand.state()), ("v2", "promoted"));
+        assert!(hand.book.models["support"].versions.is_empty());
+        hand.is_refused(pause(), "`larger` was promoted");
+    }
+
+    #[test]
+    fn a_variant_becomes_a_version_of_what_is_live_and_what_it_changes() {
+        let mut hand = Hand::created(true);
+        assert_eq!(hand.does(promote("warm")).as_deref(), Some("tone-warm"));
+        let shelf = &hand.book.models["support"];
+        let registered = &shelf.versions["tone-warm"];
+        // What was forced before wins over the variant, as it did while the experiment ran.
+        let expected = json!({
+            "targets": [{ "use": "p/a" }], "parameters": { "top_p": 0.9 },
+            "prompt": "greeting@v1", "force": { "temperature": 0.7, "seed": 7 },
+        });
+        assert_eq!(registered.content, expected);
+        assert_eq!(registered.parent.as_deref(), Some("v1"));
+        let told: Vec<What> = shelf.history.iter().map(|event| event.what).collect();
+        assert_eq!((hand.live(), told), ("tone-warm", vec![What::Registered, What::Deployed]));
+
+        let (kind, name) = (Kind::Models, "support".to_owned());
+        let back = Command::To { kind, name, deed: Deed::Rollback { reason: String::new() } };
+        hand.book = hand.book.apply(&back, &hand.files, at(100), "ann").expect("rolled back").book;
+        assert_eq!((hand.live(), hand.state()), ("v1", "promoted"));
+    }
+
+    #[test]
+    fn a_versions_name_that_is_taken_gets_a_number() {
+        let mut hand = Hand::created(true);
+        let new = NewVersion {
+            version: Some("tone-warm".to_owned()),
+            content: json!({ "target": "p/c" }),
+            ..NewVersion::default()
+        };
+        let add = Command::To { kind: Kind::Models, name: "support".to_owned(), deed: Deed::AddVersion(new) };
+        hand.book = hand.book.apply(&add, &hand.files, at(50), "ann").expect("added").book;
+        assert_eq!(hand.does(promote("warm")).as_deref(), Some("tone-warm-2"));
+    }
+
+    #[test]
+    fn a_version_with_variables_is_not_promoted_from() {
+        let mut hand = Hand::created(true);
+        let support = hand.files.models.get_mut("support").expect("the model");
+        support.contents.insert("v1".to_owned(), json!({ "target": "${PROVIDER}/a" }));
+        hand.is_refused(promote("warm"), "names variables");
+        assert_eq!(hand.does(promote("larger")).as_deref(), Some("v2"));
+    }
+
+    #[test]
+    fn nothing_can_be_done_with_what_is_not_there() {
+        let mut hand = Hand { book: Book::default(), files: files(), clock: 0 };
+        for deed in [TrialDeed::Start, pause(), stop(), halt("warm"), promote("warm"), set(&[])] {
+            hand.is_refused(deed, "no experiment is named `tone`");
+        }
+    }
+}

@@ -13,9 +13,9 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All pages: those beside the manifest, and below `docs`.
+/// All pages: those beside the manifest, below `docs`, and the example's.
 fn pages() -> Vec<PathBuf> {
-    let directories = ["", "docs", "docs/de"].map(|name| root().join(name));
+    let directories = ["", "docs", "docs/de", "examples/support-bot"].map(|name| root().join(name));
     let files = directories.iter().flat_map(|directory| fs::read_dir(directory).unwrap()).map(|e| e.unwrap().path());
     let mut pages: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
     pages.sort();

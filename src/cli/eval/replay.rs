@@ -32,7 +32,7 @@ pub struct ReplayArguments {
     #[arg(long)]
     model: Option<String>,
     /// Not older than this: 30m, 24h, 7d
-    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = crate::cli::duration)]
     since: DurationText,
     /// With a tag
     #[arg(long, value_name = "NAME=VALUE")]
@@ -142,10 +142,4 @@ fn scorers(arguments: &ReplayArguments) -> Result<Vec<Named>, String> {
     let mut named: Vec<Named> = scorers.into_iter().map(lenient).collect();
     named.dedup_by(|one, other| one.id == other.id);
     Ok(named)
-}
-
-fn duration(text: &str) -> Result<DurationText, String> {
-    use serde::{Deserialize, de::IntoDeserializer};
-    let text: serde::de::value::StrDeserializer<'_, serde::de::value::Error> = text.into_deserializer();
-    DurationText::deserialize(text).map_err(|error| error.to_string())
 }

@@ -81,6 +81,7 @@ fn kind(typed: AlertKind) -> Kind {
         AlertKind::Configuration => Kind::Configuration,
         AlertKind::Store => Kind::Store,
         AlertKind::Records => Kind::Records,
+        AlertKind::Experiment => Kind::Experiment,
     }
 }
 
