@@ -29,7 +29,13 @@ fn setup(redis: &RedisServer, postgres: &PostgresServer) -> Setup {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/support-bot");
     let text = std::fs::read_to_string(example.join("tollgate.yaml")).unwrap();
     let setup = Gateway::yaml(format!("{text}\nrecords: \"{}\"\n", postgres.url()));
-    for name in ["prompts/support-v1.md", "prompts/support-v2.md", "suites/support.yaml", "suites/live.yaml", "suites/cases.jsonl"] {
+    for name in [
+        "prompts/support-v1.md",
+        "prompts/support-v2.md",
+        "suites/support.yaml",
+        "suites/live.yaml",
+        "suites/cases.jsonl",
+    ] {
         let target = setup.directory().join(name);
         std::fs::create_dir_all(target.parent().expect("in a folder")).unwrap();
         std::fs::copy(example.join(name), target).unwrap();
@@ -148,7 +154,7 @@ async fn from_a_gate_to_a_verdict_to_promotion_and_back_on_two_gateways() {
     // Promotion, and the way back: everywhere within a second.
     let promote = ["experiments", "promote", "facts", "facts", "--reason", "the verdict"];
     said(&tollgate(&fleet[0], &promote).await, 0);
-    live_everywhere(&fleet, "v2").await;
+    live_everywhere(&fleet, "facts-facts").await;
     let (_, variant, is_right, _) = visit(&fleet[1], "visitor-0", case).await;
     assert!(is_right && variant.is_empty(), "everybody gets the better prompt, and no experiment runs: {variant}");
     said(&tollgate(&fleet[1], &["eval", "run", "suites/live.yaml"]).await, 0);

@@ -27,7 +27,8 @@ fn steps(page: &str) -> Vec<Step<'_>> {
     let parts = page.split("\n```sh\n").skip(1);
     let steps = parts.map(|part| {
         let (commands, rest) = part.split_once("\n```\n").expect("a fence that ends");
-        let shown = rest.split_once("\n```text\n").map(|(_, shown)| shown.split("\n```\n").next().expect("a first part"));
+        let shown =
+            rest.split_once("\n```text\n").map(|(_, shown)| shown.split("\n```\n").next().expect("a first part"));
         Step { commands, shown }
     });
     steps.collect()
@@ -38,18 +39,23 @@ fn followed(steps: &[Step<'_>], directory: &Path) -> Vec<String> {
     let folder = directory.join("support-bot");
     copy(&example(), &folder);
     let output = |index: usize| directory.join(format!("output-{index}"));
-    let blocks = steps.iter().enumerate().map(|(index, step)| {
-        format!("{{\n{}\n}} > '{}' 2>&1 < /dev/null\n", step.commands, output(index).display())
-    });
+    let blocks = steps
+        .iter()
+        .enumerate()
+        .map(|(index, step)| format!("{{\n{}\n}} > '{}' 2>&1 < /dev/null\n", step.commands, output(index).display()));
     // What was started in the background ends with the script, wherever that ends.
-    let script = format!("trap 'kill $(jobs -p) 2> /dev/null; wait' EXIT\n{}", blocks.collect::<String>());
+    let script = format!("trap 'kill $(jobs -p) 2> /dev/null || true; wait' EXIT\n{}", blocks.collect::<String>());
     fs::write(directory.join("script"), script).unwrap();
 
     let [port, admin_port] = free_ports();
     let binaries = Path::new(env!("CARGO_BIN_EXE_tollgate")).parent().expect("in a directory").display();
     let path = std::env::var("PATH").unwrap_or_default();
     let mut shell = Command::new("timeout");
-    shell.args([PATIENCE, "bash", "-euo", "pipefail", "../script"]).current_dir(&folder).stdin(Stdio::null()).env_clear();
+    shell
+        .args([PATIENCE, "bash", "-euo", "pipefail", "../script"])
+        .current_dir(&folder)
+        .stdin(Stdio::null())
+        .env_clear();
     shell.envs([("PATH", format!("{binaries}:{path}")), ("PORT", port), ("ADMIN_PORT", admin_port)]);
     let ended = shell.output().expect("timeout and bash");
 
@@ -78,16 +84,21 @@ fn free_ports() -> [String; 2] {
     listeners.map(|listener| listener.local_addr().unwrap().port().to_string())
 }
 
-/// A line without its numbers and its spacing, which differ from run to run.
+/// A line without its numbers and its spacing, which differ from run to run; `v1` is a name.
 fn shape(line: &str) -> String {
-    let mut shape = String::new();
+    let (mut shape, mut before, mut in_number) = (String::new(), ' ', false);
     for c in line.chars() {
-        match c {
-            c if c.is_whitespace() => {}
-            '0'..='9' | '.' if shape.ends_with('0') => {}
-            '0'..='9' => shape.push('0'),
-            c => shape.push(c),
+        in_number = match in_number {
+            true => c.is_ascii_digit() || c == '.',
+            false => c.is_ascii_digit() && !before.is_alphanumeric(),
+        };
+        match in_number {
+            true if before.is_ascii_digit() || before == '.' => {}
+            true => shape.push('0'),
+            false if c.is_whitespace() => {}
+            false => shape.push(c),
         }
+        before = c;
     }
     shape
 }
@@ -114,7 +125,11 @@ fn the_support_bot_gets_better_as_its_page_says() {
     for (step, output) in steps.iter().zip(&outputs) {
         let lines = step.shown.into_iter().flat_map(str::lines).filter(|line| !matches!(line.trim(), "" | "…"));
         for line in lines {
-            assert!(is_printed(line, output), "the page shows `{line}` for\n{}\nbut there came\n{output}", step.commands);
+            assert!(
+                is_printed(line, output),
+                "the page shows `{line}` for\n{}\nbut there came\n{output}",
+                step.commands
+            );
         }
     }
     let said = |command: &str| -> Vec<&str> {
@@ -129,7 +144,8 @@ fn the_support_bot_gets_better_as_its_page_says() {
     let reports = said("experiments report facts");
     assert!(reports[0].contains("keep running: "), "{}", reports[0]);
     assert!(reports[1].contains("facts is better: resolved +"), "{}", reports[1]);
-    let served: Vec<bool> = said("Is there a warranty?").iter().map(|reply| reply.contains("warranty of 5 years")).collect();
+    let served: Vec<bool> =
+        said("Is there a warranty?").iter().map(|reply| reply.contains("warranty of 5 years")).collect();
     assert_eq!(served, [false, true, false], "before, promoted, rolled back");
     let junit = fs::read_to_string(directory.path().join("support-bot/report.xml")).unwrap();
     assert!(junit.contains("<testsuite"), "{junit}");
