@@ -7,6 +7,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin,
+    analysis::Analyst,
     body::{Drain, InFlightCount},
     config::{
         Live, Snapshot,
@@ -16,6 +17,7 @@ use crate::{
         Shared,
         alarms::Alarms,
         cores::Cores,
+        referee,
         registrar::Registrar,
         routes::ClientRoutes,
         serve::{self, Shutdown},
@@ -222,6 +224,15 @@ impl Gateway {
             .spawn(move || upkeep(&upkept, alarms, &telemetry, &over));
         if let Err(error) = upkeep {
             tracing::error!(%error, "no thread for upkeep: gauges are true only at each scrape");
+        }
+    }
+
+    /// What guardrails are held against: the call log, where one is kept.
+    #[must_use]
+    pub fn inspection(&self) -> referee::Inspect {
+        match &self.shared.calls {
+            Some(calls) => referee::evidence(Analyst::new(calls.log.clone())),
+            None => referee::no_evidence(),
         }
     }
 

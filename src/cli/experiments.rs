@@ -45,7 +45,7 @@ enum LifeCommand {
         name: String,
     },
     /// Take one in; it begins with --start or `start`
-    Create(CreateArguments),
+    Create(Box<CreateArguments>),
     /// Begin, or go on after a pause
     Start(Named),
     /// Have the live version serve everybody for now

@@ -128,7 +128,7 @@ impl Running {
         let followers = [Followed::Pushed, Followed::Registered].into_iter().filter_map(follower);
         let mut following: Vec<_> = followers.map(|follower| tokio::spawn(follower.run())).collect();
         following.push(tokio::spawn(steward::run(registrar.clone(), Box::new(|_| Verdict::Continue))));
-        following.push(tokio::spawn(referee::run(registrar, referee::no_evidence())));
+        following.push(tokio::spawn(referee::run(registrar, gateway.inspection())));
         tracing::info!(listen = %gateway.listen, admin = %gateway.admin, config.hash = %live.load_full().hash, "ready");
         follow::announce(&live.load_full());
         Ok(Running { gateway, watching, keys, following })

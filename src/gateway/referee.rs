@@ -1,7 +1,7 @@
 //! Stops what surely breaks its guardrails: a variant of an experiment, whose users go back to the control, or a roll-out.
 //!
-//! Every gateway of a fleet looks; whoever is first acts, and the others find it done. What is thought of the evidence is decided
-//! elsewhere: see [`Inspect`].
+//! Every gateway of a fleet looks; whoever is first acts, and the others find it done. What the evidence says is
+//! [`crate::analysis`]'s to tell.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -9,9 +9,10 @@ use tokio::time::sleep;
 
 use super::registrar::{ChangeError, Registrar, Wanted};
 use crate::{
+    analysis::{Analyst, Course},
     config::Snapshot,
     policy::experiment::{Experiment, Phase},
-    registry::{Command, Deed, Kind, Refusal, Rollout, TrialDeed},
+    registry::{Command, Deed, Kind, Refusal, Rollout, TrialDeed, What},
 };
 
 /// What the history and the audit log call it.
@@ -29,7 +30,7 @@ pub enum Case {
         /// Of which.
         name: String,
         /// It.
-        rollout: Rollout,
+        rollout: Box<Rollout>,
     },
 }
 
@@ -39,7 +40,40 @@ pub type Breaches = Vec<(String, String)>;
 /// Looks at the evidence in a case. What it cannot find out is no breach.
 pub type Inspect = Box<dyn Fn(Arc<Snapshot>, Case) -> Pin<Box<dyn Future<Output = Breaches> + Send>> + Send + Sync>;
 
-/// Finds no breach in anything.
+/// What the call log says.
+#[must_use]
+pub fn evidence(analyst: Analyst) -> Inspect {
+    Box::new(move |snapshot, case| {
+        let analyst = analyst.clone();
+        Box::pin(async move {
+            let found = match &case {
+                Case::Experiment(experiment) => {
+                    let trial = snapshot.registry.book.experiments.get(&*experiment.name);
+                    let course = trial.map(Course::of).unwrap_or_default();
+                    analyst.breaches(experiment, &course).await
+                }
+                Case::Rollout { kind, name, rollout } => {
+                    let since_ms = began_ms(&snapshot, *kind, name);
+                    analyst.rollout_breaches(*kind, name, rollout, since_ms).await
+                }
+            };
+            found.unwrap_or_else(|trouble| {
+                tracing::warn!(?trouble, "guardrails cannot be looked at: the call log does not answer");
+                Breaches::new()
+            })
+        })
+    })
+}
+
+/// When the roll-out that is on its way began: milliseconds since 1970.
+fn began_ms(snapshot: &Snapshot, kind: Kind, name: &str) -> u64 {
+    let shelf = snapshot.registry.book.shelves(kind).get(name);
+    let events = shelf.into_iter().flat_map(|shelf| shelf.history.iter().rev());
+    let began = events.into_iter().find(|event| event.what == What::RolloutStarted);
+    began.and_then(|event| u64::try_from(event.at.as_millisecond()).ok()).unwrap_or_default()
+}
+
+/// Finds no breach in anything: where no calls are kept.
 #[must_use]
 pub fn no_evidence() -> Inspect {
     Box::new(|_, _| Box::pin(async { Breaches::new() }))
@@ -82,7 +116,7 @@ fn cases(snapshot: &Snapshot) -> Vec<Case> {
         .flat_map(|kind| registry.book.shelves(kind).keys().map(move |name| (kind, name)));
     let rollouts = shelves.filter_map(|(kind, name)| {
         let rollout = registry.rollout(kind, name).filter(|rollout| has_guardrails(rollout))?.clone();
-        Some(Case::Rollout { kind, name: name.clone(), rollout })
+        Some(Case::Rollout { kind, name: name.clone(), rollout: Box::new(rollout) })
     });
     experiments.chain(rollouts).collect()
 }

@@ -636,7 +636,7 @@ mod tests {
         /// With an experiment that came through the API.
         fn created(start: bool) -> Hand {
             let mut hand = Hand { book: Book::default(), files: files(), clock: 0 };
-            hand.does(TrialDeed::Create { definition: definition(), start });
+            hand.does(&TrialDeed::Create { definition: definition(), start });
             hand
         }
 
@@ -652,7 +652,7 @@ mod tests {
             self.book.apply(&command, &self.files, at(self.clock), "ann")
         }
 
-        fn does(&mut self, deed: TrialDeed) -> Option<String> {
+        fn does(&mut self, deed: &TrialDeed) -> Option<String> {
             let applied = self.tries(deed.clone()).unwrap_or_else(|refusal| panic!("{deed:?}: {refusal}"));
             // It is kept as text.
             assert_eq!(Book::parse(&applied.book.to_json()).expect("a book"), applied.book);
@@ -660,7 +660,7 @@ mod tests {
             applied.version
         }
 
-        fn is_refused(&mut self, deed: TrialDeed, words: &str) {
+        fn is_refused(&mut self, deed: &TrialDeed, words: &str) {
             let before = self.book.clone();
             let refusal = self.tries(deed.clone()).expect_err(words).to_string();
             assert!(refusal.contains(words), "{deed:?}: {refusal}");
@@ -713,7 +713,7 @@ mod tests {
     fn an_experiment_is_drafted_started_paused_resumed_and_stopped() {
         let mut hand = Hand::created(false);
         assert_eq!((hand.state(), hand.trial().started_at()), ("draft", None));
-        hand.is_refused(pause(), "has not begun");
+        hand.is_refused(&pause(), "has not begun");
         for (deed, state) in [
             (TrialDeed::Start, "running"),
             (TrialDeed::Start, "running"),
@@ -722,15 +722,15 @@ mod tests {
             (stop(), "stopped"),
             (stop(), "stopped"),
         ] {
-            hand.does(deed);
+            hand.does(&deed);
             assert_eq!(hand.state(), state);
         }
         use TrialWhat::{Created, Paused, Resumed, Started, Stopped};
         assert_eq!(hand.told(), [Created, Started, Paused, Resumed, Stopped]);
         assert_eq!(hand.trial().epochs.len(), 2);
-        hand.is_refused(TrialDeed::Start, "was stopped");
-        hand.is_refused(promote("warm"), "was stopped");
-        hand.is_refused(TrialDeed::Create { definition: definition(), start: true }, "choose another one");
+        hand.is_refused(&TrialDeed::Start, "was stopped");
+        hand.is_refused(&promote("warm"), "was stopped");
+        hand.is_refused(&TrialDeed::Create { definition: definition(), start: true }, "choose another one");
     }
 
     #[test]
@@ -738,32 +738,32 @@ mod tests {
         let mut hand = Hand::created(true);
         let again = hand.tries(TrialDeed::Create { definition: definition(), start: true }).expect("the same");
         assert!(!again.changed);
-        hand.is_refused(TrialDeed::Create { definition: json!({ "model": "x" }), start: false }, "choose another one");
+        hand.is_refused(&TrialDeed::Create { definition: json!({ "model": "x" }), start: false }, "choose another one");
         let mut of_file = Hand::of_a_file();
-        of_file.is_refused(TrialDeed::Create { definition: definition(), start: true }, "change it there");
+        of_file.is_refused(&TrialDeed::Create { definition: definition(), start: true }, "change it there");
     }
 
     #[test]
     fn weights_change_through_the_api_where_no_file_says_them() {
         let mut hand = Hand::created(true);
-        hand.does(set(&[("warm", 40.0), ("control", 50.0)]));
+        hand.does(&set(&[("warm", 40.0), ("control", 50.0)]));
         let now = map(&[("control", 50.0), ("larger", 10.0), ("warm", 40.0)]);
         assert_eq!(hand.trial().epochs.last().map(|epoch| &epoch.weights), Some(&now));
         assert!(!hand.tries(set(&[("warm", 40.0)])).expect("the same").changed);
-        hand.is_refused(set(&[("cold", 1.0)]), "no variant `cold`; it has control, larger, warm");
-        hand.is_refused(set(&[("warm", -1.0)]), "must be 0 or more");
-        Hand::of_a_file().is_refused(set(&[("warm", 1.0)]), "change `experiments.tone.variants` there");
+        hand.is_refused(&set(&[("cold", 1.0)]), "no variant `cold`; it has control, larger, warm");
+        hand.is_refused(&set(&[("warm", -1.0)]), "must be 0 or more");
+        Hand::of_a_file().is_refused(&set(&[("warm", 1.0)]), "change `experiments.tone.variants` there");
     }
 
     #[test]
     fn a_stopped_variants_weight_is_the_controls() {
         let mut hand = Hand::of_a_file();
-        hand.does(halt("warm"));
+        hand.does(&halt("warm"));
         assert!(!hand.tries(halt("warm")).expect("the same").changed);
         let now = map(&[("control", 90.0), ("larger", 10.0), ("warm", 0.0)]);
         assert_eq!(hand.trial().epochs.last().map(|epoch| &epoch.weights), Some(&now));
         assert_eq!(hand.state(), "running");
-        hand.is_refused(halt("control"), "is the control");
+        hand.is_refused(&halt("control"), "is the control");
     }
 
     #[test]
@@ -780,16 +780,16 @@ mod tests {
     #[test]
     fn a_variant_that_names_a_version_deploys_that_one() {
         let mut hand = Hand::of_a_file();
-        assert_eq!(hand.does(promote("larger")).as_deref(), Some("v2"));
+        assert_eq!(hand.does(&promote("larger")).as_deref(), Some("v2"));
         assert_eq!((hand.live(), hand.state()), ("v2", "promoted"));
         assert!(hand.book.models["support"].versions.is_empty());
-        hand.is_refused(pause(), "`larger` was promoted");
+        hand.is_refused(&pause(), "`larger` was promoted");
     }
 
     #[test]
     fn a_variant_becomes_a_version_of_what_is_live_and_what_it_changes() {
         let mut hand = Hand::created(true);
-        assert_eq!(hand.does(promote("warm")).as_deref(), Some("tone-warm"));
+        assert_eq!(hand.does(&promote("warm")).as_deref(), Some("tone-warm"));
         let shelf = &hand.book.models["support"];
         let registered = &shelf.versions["tone-warm"];
         // What was forced before wins over the variant, as it did while the experiment ran.
@@ -818,7 +818,7 @@ mod tests {
         };
         let add = Command::To { kind: Kind::Models, name: "support".to_owned(), deed: Deed::AddVersion(new) };
         hand.book = hand.book.apply(&add, &hand.files, at(50), "ann").expect("added").book;
-        assert_eq!(hand.does(promote("warm")).as_deref(), Some("tone-warm-2"));
+        assert_eq!(hand.does(&promote("warm")).as_deref(), Some("tone-warm-2"));
     }
 
     #[test]
@@ -826,15 +826,15 @@ mod tests {
         let mut hand = Hand::created(true);
         let support = hand.files.models.get_mut("support").expect("the model");
         support.contents.insert("v1".to_owned(), json!({ "target": "${PROVIDER}/a" }));
-        hand.is_refused(promote("warm"), "names variables");
-        assert_eq!(hand.does(promote("larger")).as_deref(), Some("v2"));
+        hand.is_refused(&promote("warm"), "names variables");
+        assert_eq!(hand.does(&promote("larger")).as_deref(), Some("v2"));
     }
 
     #[test]
     fn nothing_can_be_done_with_what_is_not_there() {
         let mut hand = Hand { book: Book::default(), files: files(), clock: 0 };
         for deed in [TrialDeed::Start, pause(), stop(), halt("warm"), promote("warm"), set(&[])] {
-            hand.is_refused(deed, "no experiment is named `tone`");
+            hand.is_refused(&deed, "no experiment is named `tone`");
         }
     }
 }
