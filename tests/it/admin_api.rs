@@ -413,7 +413,7 @@ async fn models_prompts_experiments_and_providers_are_shown() {
     problem(&get("/api/prompts/none", OPERATOR).await, 404);
 
     let experiments = get("/api/experiments", VIEWER).await.expect(200).json();
-    assert_eq!((&experiments[0]["models"], &experiments[0]["unit"]), (&json!(["support"]), &json!("user")));
+    assert_eq!((&experiments[0]["model"], &experiments[0]["unit"]), (&json!("support"), &json!("user")));
     assert_eq!(experiments[0]["variants"][1]["parameters"], json!({"top_p": 1}));
     let providers = get("/api/providers", VIEWER).await.expect(200).json();
     assert_eq!((&providers[0]["name"], &providers[0]["keys"]), (&json!("upstream"), &json!(1)));

@@ -44,3 +44,4 @@ mod support;
 mod support_bot;
 mod tls;
 mod transparency;
+mod trials;

@@ -386,7 +386,7 @@ async fn a_damaged_account_is_replaced_by_what_can_be_read_and_listens_before_it
 }
 
 /// As `docs/ledger.md` has it: a gateway.
-const ACL: &str = "on >s3cret resetkeys ~tollgate:* resetchannels &tollgate:* -@all +evalsha +eval +hgetall +hset +hdel +get +set +time +info +scan +wait +pexpire +subscribe +publish +del";
+const ACL: &str = "on >s3cret resetkeys ~tollgate:* resetchannels &tollgate:* -@all +evalsha +eval +hgetall +hset +hdel +get +set +time +info +scan +wait +pexpire +subscribe";
 /// And who pushes.
 const PUSHER: &str =
     "on >s3cret resetkeys ~tollgate:{config}:* resetchannels &tollgate:{config}:* -@all +eval +get +set +publish +time";
