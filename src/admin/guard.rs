@@ -86,7 +86,7 @@ pub fn needed(method: &Method, route: Option<&str>) -> Role {
         ("POST", Some("/api/evaluations")) => Role::Operator,
         // It changes nothing, and shows a prompt's text.
         ("POST", Some("/api/prompts/{name}/render")) => Role::Operator,
-        ("POST", Some("/playground/send" | "/models" | "/prompts")) => Role::Operator,
+        ("POST", Some("/playground/send" | "/models" | "/prompts" | "/experiments")) => Role::Operator,
         (
             "POST",
             Some(

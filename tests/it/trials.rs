@@ -121,3 +121,25 @@ async fn a_variant_that_breaks_a_guardrail_is_stopped_and_its_users_get_the_cont
     let audit = gateway.admin_get("/api/audit?action=experiments.").await.expect(200).json();
     assert!(audit.to_string().contains("\"actor\":\"gateway\""), "{audit}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_form_of_the_dashboard_decides_what_becomes_of_an_experiment() {
+    let upstream = Upstream::run().await;
+    let gateway = setup(&upstream).run().await;
+    create(&gateway, 50).await;
+    let send = |form: &'static str| {
+        let call = Call::new(gateway.admin, "POST", "/experiments?lang=de");
+        call.body("application/x-www-form-urlencoded", form).send_owned()
+    };
+    let shown = || async { gateway.admin_get("/experiments?lang=de").await.expect(200).text() };
+    assert!(shown().await.contains("Pausieren"));
+
+    let done = send("name=tone&action=pause&reason=by+hand").await.expect(303);
+    assert_eq!(done.header("location"), Some("/experiments?lang=de#tone"));
+    assert!(shown().await.contains("Laufen lassen"));
+    send("name=tone&action=promote&variant=warm").await.expect(303);
+    let reply = gateway.hello("support").send().await.expect(200);
+    assert_eq!(reply.header("x-tollgate-prompt"), Some("greeting@v1"));
+    let sorry = send("name=tone&action=start").await.expect(409).text();
+    assert!(sorry.contains("Das wurde nicht getan."), "{sorry}");
+}

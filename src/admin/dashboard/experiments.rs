@@ -1,23 +1,32 @@
-//! Experiments: what each decided, who is in which variant, and what each variant's calls used.
+//! Experiments: what each decided, who is in which variant, what each variant's calls used; and the form in which an operator decides.
 
 use std::collections::HashMap;
 
+use axum::{
+    Form,
+    response::{IntoResponse, Redirect},
+};
 use futures_util::future::try_join_all;
-use serde::Serialize;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
+    super::{guard::Actor, paging::percent_encoded, problem::Problem},
     findings,
+    registered::REASON_BYTES_MAX,
     sums::{Range, Sums},
-    visit::{Shown, Sorry, Visit},
+    visit::{Shown, Sorry, Visit, word},
 };
 use crate::{
     analysis::{ALPHA, Course, figures::Trouble},
-    config::Snapshot,
+    config::{Snapshot, snapshot::Role},
+    gateway::registrar::Wanted,
     policy::{
         experiment::{Experiment, Phase, Unit, Variant},
         stats::power::{self, Baseline, Question},
     },
+    registry::{Command, TrialDeed},
     store::{
         ports::StoreError,
         records::ports::{Dimension, UsageQuery},
@@ -30,6 +39,7 @@ struct Entry {
     model: String,
     unit: String,
     phase: &'static str,
+    control: String,
     variants: Vec<Arm>,
     /// `None` while it is counted for the first time, or no calls are kept.
     found: Option<findings::Shown>,
@@ -53,19 +63,16 @@ pub(super) async fn show(visit: Visit) -> Shown {
         let series = calls.log.usage(query).await.map_err(|error| visit.store_away(&error))?;
         used.extend(series.into_iter().map(|series| (series.value, Sums::from(&series.total))));
     }
-    let mut models: HashMap<&str, &str> = HashMap::new();
-    for model in snapshot.models.values() {
-        models.extend(model.experiments.iter().map(|experiment| (&*experiment.name, &*model.name)));
-    }
     let found = try_join_all(snapshot.experiments.values().map(|experiment| found(&visit, &snapshot, experiment)));
     let found = found.await?;
     let mut experiments = Vec::new();
     for (experiment, found) in snapshot.experiments.values().zip(found) {
         experiments.push(Entry {
             name: experiment.name.to_string(),
-            model: models.get(&*experiment.name).copied().unwrap_or_default().to_owned(),
+            model: experiment.model.to_string(),
             unit: unit(&experiment.unit),
             phase: phase(experiment.phase),
+            control: experiment.control.to_string(),
             variants: arms(experiment, |label| used.remove(label)),
             found,
         });
@@ -73,11 +80,55 @@ pub(super) async fn show(visit: Visit) -> Shown {
     let page = json!({
         "experiments": experiments,
         "power": power_asked(&visit),
+        "may_decide": visit.may(Role::Operator),
         "log": visit.calls().is_some(),
         "range": range.label(),
         "ranges": Range::ALL.map(Range::label),
     });
     Ok(visit.page("experiments.html", page))
+}
+
+/// What an operator decides.
+#[derive(Debug, Deserialize)]
+pub(super) struct Decision {
+    name: String,
+    action: Action,
+    #[serde(default)]
+    variant: String,
+    #[serde(default)]
+    reason: String,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Action {
+    Start,
+    Pause,
+    Stop,
+    Promote,
+}
+
+/// Does it, and leads back to the page.
+pub(super) async fn decide(visit: Visit, Actor(actor): Actor, Form(decision): Form<Decision>) -> Shown {
+    let Decision { name, action, variant, reason } = decision;
+    let what = word("That was not done.");
+    if reason.len() > REASON_BYTES_MAX {
+        return Err(visit.sorry(StatusCode::UNPROCESSABLE_ENTITY, what, "a reason has at most 1000 bytes"));
+    }
+    let deed = match action {
+        Action::Start => TrialDeed::Start,
+        Action::Pause => TrialDeed::Pause { reason: reason.clone() },
+        Action::Stop => TrialDeed::Stop { reason: reason.clone() },
+        Action::Promote => TrialDeed::Promote { variant, reason: reason.clone() },
+    };
+    let place = percent_encoded(&name);
+    let wanted = Wanted { who: &actor, reason: &reason, key: None };
+    if let Err(error) = visit.admin.shared.registrar.change(&Command::Trial { name, deed }, wanted).await {
+        let why = error.to_string();
+        return Err(visit.sorry(Problem::from(error).into_response().status(), what, &why));
+    }
+    let language = visit.parameter("lang").map(|tag| format!("?lang={}", percent_encoded(tag))).unwrap_or_default();
+    Ok(Redirect::to(&format!("/experiments{language}#{place}")).into_response())
 }
 
 /// What an experiment decided; nothing where no calls are kept.

@@ -56,7 +56,7 @@ pub(super) fn router() -> Router<Admin> {
         .route("/models", get(models::show).post(registered::decide_model))
         .route("/prompts", get(prompts::show).post(registered::decide_prompt))
         .route("/prompts/preview", get(preview::show))
-        .route("/experiments", get(experiments::show))
+        .route("/experiments", get(experiments::show).post(experiments::decide))
         .route("/evaluations", get(evaluations::list))
         .route("/evaluations/{id}", get(evaluations::show))
         .route("/playground", get(playground::show))

@@ -24,7 +24,7 @@ use crate::{
 /// Events that a page shows; the API has all.
 const EVENTS: usize = 20;
 /// The longest reason, in bytes.
-const REASON_BYTES_MAX: usize = 1000;
+pub(super) const REASON_BYTES_MAX: usize = 1000;
 
 /// What is known of one model or prompt.
 #[derive(Debug, Serialize)]
