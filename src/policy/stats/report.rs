@@ -238,7 +238,7 @@ impl Analysis<'_> {
             kind,
             units: sums.units,
             value: sums.ratio(),
-            estimate: Sequence::new(self.study.alpha, TARGET_UNITS).mean(sums, kind),
+            estimate: Sequence::new(self.study.alpha, TARGET_UNITS).mean(sums, kind).map(|found| possible(found, kind)),
             difference: compared(Sequence::difference),
             relative: compared(Sequence::relative),
         }
@@ -312,6 +312,14 @@ impl Analysis<'_> {
 /// The metric's sums in an arm; empty sums where it has none.
 fn moments(arm: &Arm, metric: &str) -> Moments {
     arm.metrics.get(metric).copied().unwrap_or_default()
+}
+
+/// An interval without what cannot be: no share is below 0 or above 1. It holds as often as before.
+fn possible(found: Estimate, kind: Kind) -> Estimate {
+    match kind {
+        Kind::Share => Estimate { low: found.low.clamp(0.0, 1.0), high: found.high.clamp(0.0, 1.0), ..found },
+        Kind::Amount => found,
+    }
 }
 
 #[cfg(test)]
@@ -435,5 +443,13 @@ mod tests {
         assert_eq!(json["verdict"]["effect"]["scale"], "points");
         assert_eq!(json["split"]["split"], "sound");
         assert_eq!(json["arms"][1]["guardrails"][0]["limit"]["max"], 0.05);
+    }
+
+    #[test]
+    fn no_interval_of_a_share_says_what_cannot_be() {
+        let wide = Estimate { value: 0.95, low: -0.1, high: 1.06 };
+        let found = possible(wide, Kind::Share);
+        assert_eq!((found.value, found.low, found.high), (0.95, 0.0, 1.0));
+        assert_eq!(possible(wide, Kind::Amount).high, 1.06);
     }
 }
