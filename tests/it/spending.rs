@@ -222,7 +222,7 @@ async fn advice_says_what_it_would_save_and_how_that_is_known() {
 
     let advice = json_of(&setup, &["advice", "--month", "2026-11"]);
 
-    let [cache, batches] = &advice["advice"].as_array().unwrap()[..] else { panic!("{advice}") };
+    let [cache, batches, _models] = &advice["advice"].as_array().unwrap()[..] else { panic!("{advice}") };
     // Nine calls with one prompt: 100,000 tokens, of which 200 were cached. At half the price of 2.5 USD/1M, that saves
     // 99,800 × 1.25 micro-dollars each.
     assert_eq!(cache["rows"][0]["saved_nanousd_max"], 9 * 99_800 * 1250, "{advice}");

@@ -20,6 +20,15 @@ async fn post(gateway: &Gateway, path: &str, body: &Value) -> Response {
     Call::new(gateway.admin, "POST", path).json(body).send().await
 }
 
+/// Refuses calls of the model `wrong`.
+async fn upstream_that_refuses_wrong() -> Upstream {
+    Upstream::answering(|request| match request.json()["model"].as_str() {
+        Some("wrong") => upstream::Reply::json(400, &json!({"error": {"message": "no", "type": "bad"}})),
+        _ => upstream::openai(request),
+    })
+    .await
+}
+
 /// The experiment with another prompt for some, begun.
 async fn create(gateway: &Gateway, weight: u32) {
     let tone = json!({
@@ -97,11 +106,7 @@ async fn a_promoted_variant_serves_everybody_and_a_rollback_takes_it_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_variant_that_breaks_a_guardrail_is_stopped_and_its_users_get_the_control() {
-    let upstream = Upstream::answering(|request| match request.json()["model"].as_str() {
-        Some("wrong") => upstream::Reply::json(400, &json!({"error": {"message": "no", "type": "bad"}})),
-        _ => upstream::openai(request),
-    })
-    .await;
+    let upstream = upstream_that_refuses_wrong().await;
     let harm = "model: support, variants: { control: { weight: 50 }, wrong: { weight: 50, target: upstream/wrong } }, \
                 guardrails: [ { metric: error_rate, max: 5% } ]";
     let gateway = setup(&upstream).experiment("harm", harm).run().await;
@@ -142,4 +147,32 @@ async fn a_form_of_the_dashboard_decides_what_becomes_of_an_experiment() {
     assert_eq!(reply.header("x-tollgate-prompt"), Some("greeting@v1"));
     let sorry = send("name=tone&action=start").await.expect(409).text();
     assert!(sorry.contains("Das wurde nicht getan."), "{sorry}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_roll_out_that_breaks_a_guardrail_is_rolled_back_for_everybody() {
+    let upstream = upstream_that_refuses_wrong().await;
+    let gateway = setup(&upstream).run().await;
+    let version = json!({"version": "v2", "target": "upstream/wrong"});
+    post(&gateway, "/api/models/support/versions", &version).await.expect(200);
+    let rollout = json!({
+        "version": "v2",
+        "rollout": {"stages": ["50% 1h", "100%"], "guardrails": [{"metric": "error_rate", "max": 0.05}]},
+    });
+    post(&gateway, "/api/models/support/deploy", &rollout).await.expect(200);
+    for n in 0..200 {
+        gateway.hello("support").user(&format!("user-{n}")).send().await;
+    }
+
+    let history = || async { gateway.admin_get("/api/models/support/history").await.expect(200).json() };
+    let is_over = |history: &Value| history.to_string().contains("rollout_aborted");
+    let history = eventually("the gateway takes it back", DEADLINE, history, is_over).await;
+
+    let aborted = history.as_array().unwrap().iter().find(|event| event["what"] == "rollout_aborted").unwrap();
+    assert_eq!(aborted["by"], "gateway");
+    assert!(aborted["reason"].as_str().unwrap().contains("error_rate"), "{aborted}");
+    for n in 0..40 {
+        let reply = gateway.hello("support").user(&format!("user-{n}")).send().await.expect(200);
+        assert_eq!(reply.header("x-tollgate-version"), Some("v1"));
+    }
 }

@@ -8,7 +8,11 @@ use clap::Args;
 use jiff::{Timestamp, civil::Weekday, tz::TimeZone};
 use serde_json::{Value, json};
 
-use super::{Books, CostsError, Span, moment_of, percent, usage_of};
+use super::{
+    Books, CostsError, Span,
+    cheaper::{self, Cheaper},
+    moment_of, percent, usage_of,
+};
 use crate::{
     policy::pricing::Price,
     record::CallRow,
@@ -55,6 +59,8 @@ struct Saving {
 struct Findings {
     alike: HashMap<(Arc<str>, Arc<str>), Alike>,
     batches: HashMap<Arc<str>, Saving>,
+    /// All calls of a target.
+    targets: HashMap<Arc<str>, Saving>,
     cost_nanousd: u64,
 }
 
@@ -63,6 +69,9 @@ const CACHE_METHOD: &str = "calls to one target in one session, or with one prom
                             each call's tokens. An upper bound: it is not known how far their beginnings are the same";
 const BATCH_METHOD: &str = "calls that are not streamed and either tagged `batch` or `offline`, or made at night (22 to 6 o'clock UTC) or on a \
                             weekend, at the catalog's batch price, or else at half the price. An upper bound: only you know which can wait a day";
+const MODEL_METHOD: &str = "what the calls of a target cost, less what they would cost where the latest kept report of a suite has a cheaper \
+                            target that is at most two points worse in any score, at the unfavourable end of the 95 % interval; the costs of a \
+                            call are the report's. It holds as far as the suite's cases are like your calls";
 
 pub(super) async fn run(
     arguments: &AdviceArguments,
@@ -72,8 +81,13 @@ pub(super) async fn run(
     let mut findings = Findings::default();
     books.each_call(arguments.span.filter(books), |row| findings.add(row, books.price_of_target(row))).await?;
     let caches = findings.caches(books.now);
+    let models = findings.models(&cheaper::of_log(&*books.log).await?);
     let batches = findings.batches;
-    let sections = [("prompt cache", CACHE_METHOD, sorted(caches)), ("batches", BATCH_METHOD, sorted(batches))];
+    let sections = [
+        ("prompt cache", CACHE_METHOD, sorted(caches)),
+        ("batches", BATCH_METHOD, sorted(batches)),
+        ("cheaper models", MODEL_METHOD, sorted(models)),
+    ];
     if arguments.json {
         let sections: Vec<Value> =
             sections.iter().map(|(name, method, rows)| section_json(name, method, rows)).collect();
@@ -88,6 +102,9 @@ pub(super) async fn run(
 impl Findings {
     fn add(&mut self, row: &CallRow, price: Option<Arc<Price>>) {
         self.cost_nanousd = self.cost_nanousd.saturating_add(row.cost_nanousd);
+        if let Some(target) = &row.target {
+            self.targets.entry(target.clone()).or_default().add(1, row.cost_nanousd, 0);
+        }
         let (Some(target), Some(price), Some(usage)) = (row.target.clone(), price, usage_of(row)) else { return };
         let common = row.session.clone().or_else(|| row.prompt.clone());
         if let Some(common) = common.filter(|_| row.input_tokens >= CACHED_MIN) {
@@ -103,6 +120,17 @@ impl Findings {
             let saving = self.batches.entry(target).or_default();
             saving.add(1, row.cost_nanousd, standard.saturating_sub(batch));
         }
+    }
+
+    /// What other models could save that evaluations found as good, by the target and what would take its place.
+    fn models(&self, found: &[Cheaper]) -> HashMap<Arc<str>, Saving> {
+        let saving = |cheaper: &Cheaper| {
+            let now = self.targets.get(&*cheaper.from)?;
+            let saved_nanousd = (now.cost_nanousd as f64 * (1.0 - cheaper.cost_ratio)) as u64;
+            let label = format!("{} -> {} ({})", cheaper.from, cheaper.to, cheaper.suite);
+            Some((Arc::from(label), Saving { saved_nanousd, ..*now }))
+        };
+        found.iter().filter_map(saving).collect()
     }
 
     /// What prompt caches could save, by target.

@@ -4,6 +4,7 @@
 
 mod advice;
 mod chargeback;
+mod cheaper;
 mod csv;
 mod overview;
 mod reconcile;
