@@ -352,6 +352,7 @@ impl Route {
         let limit = call.snapshot.routing.first_byte_timeout;
         match timeout(limit, self.upstream.client.send(&target.provider, request)).await {
             Ok(Ok(reply)) if reply.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                note_head(&mut record, reply.status());
                 Ok(self.tunnels.open(client_side, reply, record))
             }
             Ok(Ok(reply)) => {
@@ -374,8 +375,13 @@ impl Route {
                 let body = ReplyBody::watched(Source::Http(body), watching, record);
                 Ok(Reply { status: head.status, headers, body })
             }
-            Ok(Err(error)) => Err(Failure::recorded(unreachable(&target, &error), record)),
+            Ok(Err(error)) => {
+                let unreachable = unreachable(&target, &error);
+                note_no_reply(&mut record, &NoReply::Failed(error));
+                Err(Failure::recorded(unreachable, record))
+            }
             Err(_) => {
+                note_no_reply(&mut record, &NoReply::Late(limit, Limit::Provider));
                 let late = GatewayError::UpstreamTimeout { target: target.provider.name.to_string(), waited: limit };
                 Err(Failure::recorded(late, record))
             }
@@ -542,10 +548,7 @@ impl Journey {
     fn note_attempt(&mut self, result: &Result<Replied, NoReply>) {
         match result {
             Ok(replied) => note_head(&mut self.record, replied.head.status),
-            Err(no_reply) => {
-                let elapsed = self.record.received().elapsed();
-                self.record.facts().end_attempt(elapsed, no_reply.result());
-            }
+            Err(no_reply) => note_no_reply(&mut self.record, no_reply),
         }
     }
 
@@ -672,6 +675,12 @@ fn note_head(record: &mut OpenRecord, status: StatusCode) {
         attempt.head = Some(elapsed);
         attempt.status = Some(status);
     }
+}
+
+/// Notes in the record that its attempt ended without a reply.
+fn note_no_reply(record: &mut OpenRecord, no_reply: &NoReply) {
+    let elapsed = record.received().elapsed();
+    record.facts().end_attempt(elapsed, no_reply.result());
 }
 
 /// What a reply that carries no usage is charged: nothing where the provider turned the call away, else its bound.
