@@ -101,7 +101,10 @@ async fn credit(
         return Err(Problem::new(StatusCode::BAD_REQUEST, why));
     };
     let crediting = async |books: Books<'_>| books.credit(&name, &request, key, &actor).await;
-    with_books(&admin, crediting).await.map(axum::Json)
+    let credited = with_books(&admin, crediting).await?;
+    // An account that is spent has no reason to report, and would not hear of it.
+    admin.shared.purses.report(&credited.account);
+    Ok(axum::Json(credited))
 }
 
 /// Make an account whole that was lost or damaged

@@ -415,7 +415,7 @@ impl Entry {
 
     pub(super) fn status(&self) -> AccountStatus {
         let facts = self.facts();
-        let Merged { totals: before, limit, charged, debt, free, .. } = facts.merged;
+        let Merged { totals: before, limit, charged, debt, free, credited, .. } = facts.merged;
         let limit = if facts.seen { limit } else { self.limit.load(Ordering::Relaxed) };
         drop(facts);
         let totals = self.purse.totals();
@@ -429,6 +429,7 @@ impl Entry {
             reserved: NanoUsd(self.purse.open()),
             debt: NanoUsd(debt.saturating_add(totals.debt.saturating_sub(before.debt))),
             free: NanoUsd(free),
+            credited: NanoUsd(credited),
         }
     }
 

@@ -113,6 +113,25 @@ pub struct AccountStatus {
     pub debt: NanoUsd,
     /// What the authority could still grant.
     pub free: NanoUsd,
+    /// What operators gave back of what was spent: as much more may be.
+    pub credited: NanoUsd,
+}
+
+impl AccountStatus {
+    /// What was spent, debt included.
+    #[must_use]
+    pub fn spent(&self) -> NanoUsd {
+        self.charged.saturating_add(self.debt)
+    }
+
+    /// The spent share of all that may be spent, which is the limit and what was credited; 0 where that is nothing.
+    #[must_use]
+    pub fn spent_share(&self) -> f64 {
+        match self.limit.saturating_add(self.credited) {
+            NanoUsd::ZERO => 0.0,
+            spendable => self.spent().as_usd() / spendable.as_usd(),
+        }
+    }
 }
 
 /// The purses of this process.
@@ -290,6 +309,14 @@ impl Purses {
     #[must_use]
     pub fn accounts(&self) -> Vec<AccountStatus> {
         self.shared.entries().iter().map(|entry| entry.status()).collect()
+    }
+
+    /// Has the account's purse report at once, where there is one: an operator changed the account.
+    pub fn report(&self, account: &str) {
+        let shard = self.shared.shard(account).read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = shard.get(account) {
+            self.shared.kick(entry);
+        }
     }
 
     /// All accounts that the authority knows, in the order of their keys.

@@ -6,7 +6,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::{Value, json};
 
 use crate::support::{
-    DEADLINE, Gateway, KEY, Reply, Upstream, eventually,
+    Call, DEADLINE, Gateway, KEY, Reply, Upstream, eventually,
     gateway::Setup,
     redis::RedisServer,
     upstream::{Request, chat_completion},
@@ -324,4 +324,22 @@ async fn of_a_fleet_one_gateway_tells_what_all_of_them_find() {
     upstream.script(Reply::json(401, &error("invalid_api_key")));
     fleet[1].hello("upstream/m").send().await.expect(401);
     wait_until("each tells of its own provider", DEADLINE, || receiver.request_count() == 3).await;
+}
+
+#[tokio::test]
+async fn a_credit_note_ends_the_alert_of_a_budget() {
+    let (upstream, receiver) = (provider().await, receiver().await);
+    let budget = "name: month, scope: { team: red }, limit: 0.01 USD, per: month, alerts: [100%], clamp: off";
+    let gateway = budgeted(&upstream, budget).top("alerts", &alerts(&receiver, "")).run().await;
+    spend(&gateway, 1).await;
+    let raised = receiver.next_request().await.json();
+
+    let note = json!({"amount_nanousd": 5_000_000, "reason": "a provider's fault"});
+    let path = "/api/budgets/month/credit";
+    let credit = || Call::new(gateway.admin, "POST", path).json(&note).header("idempotency-key", "a").send_owned();
+    eventually("the store knows what can be credited", DEADLINE, credit, |reply| reply.status == 200).await;
+    let resolved = receiver.next_request().await.json();
+
+    assert_eq!((&raised["state"], &raised["severity"]), (&json!("raised"), &json!("critical")));
+    assert_eq!((&resolved["state"], &resolved["key"]), (&json!("resolved"), &raised["key"]));
 }
