@@ -36,8 +36,18 @@ const REASON_CHARS_MAX: usize = 1000;
 
 /// In a fleet, the claim is in its Redis.
 impl Claims for RedisClaims {
-    fn claim<'a>(&'a self, alert: &'a str, state: State, repeat: Duration) -> Asking<'a> {
+    fn claim<'a>(&'a self, alert: &'a str, state: State, repeat: Duration) -> Asking<'a, bool> {
         Box::pin(async move { RedisClaims::claim(self, alert, state, repeat).await.map_err(|error| error.to_string()) })
+    }
+
+    fn take_over<'a>(&'a self, alert: &'a str, repeat: Duration) -> Asking<'a, bool> {
+        Box::pin(async move { RedisClaims::take_over(self, alert, repeat).await.map_err(|error| error.to_string()) })
+    }
+
+    fn settle<'a>(&'a self, alert: &'a str, is_delivered: bool, repeat: Duration) -> Asking<'a, ()> {
+        Box::pin(async move {
+            RedisClaims::settle(self, alert, is_delivered, repeat).await.map_err(|error| error.to_string())
+        })
     }
 }
 

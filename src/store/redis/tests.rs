@@ -9,12 +9,13 @@ use std::{io::Read as _, net::TcpListener, time::Instant};
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use self::server::RedisServer;
-use super::{config::ConfigStore, *};
+use super::{claims::RedisClaims, config::ConfigStore, *};
 use crate::{
     ledger::{
         account::{self, Server},
         sync::{Merged, NANO_USD_MAX, RowId, SyncRequest, Totals},
     },
+    policy::alerts::State,
     store::{embedded::Tables, ports::PushOutcome},
     wire::revision::{self, Head, Revision},
 };
@@ -627,6 +628,39 @@ async fn a_lie_is_an_error_and_never_money() {
         let answer = ask(&store, "a", request(1, Totals::default(), 10)).await;
         assert!(answer.is_err(), "{}: {answer:?}", String::from_utf8_lossy(lie));
     }
+}
+
+// === claims ===
+
+#[tokio::test]
+async fn an_alert_that_its_gateway_could_not_deliver_is_taken_over_by_one_other() {
+    const REPEAT: Duration = Duration::from_hours(4);
+    let server = RedisServer::start();
+    let claims = || RedisClaims::new(RedisUrl::parse(&server.url()).unwrap());
+    let (one, other, third) = (claims(), claims(), claims());
+    let claimed = async |claims: &RedisClaims, state| claims.claim("a", state, REPEAT).await.unwrap();
+    let taken = async |claims: &RedisClaims| claims.take_over("a", REPEAT).await.unwrap();
+    let gone = async || while !server.command(&["KEYS", "*:held"]).trim().is_empty() {};
+
+    assert_eq!((claimed(&one, State::Raised).await, claimed(&other, State::Raised).await), (true, false));
+    assert!(!taken(&other).await, "it is on its way");
+    one.settle("a", false, REPEAT).await.unwrap();
+    gone().await;
+    assert_eq!((taken(&other).await, taken(&third).await), (true, false));
+    // Nobody hears of the one that took it over again.
+    server.command(&["DEL", server.command(&["KEYS", "*:held"]).trim()]);
+    assert!(taken(&third).await);
+    third.settle("a", true, REPEAT).await.unwrap();
+    assert!(!taken(&one).await, "it was told");
+
+    assert_eq!((claimed(&one, State::Resolved).await, claimed(&other, State::Resolved).await), (true, false));
+    assert!(!taken(&other).await, "what is over is not told to have begun");
+    let open = || server.command(&["KEYS", "*"]).lines().any(|key| !key.ends_with(":held"));
+    while open() {}
+    assert!(claimed(&other, State::Raised).await, "what begins again is a new alert");
+    other.settle("a", false, REPEAT).await.unwrap();
+    gone().await;
+    assert!(taken(&one).await);
 }
 
 // === replicas, Sentinels, a Cluster ===
