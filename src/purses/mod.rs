@@ -348,10 +348,10 @@ impl Purses {
         self.shared.incarnation
     }
 
-    /// Whether the store answered last time.
+    /// Whether the store answered last time, and all of it.
     #[must_use]
     pub fn store_up(&self) -> bool {
-        self.shared.store_up.load(Ordering::Relaxed)
+        self.shared.is_whole()
     }
 
     /// Reservations that were dropped without being settled: bugs.
@@ -522,6 +522,10 @@ impl Shared {
     }
 
     /// Puts an account at the head of the next flight. A store that is away is only asked at each tick.
+    fn is_whole(&self) -> bool {
+        self.store_up.load(Ordering::Relaxed) && self.authority.is_whole()
+    }
+
     fn kick(&self, entry: &Arc<Entry>) {
         if self.store_up.load(Ordering::Relaxed) && entry.mark_urgent() {
             self.urgent.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(entry));
