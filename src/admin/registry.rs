@@ -8,12 +8,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
     extract::{Json, Path, Query},
     guard::Actor,
+    openapi::{Api, routes},
     problem::Problem,
 };
 use crate::{
@@ -32,8 +32,8 @@ const TEXT_BYTES_MAX: usize = 1000;
 /// Tags of one version.
 const TAGS_MAX: usize = 100;
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default()
+pub(super) fn router() -> Api {
+    Api::default()
         .routes(routes!(list))
         .routes(routes!(show))
         .routes(routes!(history))
