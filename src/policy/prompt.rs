@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 pub use super::prompt_tags::{Include, TagError, includes};
 use crate::{
     policy::{
-        json_schema::{self, Schema, Violation},
+        json_schema::{self, Formats, Schema, Violation},
         prompt_tags,
     },
     wire::edit::Role,
@@ -620,7 +620,7 @@ impl Rules {
             name: variable.name.clone(),
             what: error.to_string(),
         };
-        Ok(Some(Rules { typed: typed.clone(), schema: json_schema::compile(typed).map_err(wrong)? }))
+        Ok(Some(Rules { typed: typed.clone(), schema: json_schema::compile(typed, Formats::Refused).map_err(wrong)? }))
     }
 }
 
