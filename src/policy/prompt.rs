@@ -338,6 +338,18 @@ impl Template {
         texts.filter_map(|(index, text)| Some((part_name(index), text?)))
     }
 
+    /// The texts that the parts may include, by path.
+    #[must_use]
+    pub fn partials(&self) -> &BTreeMap<String, String> {
+        &self.source.partials
+    }
+
+    /// The variables as declared.
+    #[must_use]
+    pub fn variables(&self) -> &[Variable] {
+        &self.source.variables
+    }
+
     /// The variables in use, declared or not, with their types.
     pub fn used(&self) -> impl Iterator<Item = (&str, VariableKind)> {
         self.used.iter().map(|(name, expected)| (name.as_str(), expected.kind))

@@ -213,6 +213,12 @@ async fn a_plan_is_made_with_what_was_pushed_and_what_was_registered() {
     let fields = prompt["fields"].as_array().unwrap();
     assert!(fields.contains(&json!({"field": "live", "before": "v2", "after": "v3"})), "{live}");
 
+    let body = json!({"version": "v1", "rollout": {"stages": ["10%", "100%"]}});
+    Call::new(gateway.admin, "POST", "/api/prompts/greeting/deploy").json(&body).send().await.expect(200);
+    let (ended, _, _) = run(&["plan", "live.yaml"]);
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(ended.lines().any(|line| words(line) == "- roll-out v2 -> v1, 10% of users"), "{ended}");
+
     redis.kill();
     let (kept, _, code) = run(&["plan", "same.yaml"]);
     assert!(code == Some(0) && kept.contains("  warning: the pushed configuration cannot be read: "), "{kept}");
