@@ -352,7 +352,8 @@ async fn diff(
 /// Register a version
 ///
 /// It serves once it is deployed. A version never changes: the same one again changes nothing, another one under its name is
-/// refused (409). What could not serve is refused (422) with every problem. It is taken literally: no `${NAME}` is filled in.
+/// refused (409). What could not serve is refused (422) with every problem. It is taken literally: no `${NAME}` is filled in. What a
+/// prompt includes, of its own `partials` or of the gateway's folder of prompts, is part of the version from then on.
 #[utoipa::path(post, path = "/api/{kind}/{name}/versions", tag = "registry", operation_id = "add_version",
     params(("kind" = String, Path, description = "`models` or `prompts`"), ("name" = String, Path, description = "Its name"),
         ("idempotency-key" = Option<String>, Header, description = "Any text that is used for this change alone")),
