@@ -129,7 +129,8 @@ impl Redis {
             damaged: std::sync::Mutex::default(),
             url,
         };
-        store.look_around().await?;
+        // Boxed: once per process, and else room in the future of all that begins it.
+        Box::pin(store.look_around()).await?;
         Ok(store)
     }
 
