@@ -144,10 +144,10 @@ struct ExperimentReport {
 struct GoalInfo {
     /// The metric.
     metric: String,
-    /// Which way is better: `up` or `down`.
+    /// `up` or `down`: which way is better.
     #[schema(value_type = String)]
     direction: Direction,
-    /// Differences up to this do not matter.
+    /// Differences up to this do not matter; absent: the usual ones.
     margin: Option<f64>,
 }
 
