@@ -20,6 +20,7 @@ const PAGES = {
   experiments: { path: '/experiments', en: 'Experiments', de: 'Experimente' },
   models: { path: '/models', en: 'Models', de: 'Modelle' },
   prompts: { path: '/prompts', en: 'Prompts', de: 'Prompts' },
+  'what-if': { path: '/costs?instead_of=support&model=cheap', en: 'Costs', de: 'Kosten' },
   configuration: { path: '/configuration', en: 'Configuration', de: 'Konfiguration' },
   audit: { path: '/audit', en: 'Audit', de: 'Audit' },
   playground: { path: '/playground', en: 'Playground', de: 'Labor' },
@@ -189,6 +190,26 @@ test('calls are filtered, turned over, and found by their id', async () => {
   await page.context().close();
 });
 
+test('what calls would have cost elsewhere is asked on the page', async () => {
+  const page = await openPage(browser, demo);
+  await page.look('/costs');
+  await page.selectOption('#w-instead', 'support');
+  await page.fill('#w-model', 'sim/small');
+  await page.selectOption('#w-since', '24h');
+  await page.click('#what-if button');
+  assert.equal(new URL(page.url()).hash, '#what-if');
+  assert.match(await page.locator('#what-if [role=status]').textContent(), /On sim\/small, \d+ calls would have cost \$/);
+  const saved = await page.locator('#what-if tbody tr', { hasText: 'sim/large' }).locator('td').nth(3).textContent();
+  assert.match(saved, /^−\$/, 'the small one is cheaper');
+  assert.equal(await page.locator('#live').count(), 0, 'an answer stays as it is');
+  await page.fill('#w-model', 'no-such-model');
+  await page.keyboard.press('Enter');
+  assert.match(await page.locator('#what-if [role=alert]').textContent(), /no-such-model/);
+  await page.screenshot({ path: join(SCREENSHOTS, 'what-if-refused.png') });
+  assert.deepEqual(page.wrongs, []);
+  await page.context().close();
+});
+
 test('a call is drawn as it went', async () => {
   const page = await openPage(browser, demo);
   await page.look('/calls?model=support&outcome=ok&user=ada');
@@ -251,6 +272,18 @@ providers: { sim: { kind: simulated } }
   assert.deepEqual(page.wrongs, []);
   await page.context().close();
   await silent.stop();
+});
+
+test('pages of forms and comparisons fit a narrow window', async () => {
+  const context = await browser.newContext({ locale: 'de', viewport: { width: 390, height: 800 } });
+  const page = await context.newPage();
+  for (const name of ['what-if']) {
+    await page.goto(new URL(PAGES[name].path, demo.url).href);
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    assert.ok(wide <= 0, `${name} is ${wide} pixels too wide`);
+    await page.screenshot({ path: join(SCREENSHOTS, `${name}-narrow.png`), fullPage: true });
+  }
+  await context.close();
 });
 
 test('without scripts the figures are there as tables', async () => {
