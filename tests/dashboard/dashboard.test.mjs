@@ -49,6 +49,7 @@ before(async () => {
   await shows('/calls?variant=tone%3Dwarm', '#calls tbody tr');
   await shows('/?by=team', '#by tbody tr:nth-child(3)');
   await shows('/budgets', '[id^=rows] tbody tr');
+  await shows('/experiments', '#units-1 tbody tr');
   await shows('/calls?model=support&outcome=ok', '#calls tbody tr');
   // An entry for the audit log.
   const credit = { amount_nanousd: 1000, reason: 'a goodwill gesture' };
@@ -73,7 +74,7 @@ for (const language of ['en', 'de']) {
         assert.equal((await page.locator('h1').textContent()).trim(), titles[language], name);
         assert.equal(await page.locator('html').getAttribute('lang'), language);
         assert.equal(await page.locator('html').getAttribute('data-theme'), theme);
-        if (name === 'overview') await page.waitForSelector('.chart canvas');
+        if (['overview', 'experiments'].includes(name)) await page.waitForSelector('.chart canvas');
         const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
         assert.ok(wide <= 0, `${name} is ${wide} pixels too wide`);
         await page.screenshot({ path: join(SCREENSHOTS, `${name}-${theme}-${language}.png`), fullPage: true });
@@ -210,6 +211,25 @@ test('what calls would have cost elsewhere is asked on the page', async () => {
   await page.context().close();
 });
 
+test('the units of an experiment are drawn from their table, by days of UTC', async () => {
+  const context = await browser.newContext({ locale: 'en', timezoneId: 'America/Los_Angeles', viewport: { width: 1440, height: 900 } });
+  const page = await context.newPage();
+  await page.goto(new URL('/experiments', demo.url).href);
+  await page.waitForSelector('.growth .chart canvas');
+  await page.click('text=The figures behind the chart');
+  const days = await page.locator('#units-1 tbody th').allTextContents();
+  const head = await page.locator('#units-1 thead th').allTextContents();
+  assert.deepEqual(head, ['Day (UTC)', 'control', 'warm']);
+  const box = await page.locator('.growth .u-over').boundingBox();
+  // In the right half the last day is the nearest.
+  await page.mouse.move(box.x + box.width * 0.7, box.y + box.height / 2);
+  const tip = await page.locator('.growth .tip').textContent();
+  const last = new Date(`${days.at(-1)}T00:00:00Z`);
+  const said = new Intl.DateTimeFormat('en', { dateStyle: 'medium', timeZone: 'UTC' }).format(last);
+  assert.ok(tip.startsWith(said) && tip.includes('warm'), `${tip} is of ${said}`);
+  await context.close();
+});
+
 test('a call is drawn as it went', async () => {
   const page = await openPage(browser, demo);
   await page.look('/calls?model=support&outcome=ok&user=ada');
@@ -277,7 +297,7 @@ providers: { sim: { kind: simulated } }
 test('pages of forms and comparisons fit a narrow window', async () => {
   const context = await browser.newContext({ locale: 'de', viewport: { width: 390, height: 800 } });
   const page = await context.newPage();
-  for (const name of ['what-if']) {
+  for (const name of ['what-if', 'experiments']) {
     await page.goto(new URL(PAGES[name].path, demo.url).href);
     const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
     assert.ok(wide <= 0, `${name} is ${wide} pixels too wide`);

@@ -92,6 +92,18 @@ async fn calls_and_ratings_become_a_verdict_that_a_pipeline_can_wait_for() {
         assert!(!export.text().contains("user-"), "no row is about one user: {}", export.text());
     }
 
+    let page = gateway.admin_get("/experiments?lang=de").await.expect(200).text();
+    let figures = page.split("<table id=\"units-").find(|part| part.contains("+") && part.contains("data-v=\"0\""));
+    let figures = figures.and_then(|part| part.split("</table>").next()).unwrap_or_else(|| panic!("{page}"));
+    let last_day = figures.rsplit("<tr>").next().unwrap_or_default();
+    let drawn: u64 = last_day
+        .split("<td class=\"n\" data-v=\"")
+        .skip(1)
+        .map(|cell| cell.split('"').next().unwrap().parse::<u64>().unwrap())
+        .sum();
+    assert_eq!(drawn, 300, "all units stand in the table behind the chart: {figures}");
+    assert!(page.contains("Teilnehmer je Variante"), "{page}");
+
     let url = format!("http://{}", gateway.admin);
     let told = gateway.command(&["experiments", "report", "tone", "--gate", "--url", &url]).output().unwrap();
     let said = String::from_utf8_lossy(&told.stdout).into_owned();

@@ -27,6 +27,7 @@ mod prompts;
 mod registered;
 mod sums;
 mod templates;
+mod units;
 mod visit;
 mod waterfall;
 
