@@ -64,6 +64,17 @@ after(async () => {
   await demo?.stop();
 });
 
+/** Whether axe finds nothing serious. */
+async function keepsNobodyOut(page, name) {
+  // Through the debugger, which no content security policy holds back.
+  await page.evaluate(AXE);
+  const { violations, passes } = await page.evaluate(() => globalThis.axe.run());
+  assert.ok(passes.length > 10, `${name} was looked at`);
+  const serious = violations.filter(({ impact }) => impact === 'serious' || impact === 'critical');
+  const told = serious.map(({ id, help, nodes }) => `${id}: ${help}\n  ${nodes.map((node) => node.html.slice(0, 200)).join('\n  ')}`);
+  assert.deepEqual(told, [], name);
+}
+
 for (const language of ['en', 'de']) {
   for (const theme of ['light', 'dark']) {
     test(`each page is whole in ${language}, ${theme}`, async () => {
@@ -87,13 +98,7 @@ for (const language of ['en', 'de']) {
       const page = await openPage(browser, demo, { theme, language });
       for (const [name, { path }] of Object.entries(PAGES)) {
         await page.look(path ?? call);
-        // Through the debugger, which no content security policy holds back.
-        await page.evaluate(AXE);
-        const { violations, passes } = await page.evaluate(() => globalThis.axe.run());
-        assert.ok(passes.length > 10, `${name} was looked at`);
-        const serious = violations.filter(({ impact }) => impact === 'serious' || impact === 'critical');
-        const told = serious.map(({ id, help, nodes }) => `${id}: ${help}\n  ${nodes.map((node) => node.html.slice(0, 200)).join('\n  ')}`);
-        assert.deepEqual(told, [], name);
+        await keepsNobodyOut(page, name);
       }
       await page.context().close();
     });
@@ -228,6 +233,50 @@ test('the units of an experiment are drawn from their table, by days of UTC', as
   const said = new Intl.DateTimeFormat('en', { dateStyle: 'medium', timeZone: 'UTC' }).format(last);
   assert.ok(tip.startsWith(said) && tip.includes('warm'), `${tip} is of ${said}`);
   await context.close();
+});
+
+test('a roll-out is led on and called off, and so is a plan, with a session of one who may', async (t) => {
+  const gateway = await startServe(`records: none
+data_dir: data
+server: { listen: "127.0.0.1:0", admin: "127.0.0.1:0", admin_token: dashboard-test-0123456789 }
+auth: none
+providers: { sim: { kind: simulated } }
+models: { support: { live: v1, versions: { v1: { target: sim/small }, v2: { target: sim/large }, v3: { target: sim/other } } } }
+`);
+  t.after(() => gateway.stop());
+  const page = await openPage(browser, gateway);
+  const deploy = async (data) => {
+    const headers = { authorization: 'Bearer dashboard-test-0123456789' };
+    const done = await page.request.post(new URL('/api/models/support/deploy', gateway.url).href, { data, headers });
+    assert.equal(done.status(), 200, await done.text());
+  };
+  await page.goto(new URL('/models', gateway.url).href);
+  await page.locator('#token').fill('dashboard-test-0123456789');
+  await page.locator('form button').click();
+  await page.waitForURL('**/models');
+  // The browser has its thoughts about a token without a name.
+  page.wrongs.length = 0;
+  await deploy({ version: 'v2', rollout: { stages: ['10%', '50%', '100%'] }, reason: 'the larger one' });
+  await deploy({ version: 'v3', at: '2999-01-31T08:00:00Z' });
+  await page.look('/models');
+  for (const theme of ['light', 'dark']) {
+    await page.selectOption('#theme', theme);
+    await page.screenshot({ path: join(SCREENSHOTS, `rollout-${theme}-en.png`), fullPage: true });
+  }
+  await keepsNobodyOut(page, 'a roll-out');
+  await page.fill('#rollout-1', 'all is calm');
+  await page.click('text=On to 50%');
+  assert.equal(await page.locator('.stages [aria-current=step]').textContent(), '50%');
+  await page.click('text=Abort the roll-out');
+  assert.equal(await page.locator('.stages').count(), 0);
+  assert.match(await page.locator('#support header').textContent(), /live v1/);
+  await page.click('text=Call the plan off');
+  assert.equal(await page.locator('text=is planned').count(), 0);
+  await page.click('summary:has-text("Versions and history")');
+  const history = await page.locator('.history tbody').textContent();
+  for (const what of ['roll-out went on', 'roll-out aborted', 'plan called off']) assert.ok(history.includes(what), history);
+  assert.deepEqual(page.wrongs, []);
+  await page.context().close();
 });
 
 test('a call is drawn as it went', async () => {
