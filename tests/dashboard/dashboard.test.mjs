@@ -21,6 +21,8 @@ const PAGES = {
   models: { path: '/models', en: 'Models', de: 'Modelle' },
   prompts: { path: '/prompts', en: 'Prompts', de: 'Prompts' },
   'what-if': { path: '/costs?instead_of=support&model=cheap', en: 'Costs', de: 'Kosten' },
+  'models-compare': { path: '/models/compare?name=support&from=v2&to=v1', en: 'Versions of support', de: 'Versionen von support' },
+  'prompts-compare': { path: '/prompts/compare?name=helpdesk&from=v1&to=v2', en: 'Versions of helpdesk', de: 'Versionen von helpdesk' },
   configuration: { path: '/configuration', en: 'Configuration', de: 'Konfiguration' },
   audit: { path: '/audit', en: 'Audit', de: 'Audit' },
   playground: { path: '/playground', en: 'Playground', de: 'Labor' },
@@ -50,6 +52,8 @@ before(async () => {
   await shows('/?by=team', '#by tbody tr:nth-child(3)');
   await shows('/budgets', '[id^=rows] tbody tr');
   await shows('/experiments', '#units-1 tbody tr');
+  await shows('/models/compare?name=support&from=v2&to=v1', '#figures tbody tr');
+  await shows('/prompts/compare?name=helpdesk&from=v1&to=v2', '#figures tbody tr');
   await shows('/calls?model=support&outcome=ok', '#calls tbody tr');
   // An entry for the audit log.
   const credit = { amount_nanousd: 1000, reason: 'a goodwill gesture' };
@@ -216,6 +220,26 @@ test('what calls would have cost elsewhere is asked on the page', async () => {
   await page.context().close();
 });
 
+test('versions are chosen and stand side by side', async () => {
+  const page = await openPage(browser, demo);
+  await page.look('/models');
+  const form = page.locator('#support form[action="/models/compare"]');
+  await form.locator('select').first().selectOption('v1');
+  await form.locator('select').last().selectOption('v2');
+  await form.locator('button').click();
+  assert.equal(await page.locator('h1').textContent(), 'Versions of support');
+  assert.ok((await page.locator('.diff').allTextContents()).some((text) => text.includes('sim/large')));
+  assert.match(await page.locator('#figures').textContent(), /cost_per_call/);
+  await page.selectOption('#since', '24h');
+  await page.click('text=Compare');
+  assert.match(page.url(), /since=24h/);
+  await page.look('/prompts');
+  await page.click('text=What their calls did');
+  assert.ok(await page.locator('.halves ins').count() > 0, 'what the second one says anew is marked');
+  assert.deepEqual(page.wrongs, []);
+  await page.context().close();
+});
+
 test('the units of an experiment are drawn from their table, by days of UTC', async () => {
   const context = await browser.newContext({ locale: 'en', timezoneId: 'America/Los_Angeles', viewport: { width: 1440, height: 900 } });
   const page = await context.newPage();
@@ -275,6 +299,47 @@ models: { support: { live: v1, versions: { v1: { target: sim/small }, v2: { targ
   await page.click('summary:has-text("Versions and history")');
   const history = await page.locator('.history tbody').textContent();
   for (const what of ['roll-out went on', 'roll-out aborted', 'plan called off']) assert.ok(history.includes(what), history);
+  assert.deepEqual(page.wrongs, []);
+  await page.context().close();
+});
+
+test('a report is set beside another one of its suite, and what only one passed is shown', async () => {
+  const page = await openPage(browser, demo);
+  const report = (started, answer, passed) => {
+    const mean = { value: passed, low: 0.1, high: 0.9 };
+    const scores = [{ scorer: 'exact', mean, cases: 2, passed: passed * 2, unscored: 0 }];
+    const row = (id, value, text) => ({ case: id, candidate: 'v2', repeat: 0, answer: { text }, latency_ms: 120, cost_nanousd: 1000, scores: { exact: { value, pass: value === 1, reason: '' } } });
+    const one = (id, question, value, text) => ({ id, question, expected: 'Within 14 days.', tags: [], rows: [row(id, value, text)] });
+    return {
+      format: 1, tollgate: '0.1.0', suite: 'support', fingerprint: 'f', started, finished: started, ended: 'complete', passed: passed === 1, repeat: 1, baseline: 'v2',
+      scorers: [{ id: 'exact', unit: 'score', threshold: 1 }],
+      candidates: [{ name: 'v2', model: 'support@v2', served: ['sim/large'], calls: 2, errors: 0, input_tokens: 20, output_tokens: 40, cost_nanousd: 2000, unknown_costs: 0,
+        latency: { value: 0.12, low: 0.12, high: 0.12 }, cost_per_call: { value: 0.000001, low: 0.000001, high: 0.000001 }, scores }],
+      differences: [], gates: [], cost_nanousd: 2000, scoring_nanousd: 0, unknown_costs: 0,
+      cases: [one('refund', 'How long do I have to send it back?', passed, answer), one('invoice', 'Where is my invoice?', 1, 'Within 14 days.')],
+    };
+  };
+  const keep = async (...what) => {
+    const kept = await page.request.post(new URL('/api/evaluations', demo.url).href, { data: report(...what) });
+    assert.equal(kept.status(), 201, await kept.text());
+    return (await kept.json()).id;
+  };
+  await keep('2026-11-01T10:00:00Z', 'You have a month\nfor that.', 0);
+  const second = await keep('2026-11-02T10:00:00Z', 'Within 14 days\nfor that.', 1);
+  await page.look(`/evaluations/${second}`);
+  await page.click('text=Compare');
+  assert.equal(await page.locator('h1').textContent(), 'Evaluations side by side');
+  const exact = await page.locator('tbody tr', { hasText: 'exact' }).textContent();
+  assert.match(exact, /\+0\.500/, exact);
+  await page.click('summary:has-text("refund")');
+  assert.deepEqual(await page.locator('.halves del, .halves ins').allTextContents(), ['You have a month', 'Within 14 days'].flatMap((text) => text.split(/(?<= )/)));
+  await keepsNobodyOut(page, 'two evaluations');
+  for (const [theme, language] of [['light', 'en'], ['dark', 'de']]) {
+    await page.goto(`${page.url().split('&lang')[0]}&lang=${language}`);
+    await page.selectOption('#theme', theme);
+    await page.locator('details summary').last().click();
+    await page.screenshot({ path: join(SCREENSHOTS, `evaluations-compare-${theme}-${language}.png`), fullPage: true });
+  }
   assert.deepEqual(page.wrongs, []);
   await page.context().close();
 });
@@ -346,7 +411,7 @@ providers: { sim: { kind: simulated } }
 test('pages of forms and comparisons fit a narrow window', async () => {
   const context = await browser.newContext({ locale: 'de', viewport: { width: 390, height: 800 } });
   const page = await context.newPage();
-  for (const name of ['what-if', 'experiments']) {
+  for (const name of ['what-if', 'models-compare', 'prompts-compare', 'experiments']) {
     await page.goto(new URL(PAGES[name].path, demo.url).href);
     const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
     assert.ok(wide <= 0, `${name} is ${wide} pixels too wide`);

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long a page waits for figures; it shows what was counted before, or that counting goes on.
-const PATIENCE: Duration = Duration::from_millis(300);
+pub(super) const PATIENCE: Duration = Duration::from_millis(300);
 /// What is shown of every experiment.
 const ALWAYS: [&str; 4] = ["error_rate", "cost_per_call", "latency", "tokens"];
 /// The drawing's width, in its own units, and the room that is left at both ends.
@@ -58,9 +58,10 @@ struct Row {
     cells: Vec<Cell>,
 }
 
+/// What a metric is of one arm, alone and against the first one; empty where it is not known.
 #[derive(Debug, Serialize)]
-struct Cell {
-    value: String,
+pub(super) struct Cell {
+    pub(super) value: String,
     interval: String,
     difference: String,
 }
@@ -165,7 +166,7 @@ fn rows(experiment: &Experiment, arms: &[ArmReport], language: Language) -> Vec<
     names.into_iter().map(row).filter(has_value).collect()
 }
 
-fn cell(metric: &str, found: Option<&MetricReport>, language: Language) -> Cell {
+pub(super) fn cell(metric: &str, found: Option<&MetricReport>, language: Language) -> Cell {
     let Some(MetricReport { kind, value: Some(value), estimate, difference, relative, .. }) = found else {
         return Cell { value: String::new(), interval: String::new(), difference: String::new() };
     };
