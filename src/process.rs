@@ -249,8 +249,8 @@ impl Gateway {
         }
     }
 
-    /// Lets calls in flight end, for `server.limits.drain` at most, then gives all money back and ends.
-    pub async fn drain(self) {
+    /// Lets calls in flight end, for `server.limits.drain` or until `hurry` is over, then gives all money back and ends.
+    pub async fn drain(self, hurry: impl Future<Output = ()>) {
         let Gateway {
             shared,
             recorder,
@@ -267,12 +267,18 @@ impl Gateway {
         let limit = shared.live.load_full().server.drain;
         shared.shutdown.draining.cancel();
         tracing::info!(in_flight = open(), limit_s = limit.as_secs(), "draining");
-        let deadline = Instant::now() + limit;
-        while open() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let all_ended = async {
+            while open() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let why = tokio::select! {
+            () = all_ended => "",
+            () = tokio::time::sleep(limit) => "the drain's time is over",
+            () = hurry => "it was asked a second time to stop",
+        };
         if open() > 0 {
-            tracing::warn!(in_flight = open(), "calls were cut: the drain's time is over");
+            tracing::warn!(in_flight = open(), "calls were cut: {why}");
         }
         shared.shutdown.connections.close();
         // What is idle closes by itself at once; what a probe keeps open is cut.

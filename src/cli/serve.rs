@@ -67,7 +67,7 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     // A closed standard output is no reason not to serve.
     let _ = writeln!(io::stdout(), "ready listen={} admin={}", running.gateway.listen, running.gateway.admin);
     stop.received().await;
-    running.stop().await;
+    running.stop(stop.received()).await;
     Ok(())
 }
 
@@ -134,11 +134,11 @@ impl Running {
         Ok(Running { gateway, watching, keys, following })
     }
 
-    /// Lets calls in flight end, and ends.
-    pub(super) async fn stop(self) {
+    /// Lets calls in flight end, but no longer than until `hurry` is over, and ends.
+    pub(super) async fn stop(self, hurry: impl Future<Output = ()>) {
         self.keys.abort();
         self.following.iter().for_each(tokio::task::JoinHandle::abort);
-        self.gateway.drain().await;
+        self.gateway.drain(hurry).await;
         drop(self.watching);
     }
 }
