@@ -68,14 +68,14 @@ const RETENTION_INTERVAL: Duration = Duration::from_mins(10);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address is taken or not ours.
-    #[error("{what} cannot listen on {address}: {source}; choose another address under `server:`")]
+    #[error("{what} cannot listen on {address}: {reason}; {}", listen_mend(reason))]
     Listen {
         /// `server.listen` or `server.admin`.
         what: &'static str,
         /// The address.
         address: SocketAddr,
-        /// The system's word.
-        source: io::Error,
+        /// The system's word. Not an error's source: the message says it already.
+        reason: io::Error,
     },
     /// The ledger's store.
     #[error(transparent)]
@@ -392,8 +392,17 @@ async fn delete_old_calls(shared: Shared) {
     }
 }
 
+/// What to do about an address that cannot be had.
+fn listen_mend(reason: &io::Error) -> &'static str {
+    match reason.kind() {
+        io::ErrorKind::AddrInUse => "stop the process that has it, or choose another address under `server:`",
+        io::ErrorKind::PermissionDenied => "ports below 1024 take a privilege: choose another under `server:`",
+        _ => "choose an address of this machine under `server:`",
+    }
+}
+
 async fn bind(what: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Listen { what, address, source };
+    let failed = |reason| StartError::Listen { what, address, reason };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))

@@ -31,13 +31,13 @@ const PAGE: usize = 1000;
 #[derive(Debug, Args)]
 pub(super) struct Connection {
     /// Configuration that says where the gateway or its store is; default as for `serve`
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE", global = true, display_order = super::GLOBALS_ORDER)]
     pub(super) config: Option<PathBuf>,
     /// The gateway's admin listener, instead of the configuration's
-    #[arg(long, value_name = "URL", global = true, env = "TOLLGATE_ADMIN_URL")]
+    #[arg(long, value_name = "URL", global = true, display_order = super::GLOBALS_ORDER, env = "TOLLGATE_ADMIN_URL")]
     pub(super) url: Option<String>,
     /// The admin token, instead of the configuration's
-    #[arg(long, value_name = "TOKEN", global = true, env = "TOLLGATE_ADMIN_TOKEN", hide_env_values = true)]
+    #[arg(long, value_name = "TOKEN", global = true, display_order = super::GLOBALS_ORDER, env = "TOLLGATE_ADMIN_TOKEN", hide_env_values = true)]
     pub(super) token: Option<String>,
 }
 
@@ -174,11 +174,14 @@ impl Gateway {
     }
 
     async fn answer(&self, request: http::Result<Request<Full<Bytes>>>) -> Result<(Bytes, Option<String>), Failure> {
-        let request = request.with_context(|| format!("`{}` is no URL", self.base))?;
+        let request = request.map_err(|_| no_url(&self.base))?;
+        if !matches!(request.uri().scheme_str(), Some("http" | "https")) {
+            return Err(no_url(&self.base).into());
+        }
         let exchange = tokio::time::timeout(TIMEOUT, exchange(request));
         let answer = exchange.await.unwrap_or_else(|_| Err(anyhow!("no answer within {} s", TIMEOUT.as_secs())));
         let unreachable = |error: anyhow::Error| {
-            let what = format!("{} cannot be reached; is it running? (--url)", self.base);
+            let what = format!("no gateway answers at {}: is it running? --url says where else", self.base);
             Failure { error: error.context(what), code: UNREACHABLE }
         };
         let (status, link, body) = answer.map_err(unreachable)?;
@@ -196,6 +199,10 @@ impl Gateway {
     }
 }
 
+fn no_url(base: &str) -> anyhow::Error {
+    anyhow!("`{base}` is no URL of a gateway; write it as {DEFAULT_URL}")
+}
+
 async fn exchange(request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Option<String>, Bytes)> {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let response = match request.uri().scheme_str() {
@@ -205,7 +212,7 @@ async fn exchange(request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, 
             let connector = tls.https_only().enable_http1().build();
             Client::builder(TokioExecutor::new()).build(connector).request(request).await?
         }
-        _ => bail!("the URL begins with neither http:// nor https://"),
+        _ => bail!("it begins with neither http:// nor https://"),
     };
     let (head, body) = response.into_parts();
     let link = head.headers.get(header::LINK).and_then(|link| link.to_str().ok()).map(str::to_owned);

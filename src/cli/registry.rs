@@ -61,7 +61,7 @@ pub(super) struct Options {
     #[command(flatten)]
     pub(super) connection: Connection,
     /// As JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = super::GLOBALS_ORDER)]
     pub(super) json: bool,
 }
 

@@ -29,7 +29,7 @@ use crate::{
     process::{Gateway, StartError},
     store::{
         audit::{Audit, Deed},
-        keys::KeyStore,
+        keys::{KeyStore, KeyStoreError},
         ports::StoreError,
     },
     telemetry::{alerts::signals, logging, metrics},
@@ -44,9 +44,10 @@ pub fn run(config: Option<&Path>) -> ExitCode {
     logging::init("info");
     match runtime().block_on(async { serve(follow::load(config).await?).await }) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<StoreError>() => fail(&error, UNREACHABLE),
+        Err(error) if error.is::<StoreError>() || error.is::<KeyStoreError>() => fail(&error, UNREACHABLE),
         Err(error) => match error.downcast_ref::<StartError>() {
-            Some(StartError::Store(_) | StartError::Thread(_)) => fail(&error, UNREACHABLE),
+            // A port that is taken may be free a moment later: a supervisor should try again.
+            Some(StartError::Store(_) | StartError::Thread(_) | StartError::Listen { .. }) => fail(&error, UNREACHABLE),
             _ => fail(&error, WRONG),
         },
     }
@@ -118,7 +119,8 @@ impl Running {
         let for_reload = store.clone();
         let prepare_upstream = gateway.preparation();
         let prepare = move |snapshot| {
-            prepare_upstream(&snapshot).map_err(|error| ConfigError::Unusable(error.to_string()))?;
+            prepare_upstream(&snapshot)
+                .map_err(|error| ConfigError::Unusable(format!("{:#}", anyhow::Error::from(error))))?;
             with_stored_keys(snapshot, &for_reload)
         };
         let watching = Arc::new(watch(live.clone(), origin, prepare, Reloads::new(&live).observer())?);
