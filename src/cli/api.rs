@@ -267,3 +267,31 @@ pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 pub(super) fn text(value: &Value) -> String {
     value.as_str().unwrap_or("-").chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
+
+/// A time of the API, to the second: its nanoseconds are for programs.
+pub(super) fn instant(value: &Value) -> String {
+    match value.as_str().map(str::parse::<jiff::Timestamp>) {
+        Some(Ok(at)) => at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        _ => text(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn times_are_shown_to_the_second_and_what_is_none_as_it_is() {
+        assert_eq!(instant(&json!("2026-11-24T02:43:29.199330212Z")), "2026-11-24T02:43:29Z");
+        assert_eq!(instant(&json!("soon\n")), "soon\u{fffd}");
+        assert_eq!(instant(&Value::Null), "-");
+    }
+
+    #[test]
+    fn columns_are_of_equal_width_and_amounts_stand_to_the_right() {
+        let rows = vec![vec!["a".to_owned(), "10.00".to_owned()], vec!["long".to_owned(), "0.5".to_owned()]];
+        assert_eq!(table(&["NAME", "USD"], rows), "NAME    USD\na     10.00\nlong    0.5\n");
+    }
+}

@@ -100,7 +100,10 @@ fn as_table(name: &str, by_target: &BTreeMap<Arc<str>, Compared>, unknown: u64) 
     text += &line("total", &total(by_target));
     text += &format!("\n{NOTE}\n");
     if unknown > 0 {
-        text += &format!("Left out: {unknown} calls without a price or without token counts.\n");
+        text += &format!(
+            "Left out: {unknown} {} without a price or without token counts.\n",
+            if unknown == 1 { "call" } else { "calls" }
+        );
     }
     text
 }
