@@ -27,7 +27,12 @@ impl Pacer {
     /// A pacer, and what it will tell each connection.
     pub(crate) fn new(rate: f64, connections: usize) -> anyhow::Result<(Pacer, Vec<Dues>)> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = AsyncFd::register(rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
+        let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        #[expect(
+            deprecated,
+            reason = "what replaces it is unsafe to call; a descriptor that is owned is what it asks for"
+        )]
+        let timer = AsyncFd::new(timer)?;
         let (connections, dues) = (0..connections).map(|_| mpsc::unbounded_channel()).unzip();
         Ok((Pacer { timer, rate, connections, random: 0x9E37_79B9_7F4A_7C15 }, dues))
     }

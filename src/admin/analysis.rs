@@ -16,11 +16,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin, calls,
     extract::{Path, Query},
+    openapi::{Api, routes},
     problem::Problem,
 };
 use crate::{
@@ -55,8 +55,8 @@ const EVALUATIONS_MAX: usize = 1000;
 /// Reports of evaluations that are shown: those of the latest.
 const REPORTS_MAX: usize = 20;
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default()
+pub(super) fn router() -> Api {
+    Api::default()
         .routes(routes!(report))
         .routes(routes!(export))
         .routes(routes!(compare_models))

@@ -3,7 +3,6 @@
 use axum::{extract::State, response::Response};
 use http::{HeaderMap, StatusCode, Uri};
 use jiff::Timestamp;
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
@@ -13,6 +12,7 @@ use super::{
     },
     extract::{Json, Path, Query},
     guard::Actor,
+    openapi::{Api, routes},
     paging::{self, Page, ROWS_MAX},
     problem::Problem,
 };
@@ -20,8 +20,8 @@ use super::{
 /// The longest idempotency key, in bytes.
 const KEY_BYTES_MAX: usize = 200;
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default()
+pub(super) fn router() -> Api {
+    Api::default()
         .routes(routes!(list))
         .routes(routes!(show))
         .routes(routes!(reclaim))

@@ -4,12 +4,12 @@ use axum::{Json, extract::State};
 use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
     calls::{self, wrong},
     extract::Queries,
+    openapi::{Api, routes},
     problem::Problem,
 };
 use crate::{
@@ -23,8 +23,8 @@ use crate::{
 const DIMENSIONS: [Dimension; 6] =
     [Dimension::Model, Dimension::Team, Dimension::Key, Dimension::Variant, Dimension::Provider, Dimension::User];
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default().routes(routes!(costs))
+pub(super) fn router() -> Api {
+    Api::default().routes(routes!(costs))
 }
 
 /// Of whom.

@@ -181,6 +181,22 @@ async fn all_accounts_are_reserved_or_none() {
 }
 
 #[tokio::test]
+async fn what_is_at_hand_is_reserved_at_once_in_all_accounts_or_in_none() {
+    let (_temp, purses) = embedded();
+    let claims = [claim("a", 1000), claim("b", 10)];
+    assert!(purses.try_reserve(&claims, NanoUsd(1)).is_none(), "nothing was granted yet");
+    purses.reserve(&claims, NanoUsd(10)).await.unwrap().settle(NanoUsd(4));
+
+    let held = purses.try_reserve(&claims, NanoUsd(6)).expect("what was settled lower is at hand");
+    assert_eq!(reserved(&purses), 12);
+    assert!(purses.try_reserve(&claims, NanoUsd(1)).is_none(), "`b` is spent");
+    assert_eq!(reserved(&purses), 12);
+    held.settle(NanoUsd(6));
+    purses.close().await;
+    assert!(purses.try_reserve(&claims[..1], NanoUsd(1)).is_none(), "closed");
+}
+
+#[tokio::test]
 async fn money_that_settles_lower_can_be_used_to_the_last() {
     let (_temp, purses) = embedded();
     let claims = [claim("a", 1000)];

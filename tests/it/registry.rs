@@ -162,6 +162,46 @@ async fn what_is_live_survives_a_restart_and_the_command_line_says_and_changes_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registered_version_keeps_the_partials_that_it_came_with() {
+    let (upstream, redis) = (Upstream::run().await, RedisServer::start());
+    let member = |tone: &str| {
+        let setup = setup(&upstream).top("store", &redis.url());
+        let folder = setup.directory().join("prompts");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("outer.md"), "{% include 'tone.md' %} Always.").unwrap();
+        std::fs::write(folder.join("tone.md"), tone).unwrap();
+        setup.run()
+    };
+    let (first, second) = (member("Be kind.").await, member("Be curt.").await);
+    let text = "Two. {% include 'outer.md' %}";
+    let added = add(&first, "v2", text).await.expect(200).json();
+    assert_eq!(add(&first, "v2", text).await.expect(200).json()["changed"], json!(false));
+    deploy(&first, "v2").await;
+    for gateway in [&first, &second] {
+        serves(gateway, "greeting@v2").await;
+        assert!(last_body(&upstream).contains("Two. Be kind. Always."), "{}", last_body(&upstream));
+    }
+
+    std::fs::write(first.config_path().with_file_name("prompts").join("tone.md"), "Be loud.").unwrap();
+    let why = add(&first, "v2", text).await.expect(409).text();
+    assert!(why.contains("prompts/tone.md, which it includes, changed: v2 of the prompt"), "{why}");
+    add(&first, "v3", text).await.expect(200);
+    deploy(&first, "v3").await;
+    serves(&second, "greeting@v3").await;
+    assert!(last_body(&upstream).contains("Two. Be loud. Always."), "{}", last_body(&upstream));
+    post(&second, "/api/prompts/greeting/rollback", &json!({})).await.expect(200);
+    serves(&first, "greeting@v2").await;
+    assert!(last_body(&upstream).contains("Two. Be kind. Always."), "{}", last_body(&upstream));
+
+    let sha256 = |shelf: &Value| shelf["versions"][1]["sha256"].clone();
+    assert_eq!(sha256(&shelf(&second).await), sha256(&added["now"]));
+    let why = add(&first, "v4", "{% include 'none.md' %}").await.expect(422).text();
+    assert!(why.contains("prompts/none.md cannot be included") && why.contains("its text under `partials`"), "{why}");
+    let own = json!({"version": "v4", "system": "{% include 'none.md' %}", "partials": {"none.md": "Mine."}});
+    post(&first, "/api/prompts/greeting/versions", &own).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_version_changes_neither_through_the_api_nor_in_the_file() {
     let upstream = Upstream::run().await;
     let gateway = setup(&upstream).run().await;
