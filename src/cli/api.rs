@@ -181,7 +181,7 @@ impl Gateway {
         let exchange = tokio::time::timeout(TIMEOUT, exchange(request));
         let answer = exchange.await.unwrap_or_else(|_| Err(anyhow!("no answer within {} s", TIMEOUT.as_secs())));
         let unreachable = |error: anyhow::Error| {
-            let what = format!("no gateway answers at {}: is it running? --url says where else", self.base);
+            let what = format!("{} cannot be reached: is a gateway running there? --url says where else", self.base);
             Failure { error: error.context(what), code: UNREACHABLE }
         };
         let (status, link, body) = answer.map_err(unreachable)?;

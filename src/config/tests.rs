@@ -831,7 +831,7 @@ fn secrets_that_can_be_guessed_are_warned_of_where_strangers_may_try() {
     let open = "listen: 0.0.0.0:8080, admin: 0.0.0.0:9090, admin_token: letmein";
     let found = warnings(open, "sesame");
     assert_eq!(found.len(), 2, "{found:?}");
-    assert!(found[0].starts_with("t.yaml:3:29: keys[0].secret: has fewer than 16 characters"), "{found:?}");
+    assert!(found[0].starts_with("t.yaml:3:28: keys[0].secret: has fewer than 16 characters"), "{found:?}");
     assert!(found[1].contains("server.admin_token: has fewer than"), "{found:?}");
     assert_eq!(warnings("listen: 127.0.0.1:8080", "sesame"), [""; 0]);
     assert_eq!(warnings("listen: 0.0.0.0:8080", "sesame-open-the-door-please"), [""; 0]);
