@@ -5,11 +5,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::bail;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
-use tokio::{io::unix::AsyncFd, sync::mpsc};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::mpsc::{self, error::TrySendError},
+};
+
+/// Calls that a connection may be behind.
+const DUES_MAX: usize = 100_000;
 
 /// A connection's calls, each by the moment from which it counts.
-pub(crate) type Dues = mpsc::UnboundedReceiver<Instant>;
+pub(crate) type Dues = mpsc::Receiver<Instant>;
 
 /// Tells connections in turns when to call, `rate` times a second on average, at moments that know nothing of each other (a
 /// Poisson process).
@@ -19,7 +26,7 @@ pub(crate) type Dues = mpsc::UnboundedReceiver<Instant>;
 pub(crate) struct Pacer {
     timer: AsyncFd<OwnedFd>,
     rate: f64,
-    connections: Vec<mpsc::UnboundedSender<Instant>>,
+    connections: Vec<mpsc::Sender<Instant>>,
     random: u64,
 }
 
@@ -33,7 +40,7 @@ impl Pacer {
             reason = "what replaces it is unsafe to call; a descriptor that is owned is what it asks for"
         )]
         let timer = AsyncFd::new(timer)?;
-        let (connections, dues) = (0..connections).map(|_| mpsc::unbounded_channel()).unzip();
+        let (connections, dues) = (0..connections).map(|_| mpsc::channel(DUES_MAX)).unzip();
         Ok((Pacer { timer, rate, connections, random: 0x9E37_79B9_7F4A_7C15 }, dues))
     }
 
@@ -48,8 +55,11 @@ impl Pacer {
                 break;
             }
             self.wait_until(due).await?;
-            // Its connection is gone only when its client failed, which is reported as such.
-            let _ = self.connections[turn].send(Instant::now());
+            match self.connections[turn].try_send(Instant::now()) {
+                Err(TrySendError::Full(_)) => bail!("a connection is {DUES_MAX} calls behind: the load is too much"),
+                // Its client has failed, which is reported as such.
+                Ok(()) | Err(TrySendError::Closed(_)) => {}
+            }
         }
         Ok(())
     }

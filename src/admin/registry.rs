@@ -551,7 +551,7 @@ fn known(registry: &InRegistry, kind: Kind, name: &str) -> Result<(), Problem> {
 }
 
 /// What a version says, wherever it came from.
-fn content(registry: &InRegistry, kind: Kind, name: &str, version: &str) -> Result<Value, Problem> {
+pub(super) fn content(registry: &InRegistry, kind: Kind, name: &str, version: &str) -> Result<Value, Problem> {
     let registered = registry.shelf(kind, name).and_then(|shelf| shelf.versions.get(version));
     let declared = || registry.files.get(kind, name)?.contents.get(version);
     let found = registered.map(|registered| &registered.content).or_else(declared);

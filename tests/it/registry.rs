@@ -331,3 +331,68 @@ async fn a_form_of_the_dashboard_decides_what_is_live_and_says_why_not() {
     assert!(sorry.contains("Das wurde nicht getan.") && sorry.contains("no version `v9`"), "{sorry}");
     assert!(gateway.admin_get("/models").await.expect(200).text().contains("as the file says"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forms_of_the_dashboard_lead_a_roll_out_on_and_call_a_plan_off() {
+    let upstream = Upstream::run().await;
+    let gateway = setup(&upstream).run().await;
+    add(&gateway, "v2", "Version two.").await.expect(200);
+    let send = |form: &'static str| {
+        let call = Call::new(gateway.admin, "POST", "/prompts?lang=de");
+        call.body("application/x-www-form-urlencoded", form).send_owned()
+    };
+    let page = || async { gateway.admin_get("/prompts?lang=de").await.expect(200).text() };
+    let rollout = json!({ "version": "v2", "rollout": { "stages": ["10%", "50%", "100%"] } });
+    post(&gateway, "/api/prompts/greeting/deploy", &rollout).await.expect(200);
+    assert!(page().await.contains("Weiter zu 50%"));
+
+    let done = send("name=greeting&action=advance&stage=1&reason=calm").await.expect(303);
+    assert_eq!(done.header("location"), Some("/prompts?lang=de#greeting"));
+    send("name=greeting&action=advance&stage=1").await.expect(303);
+    assert_eq!(shelf(&gateway).await["rollout"]["stage"], 2, "who presses twice goes on once");
+    assert!(page().await.contains("Weiter zu 100%"));
+    send("name=greeting&action=advance&stage=2").await.expect(303);
+    let now = shelf(&gateway).await;
+    assert_eq!((&now["live"], &now["rollout"]), (&json!("v2"), &Value::Null), "the last stage has no time");
+    send("name=greeting&action=advance&stage=2").await.expect(409);
+
+    let plan = json!({ "version": "v1", "at": "2999-01-31T08:00:00Z" });
+    post(&gateway, "/api/prompts/greeting/deploy", &plan).await.expect(200);
+    assert!(page().await.contains("Plan absagen"));
+    send("name=greeting&action=call_off").await.expect(303);
+    assert_eq!(shelf(&gateway).await["scheduled"], Value::Null);
+    assert!(!page().await.contains("Plan absagen"));
+    let sorry = send("name=greeting&action=call_off").await.expect(409).text();
+    assert!(sorry.contains("Das wurde nicht getan."), "{sorry}");
+}
+
+#[tokio::test]
+async fn who_may_only_look_is_shown_a_roll_out_without_its_buttons_and_figures_without_the_texts() {
+    const VIEWER: &str = "viewer-token-0123456789abcdef";
+    const OPERATOR: &str = "operator-token-0123456789abcdef";
+    let upstream = Upstream::run().await;
+    let tokens = format!(
+        r#"{{ listen: "127.0.0.1:0", admin: "127.0.0.1:0", admin_tokens: [ {{ name: vera, secret: "{VIEWER}", role: viewer }},
+             {{ name: otto, secret: "{OPERATOR}", role: operator }} ] }}"#
+    );
+    let versions = "live: v1, versions: { v1: { target: upstream/m }, v2: { target: upstream/n } }";
+    let gateway = Gateway::before(&upstream).top("server", &tokens).entry("models", "support", versions).run().await;
+    let rollout = json!({ "version": "v2", "rollout": { "stages": ["10%", "100%"] } });
+    let deploy = Call::new(gateway.admin, "POST", "/api/models/support/deploy").key(OPERATOR);
+    deploy.json(&rollout).send().await.expect(200);
+    let shown = |path: &'static str, token: &str| Call::new(gateway.admin, "GET", path).key(token).send_owned();
+
+    let (seen, operated) = (shown("/models", VIEWER).await.text(), shown("/models", OPERATOR).await.text());
+    assert!(seen.contains("Roll-out from v1 to v2") && !seen.contains("method=\"post\""), "{seen}");
+    assert!(operated.contains("On to 100%") && operated.contains("Abort the roll-out"), "{operated}");
+    let compare = "/models/compare?name=support&from=v1&to=v2";
+    let (seen, operated) = (shown(compare, VIEWER).await.expect(200), shown(compare, OPERATOR).await.expect(200));
+    assert!(
+        !seen.text().contains("upstream&#x2f;n") && operated.text().contains("<ins>upstream&#x2f;n</ins>"),
+        "{}",
+        operated.text()
+    );
+    let forbidden = Call::new(gateway.admin, "POST", "/models").key(VIEWER);
+    let form = "name=support&action=advance&stage=1";
+    forbidden.body("application/x-www-form-urlencoded", form).send().await.expect(403);
+}

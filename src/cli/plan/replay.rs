@@ -11,7 +11,7 @@ use std::{
 use jiff::Timestamp;
 
 use crate::{
-    cli::costs::{moment_of, usage_of},
+    analysis::what_if::{moment_of, usage_of},
     config::{
         Snapshot,
         snapshot::{Auth, BudgetMode, Target, Unpriced},
