@@ -219,7 +219,7 @@ fn whole(c: &mut Criterion) {
         let mut client = Client::new(address);
         c.bench_function(name, |b| b.iter(|| client.call()));
     }
-    runtime.block_on(gateway.drain());
+    runtime.block_on(gateway.drain(std::future::pending()));
 }
 
 fn runtime() -> Runtime {

@@ -33,7 +33,7 @@ pub enum GatewayError {
     #[error("the API key is missing or not valid here; send a key of this gateway as `Authorization: Bearer …`")]
     InvalidApiKey,
     /// The key may not name this model.
-    #[error("this key may not use `{0}`; GET /v1/models lists what it may use")]
+    #[error("{}", not_allowed(.0))]
     ModelNotAllowed(String),
     /// The endpoint is switched off.
     #[error("{0}")]
@@ -150,6 +150,15 @@ pub struct Meaning {
     pub code: &'static str,
 }
 
+/// What a key may not; `model` is empty where the call names none.
+fn not_allowed(model: &str) -> String {
+    let what = match model {
+        "" => "this key may not use every model, and the call names none: name one".to_owned(),
+        model => format!("this key may not use `{model}`"),
+    };
+    what + "; GET /v1/models lists what it may use"
+}
+
 impl GatewayError {
     /// Shorthand for a client's mistake.
     #[must_use]
@@ -245,6 +254,13 @@ impl GatewayError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_with_some_models_is_told_to_name_one() {
+        let said = |model: &str| GatewayError::ModelNotAllowed(model.to_owned()).to_string();
+        assert_eq!(said("gpt-9"), "this key may not use `gpt-9`; GET /v1/models lists what it may use");
+        assert!(said("").contains("names none: name one;"), "{}", said(""));
+    }
 
     #[test]
     fn each_error_of_the_contract_has_its_status_and_code() {

@@ -68,14 +68,14 @@ const RETENTION_INTERVAL: Duration = Duration::from_mins(10);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address is taken or not ours.
-    #[error("{what} cannot listen on {address}: {source}; choose another address under `server:`")]
+    #[error("{what} cannot listen on {address}: {reason}; {}", listen_mend(reason))]
     Listen {
         /// `server.listen` or `server.admin`.
         what: &'static str,
         /// The address.
         address: SocketAddr,
-        /// The system's word.
-        source: io::Error,
+        /// The system's word. Not an error's source: the message says it already.
+        reason: io::Error,
     },
     /// The ledger's store.
     #[error(transparent)]
@@ -249,8 +249,8 @@ impl Gateway {
         }
     }
 
-    /// Lets calls in flight end, for `server.limits.drain` at most, then gives all money back and ends.
-    pub async fn drain(self) {
+    /// Lets calls in flight end, for `server.limits.drain` or until `hurry` is over, then gives all money back and ends.
+    pub async fn drain(self, hurry: impl Future<Output = ()>) {
         let Gateway {
             shared,
             recorder,
@@ -267,12 +267,18 @@ impl Gateway {
         let limit = shared.live.load_full().server.drain;
         shared.shutdown.draining.cancel();
         tracing::info!(in_flight = open(), limit_s = limit.as_secs(), "draining");
-        let deadline = Instant::now() + limit;
-        while open() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let all_ended = async {
+            while open() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let why = tokio::select! {
+            () = all_ended => "",
+            () = tokio::time::sleep(limit) => "the drain's time is over",
+            () = hurry => "it was asked a second time to stop",
+        };
         if open() > 0 {
-            tracing::warn!(in_flight = open(), "calls were cut: the drain's time is over");
+            tracing::warn!(in_flight = open(), "calls were cut: {why}");
         }
         shared.shutdown.connections.close();
         // What is idle closes by itself at once; what a probe keeps open is cut.
@@ -386,8 +392,17 @@ async fn delete_old_calls(shared: Shared) {
     }
 }
 
+/// What to do about an address that cannot be had.
+fn listen_mend(reason: &io::Error) -> &'static str {
+    match reason.kind() {
+        io::ErrorKind::AddrInUse => "stop the process that has it, or choose another address under `server:`",
+        io::ErrorKind::PermissionDenied => "ports below 1024 take a privilege: choose another under `server:`",
+        _ => "choose an address of this machine under `server:`",
+    }
+}
+
 async fn bind(what: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Listen { what, address, source };
+    let failed = |reason| StartError::Listen { what, address, reason };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))

@@ -114,6 +114,9 @@ pub enum AmountError {
     /// No ` USD` where a currency is due.
     #[error("`{0}` names no currency; write `{0} USD`")]
     NoCurrency(String),
+    /// Another currency than USD, in which prices and budgets are.
+    #[error("`{0}` is in another currency; amounts are in USD: write `{1} USD`")]
+    OtherCurrency(String, String),
     /// No `USD/1M` where a price is due.
     #[error("`{0}` is not a price; write it as `0.15 USD/1M`")]
     NotPrice(String),
@@ -152,8 +155,17 @@ impl FromStr for NanoUsd {
             .strip_suffix("USD")
             .or_else(|| trimmed.strip_prefix("USD"))
             .or_else(|| trimmed.strip_prefix('$'))
-            .ok_or_else(|| AmountError::NoCurrency(trimmed.to_owned()))?;
+            .ok_or_else(|| no_dollars(trimmed))?;
         parse_scaled(&number.trim().replace('_', ""), 9).map(NanoUsd)
+    }
+}
+
+/// Why an amount without dollars is none.
+fn no_dollars(text: &str) -> AmountError {
+    let number: String = text.chars().filter(|c| c.is_ascii_digit() || matches!(c, '.' | '_')).collect();
+    match text.chars().any(|c| !c.is_ascii_digit() && !matches!(c, '.' | '_' | '-')) && !number.is_empty() {
+        true => AmountError::OtherCurrency(text.to_owned(), number),
+        false => AmountError::NoCurrency(text.to_owned()),
     }
 }
 
@@ -201,6 +213,11 @@ mod tests {
         assert!(matches!("0.0000000001 USD".parse::<NanoUsd>(), Err(AmountError::TooFine(..))));
         assert!(matches!("99999999999 USD".parse::<NanoUsd>(), Err(AmountError::TooLarge(..))));
         assert!(matches!("5".parse::<NanoUsd>(), Err(AmountError::NoCurrency(..))));
+        assert_eq!(
+            "5 EUR".parse::<NanoUsd>().unwrap_err().to_string(),
+            "`5 EUR` is in another currency; amounts are in USD: write `5 USD`"
+        );
+        assert!(matches!("five".parse::<NanoUsd>(), Err(AmountError::NoCurrency(..))));
         assert!(matches!("1e3 USD".parse::<NanoUsd>(), Err(AmountError::NotDecimal(..))));
         assert!(matches!("-1 USD".parse::<NanoUsd>(), Err(AmountError::NotDecimal(..))));
     }

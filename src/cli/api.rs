@@ -31,13 +31,13 @@ const PAGE: usize = 1000;
 #[derive(Debug, Args)]
 pub(super) struct Connection {
     /// Configuration that says where the gateway or its store is; default as for `serve`
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE", global = true, display_order = super::GLOBALS_ORDER)]
     pub(super) config: Option<PathBuf>,
     /// The gateway's admin listener, instead of the configuration's
-    #[arg(long, value_name = "URL", global = true, env = "TOLLGATE_ADMIN_URL")]
+    #[arg(long, value_name = "URL", global = true, display_order = super::GLOBALS_ORDER, env = "TOLLGATE_ADMIN_URL")]
     pub(super) url: Option<String>,
     /// The admin token, instead of the configuration's
-    #[arg(long, value_name = "TOKEN", global = true, env = "TOLLGATE_ADMIN_TOKEN", hide_env_values = true)]
+    #[arg(long, value_name = "TOKEN", global = true, display_order = super::GLOBALS_ORDER, env = "TOLLGATE_ADMIN_TOKEN", hide_env_values = true)]
     pub(super) token: Option<String>,
 }
 
@@ -174,11 +174,14 @@ impl Gateway {
     }
 
     async fn answer(&self, request: http::Result<Request<Full<Bytes>>>) -> Result<(Bytes, Option<String>), Failure> {
-        let request = request.with_context(|| format!("`{}` is no URL", self.base))?;
+        let request = request.map_err(|_| no_url(&self.base))?;
+        if !matches!(request.uri().scheme_str(), Some("http" | "https")) {
+            return Err(no_url(&self.base).into());
+        }
         let exchange = tokio::time::timeout(TIMEOUT, exchange(request));
         let answer = exchange.await.unwrap_or_else(|_| Err(anyhow!("no answer within {} s", TIMEOUT.as_secs())));
         let unreachable = |error: anyhow::Error| {
-            let what = format!("{} cannot be reached; is it running? (--url)", self.base);
+            let what = format!("{} cannot be reached: is a gateway running there? --url says where else", self.base);
             Failure { error: error.context(what), code: UNREACHABLE }
         };
         let (status, link, body) = answer.map_err(unreachable)?;
@@ -196,6 +199,10 @@ impl Gateway {
     }
 }
 
+fn no_url(base: &str) -> anyhow::Error {
+    anyhow!("`{base}` is no URL of a gateway; write it as {DEFAULT_URL}")
+}
+
 async fn exchange(request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Option<String>, Bytes)> {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let response = match request.uri().scheme_str() {
@@ -205,7 +212,7 @@ async fn exchange(request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, 
             let connector = tls.https_only().enable_http1().build();
             Client::builder(TokioExecutor::new()).build(connector).request(request).await?
         }
-        _ => bail!("the URL begins with neither http:// nor https://"),
+        _ => bail!("it begins with neither http:// nor https://"),
     };
     let (head, body) = response.into_parts();
     let link = head.headers.get(header::LINK).and_then(|link| link.to_str().ok()).map(str::to_owned);
@@ -259,4 +266,32 @@ pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 /// A text without control characters, which may come from whoever writes to the store; or `-`.
 pub(super) fn text(value: &Value) -> String {
     value.as_str().unwrap_or("-").chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A time of the API, to the second: its nanoseconds are for programs.
+pub(super) fn instant(value: &Value) -> String {
+    match value.as_str().map(str::parse::<jiff::Timestamp>) {
+        Some(Ok(at)) => at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        _ => text(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn times_are_shown_to_the_second_and_what_is_none_as_it_is() {
+        assert_eq!(instant(&json!("2026-11-24T02:43:29.199330212Z")), "2026-11-24T02:43:29Z");
+        assert_eq!(instant(&json!("soon\n")), "soon\u{fffd}");
+        assert_eq!(instant(&Value::Null), "-");
+    }
+
+    #[test]
+    fn columns_are_of_equal_width_and_amounts_stand_to_the_right() {
+        let rows = vec![vec!["a".to_owned(), "10.00".to_owned()], vec!["long".to_owned(), "0.5".to_owned()]];
+        assert_eq!(table(&["NAME", "USD"], rows), "NAME    USD\na     10.00\nlong    0.5\n");
+    }
 }

@@ -1,6 +1,9 @@
 //! `tollgate audit`: reads the audit log of a data directory, and checks its chain.
 
-use std::{io::Write, path::Path};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -42,8 +45,11 @@ pub enum AuditError {
     /// The log cannot be read.
     #[error(transparent)]
     Unreadable(#[from] StoreError),
+    /// There is none.
+    #[error("there is no audit log at {}: nothing was changed there yet, it was taken away, or it is elsewhere (--data-dir)", .0.display())]
+    Missing(PathBuf),
     /// The output cannot be written.
-    #[error("the output cannot be written")]
+    #[error(transparent)]
     Output(#[from] std::io::Error),
 }
 
@@ -53,6 +59,10 @@ pub enum AuditError {
 /// When the chain is broken, the log cannot be read, or `out` cannot be written.
 pub fn run(command: &AuditCommand, data_dir: &Path, out: &mut impl Write) -> Result<(), AuditError> {
     let audit = Audit::in_dir(data_dir);
+    // An empty chain holds: a directory that was mistyped, or a file that was taken away, must not pass for a whole log.
+    if !audit.path().exists() {
+        return Err(AuditError::Missing(audit.path().to_owned()));
+    }
     match command {
         AuditCommand::Verify { json } => verify(&audit, *json, out),
         AuditCommand::List { count, action, json } => {
@@ -116,6 +126,17 @@ mod tests {
         let mut out = Vec::new();
         let result = run(command, data_dir, &mut out);
         (result, String::from_utf8(out).expect("text"))
+    }
+
+    #[test]
+    fn a_log_that_is_not_there_is_not_whole() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for command in [AuditCommand::Verify { json: true }, AuditCommand::List { count: 9, action: None, json: false }]
+        {
+            let (result, text) = said(&command, dir.path());
+            assert!(matches!(result, Err(AuditError::Missing(_))), "{result:?}");
+            assert_eq!(text, "");
+        }
     }
 
     #[test]

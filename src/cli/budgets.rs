@@ -36,10 +36,10 @@ pub struct BudgetsArguments {
     #[command(flatten)]
     connection: Connection,
     /// Ask the store itself: Redis, or the data_dir of a gateway that is stopped
-    #[arg(long, global = true, conflicts_with = "url")]
+    #[arg(long, global = true, display_order = super::GLOBALS_ORDER, conflicts_with = "url")]
     offline: bool,
     /// As JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = super::GLOBALS_ORDER)]
     json: bool,
     #[command(subcommand)]
     command: Option<BudgetsCommand>,

@@ -9,19 +9,22 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use crate::{
     config::snapshot::Records,
     record::{CallRow, Feedback, Outcome, Rating, UserIds, stored_id},
-    store::records::{
-        export::{Exported, ParquetWriter, write_json_line},
-        feedback::{self, FeedbackFilter},
-        ports::{CallLog, Filter},
-        postgres::Postgres,
-        sqlite::Sqlite,
+    store::{
+        DataDir,
+        records::{
+            export::{Exported, ParquetWriter, write_json_line},
+            feedback::{self, FeedbackFilter},
+            ports::{CallLog, Filter},
+            postgres::Postgres,
+            sqlite::Sqlite,
+        },
     },
     units::NanoUsd,
 };
@@ -155,6 +158,8 @@ pub enum CallsError {
     Unknown(String),
     /// The configuration keeps no calls.
     NoLog,
+    /// What was asked for cannot be.
+    Wrong(anyhow::Error),
     /// The log cannot be used, or the output not written.
     Failed(anyhow::Error),
 }
@@ -203,7 +208,8 @@ pub async fn run(command: CallsCommand, place: &Place, out: &mut (impl Write + S
             let progress = Progress::new(output.is_some() || !io::stdout().is_terminal());
             let mut out: Box<dyn Write + Send + '_> = match output {
                 Some(path) => {
-                    Box::new(BufWriter::new(File::create(&path).with_context(|| path.display().to_string())?))
+                    let wrong = |error| CallsError::Wrong(anyhow!("{} cannot be written: {error}", path.display()));
+                    Box::new(BufWriter::new(File::create(&path).map_err(wrong)?))
                 }
                 None => Box::new(BufWriter::new(out)),
             };
@@ -226,8 +232,21 @@ pub(super) fn open(place: &Place) -> Result<Box<dyn CallLog>, CallsError> {
 }
 
 async fn migrate(place: &Place, version: i64) -> Result<i64, CallsError> {
+    let newest = match &place.records {
+        Records::Postgres(_) => Postgres::newest(),
+        _ => Sqlite::newest(),
+    };
+    if !(0..=newest).contains(&version) {
+        return Err(CallsError::Wrong(anyhow!(
+            "there is no version {version} of the schema; this build knows 0 to {newest}"
+        )));
+    }
     match &place.records {
-        Records::Sqlite => Ok(Sqlite::migrate(&place.data_dir, version)?),
+        Records::Sqlite => {
+            drop(Sqlite::read(&place.data_dir)?);
+            let _alone = DataDir::open(&place.data_dir)?;
+            Ok(Sqlite::migrate(&place.data_dir, version)?)
+        }
         Records::Postgres(url) => Ok(Postgres::migrate(url.expose(), version).await?),
         Records::None => Err(CallsError::NoLog),
     }

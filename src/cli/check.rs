@@ -6,7 +6,12 @@ use std::{
     process::ExitCode,
 };
 
-use crate::config::{self, Loaded};
+use super::log_runtime;
+use crate::{
+    config::{self, Loaded, Snapshot},
+    gateway::tls::TlsAcceptor,
+    upstream::client::Client,
+};
 
 /// Wrong use or wrong configuration.
 const WRONG: u8 = 2;
@@ -18,9 +23,10 @@ const WRONG: u8 = 2;
 pub fn run(file: Option<&Path>) -> ExitCode {
     match config::load(file) {
         Ok(loaded) => {
+            let unusable = unusable(&loaded.snapshot);
             // Nobody reads what a closed pipe refuses; the exit code still holds.
-            let _ = report(&loaded);
-            ExitCode::SUCCESS
+            let _ = report(&loaded, &unusable);
+            if unusable.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(WRONG) }
         }
         Err(error) => {
             let _ = writeln!(io::stderr(), "{error}");
@@ -29,7 +35,24 @@ pub fn run(file: Option<&Path>) -> ExitCode {
     }
 }
 
-fn report(loaded: &Loaded) -> io::Result<()> {
+/// What a start would find: certificates, keys and roots that are there and cannot be used.
+fn unusable(snapshot: &Snapshot) -> Vec<String> {
+    let why = |error: anyhow::Error| format!("{error:#}");
+    let tls = snapshot.server.tls.as_ref().and_then(|tls| TlsAcceptor::new(tls).err());
+    let mut unusable: Vec<String> = tls.into_iter().map(|error| format!("server.tls: {}", why(error.into()))).collect();
+    let runtime = log_runtime();
+    let _within = runtime.enter();
+    match Client::new(snapshot.routing.connect_timeout) {
+        Ok(client) => unusable.extend(snapshot.providers.values().filter_map(|provider| {
+            let error = client.prepare(provider).err()?;
+            Some(format!("providers.{}.ca: {}", provider.name, why(error.into())))
+        })),
+        Err(error) => unusable.push(why(error.into())),
+    }
+    unusable
+}
+
+fn report(loaded: &Loaded, unusable: &[String]) -> io::Result<()> {
     let mut stderr = io::stderr().lock();
     for warning in &loaded.warnings {
         writeln!(stderr, "warning: {warning}")?;
@@ -42,7 +65,11 @@ fn report(loaded: &Loaded) -> io::Result<()> {
             writeln!(stderr, "warning: prompt {}: {}", named.label(), finding.what)?;
         }
     }
-    writeln!(io::stdout(), "ok: {}", summary(loaded))
+    if unusable.is_empty() {
+        return writeln!(io::stdout(), "ok: {}", summary(loaded));
+    }
+    let file = loaded.origin.path.as_ref().map_or_else(String::new, |path| format!("{}: ", path.display()));
+    unusable.iter().try_for_each(|problem| writeln!(stderr, "{file}{problem}"))
 }
 
 /// `2 providers, 1 model, …`: what there is, and nothing that there is not.
@@ -69,6 +96,19 @@ fn summary(loaded: &Loaded) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn certificates_and_roots_that_no_start_could_use_are_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("none.pem"), "no certificate").expect("writes");
+        let text = "server: { tls: { cert: none.pem, key: none.pem } }\nauth: none\n\
+                    providers: { a: { kind: openai, base_url: \"https://a.example/v1\", api_key: sk-a, ca: none.pem }, b: { kind: simulated } }";
+        let loaded = config::parse_str(text, "t.yaml", &|_| None, dir.path()).expect("valid");
+        let found = unusable(&loaded.snapshot);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].starts_with("server.tls: `") && found[0].contains("no certificate chain"), "{found:?}");
+        assert!(found[1].starts_with("providers.a.ca: `") && found[1].contains("gives no roots"), "{found:?}");
+    }
 
     #[test]
     fn the_summary_counts_what_there_is() {

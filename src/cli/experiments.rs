@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     analysis::{self, AnalysisCommand},
-    api::{self, Failure, Gateway, encoded, table, text},
+    api::{self, Failure, Gateway, encoded, instant, table, text},
     registry::Options,
 };
 
@@ -300,7 +300,7 @@ fn list(answer: &Value) -> String {
             text(&row["unit"]),
             shares(row),
             text(&row["source"]),
-            text(&row["started"]),
+            instant(&row["started"]),
         ]
     };
     let header = ["NAME", "STATE", "MODEL", "UNIT", "VARIANTS", "FROM", "SINCE"];
@@ -319,8 +319,8 @@ fn shares(row: &Value) -> String {
 fn show(answer: &Value) -> String {
     let (name, state, model) = (text(&answer["name"]), text(&answer["state"]), text(&answer["model"]));
     let mut said = format!("{name}: {state}, on calls of {model} by {}", text(&answer["unit"]));
-    if let Some(started) = answer["started"].as_str() {
-        said += &format!(", since {started}");
+    if answer["started"].is_string() {
+        said += &format!(", since {}", instant(&answer["started"]));
     }
     said.push('\n');
     if answer["goal"].is_object() {
@@ -361,7 +361,7 @@ fn history(answer: &Value) -> String {
     }
     let cells = |row: &Value| {
         let about = [&row["variant"], &row["version"]].into_iter().filter_map(Value::as_str).collect::<Vec<_>>();
-        vec![text(&row["at"]), text(&row["what"]), about.join(" as "), text(&row["by"]), text(&row["reason"])]
+        vec![instant(&row["at"]), text(&row["what"]), about.join(" as "), text(&row["by"]), text(&row["reason"])]
     };
     table(&["AT", "WHAT", "ABOUT", "BY", "REASON"], rows(answer).iter().map(cells).collect())
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    config::{self, Bootstrap, Layers, Loaded, Snapshot, snapshot::Store, watch::WatchHandle},
+    config::{self, Bootstrap, ConfigError, Layers, Loaded, Snapshot, snapshot::Store, watch::WatchHandle},
     store::{
         books::BookFiles,
         ports::{BookStore, StoreError},
@@ -101,7 +101,8 @@ pub(super) async fn load_from(path: Option<&Path>, bootstrap: &Bootstrap) -> any
     let data_dir = &bootstrap.data_dir;
     let Store::Redis(url) = &bootstrap.store else {
         let registered = newest(&BookFiles::in_dir(data_dir)).await?;
-        let loaded = config::load_with(path, &Layers { pushed: None, registered })?;
+        let layers = Layers { pushed: None, registered };
+        let loaded = config::load_with(path, &layers).map_err(|error| blamed(error, path, &layers, data_dir))?;
         return Ok(Laid { loaded, troubles: Vec::new() });
     };
     let mut pushed = Found::read(Followed::Pushed, url, data_dir).await?;
@@ -127,6 +128,20 @@ pub(super) async fn load_from(path: Option<&Path>, bootstrap: &Bootstrap) -> any
         outcome = config::load_with(path, rest).or(outcome);
     }
     Ok(Laid { loaded: outcome?, troubles })
+}
+
+/// Says what to do about a registry of this machine that does not fit the file, where the file alone would serve: no gateway runs that
+/// could be asked to change it.
+fn blamed(error: ConfigError, path: Option<&Path>, layers: &Layers, data_dir: &Path) -> anyhow::Error {
+    let Some(revision) = layers.registered.as_ref().filter(|_| config::load_with(path, &Layers::default()).is_ok())
+    else {
+        return error.into();
+    };
+    let (number, directory) = (revision.number, data_dir.join("registry").display().to_string());
+    anyhow::Error::from(error).context(format!(
+        "what was registered or deployed while the gateway ran (revision {number}, in {directory}) does not fit this \
+         configuration: give back what the file no longer has, or move {directory} away and begin with the file alone"
+    ))
 }
 
 /// Whether `rest` has something older where it differs, and not nothing.

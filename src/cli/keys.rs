@@ -4,18 +4,20 @@
 
 use std::{io::Write, path::Path};
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::local_actor;
+use super::{FAILED, UNREACHABLE, WRONG, local_actor};
 use crate::{
-    admin::keyring::{Keyring, Who},
+    admin::keyring::{Keyring, KeyringError, Who},
     store::{
         audit::Audit,
-        keys::{Created, KeyRow, KeyStore, NewKey},
+        keys::{Created, FILE_NAME, KeyRow, KeyStore, KeyStoreError, NewKey},
     },
 };
+
+const HOW_TO_MAKE_ONE: &str = "Make one with `tollgate keys create --name NAME`.";
 
 /// What to do with virtual keys.
 #[derive(Debug, Subcommand)]
@@ -65,8 +67,11 @@ pub struct CreateKey {
 /// # Errors
 /// When the store refuses or cannot be used, or `out` cannot be written.
 pub fn run(command: &KeysCommand, data_dir: &Path, pepper: Option<&[u8]>, out: &mut impl Write) -> anyhow::Result<()> {
-    let store =
-        KeyStore::open(data_dir).with_context(|| format!("cannot open the key store in {}", data_dir.display()))?;
+    // Only who makes a key makes a store: a directory that was mistyped stays away.
+    if !matches!(command, KeysCommand::Create(_)) && !data_dir.join(FILE_NAME).exists() {
+        return without_store(command, data_dir, out);
+    }
+    let store = KeyStore::open(data_dir)?;
     let (audit, actor) = (Audit::in_dir(data_dir), local_actor());
     let keyring = Keyring { store: &store, audit: &audit, pepper };
     let who = Who { actor: &actor, reason: "" };
@@ -81,6 +86,34 @@ pub fn run(command: &KeysCommand, data_dir: &Path, pepper: Option<&[u8]>, out: &
     }
 }
 
+/// What there is to say where no key was ever made.
+fn without_store(command: &KeysCommand, data_dir: &Path, out: &mut impl Write) -> anyhow::Result<()> {
+    match command {
+        KeysCommand::Revoke { key } => Err(KeyStoreError::NotFound(key.clone()).into()),
+        KeysCommand::List { json: true } => Ok(writeln!(out, "[]")?),
+        _ => Ok(writeln!(out, "No keys in {}. {HOW_TO_MAKE_ONE}", data_dir.display())?),
+    }
+}
+
+/// The exit code of a command that failed so: 1 refused as things stand, 2 wrong use, 3 the store cannot be used.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let refused = match error.downcast_ref() {
+        Some(KeyringError::Keys(error)) => Some(error),
+        _ => error.downcast_ref(),
+    };
+    match refused {
+        Some(KeyStoreError::NameTaken(_) | KeyStoreError::NotFound(_)) => FAILED,
+        Some(KeyStoreError::InvalidName(_)) => WRONG,
+        _ if error.is::<InThePast>() => WRONG,
+        _ => UNREACHABLE,
+    }
+}
+
+/// A key that nobody could use.
+#[derive(Debug, thiserror::Error)]
+#[error("--expires lies in the past; write a later time, or leave it out")]
+struct InThePast;
+
 fn create(keyring: Keyring<'_>, wanted: &CreateKey, who: Who<'_>, out: &mut impl Write) -> anyhow::Result<()> {
     let key = NewKey {
         name: wanted.name.clone(),
@@ -90,9 +123,17 @@ fn create(keyring: Keyring<'_>, wanted: &CreateKey, who: Who<'_>, out: &mut impl
         expires_ms: wanted.expires.map(jiff::Timestamp::as_millisecond),
     };
     if wanted.expires.is_some_and(|expires| expires <= jiff::Timestamp::now()) {
-        bail!("--expires lies in the past");
+        bail!(InThePast);
     }
     let created = keyring.create(&key, who)?;
+    // Not as the system's error: to whoever closed the pipe the key is lost, and that is a failure.
+    out.write_all(shown(wanted, &key, &created).as_bytes()).map_err(|error| {
+        anyhow!("the key was made, but cannot be shown: {error}; revoke `{}` and make another", created.id)
+    })
+}
+
+/// What is shown of a new key, this once.
+fn shown(wanted: &CreateKey, key: &NewKey, created: &Created) -> String {
     if wanted.json {
         let shown = json!({
             "id": created.id,
@@ -100,10 +141,9 @@ fn create(keyring: Keyring<'_>, wanted: &CreateKey, who: Who<'_>, out: &mut impl
             "secret": created.secret.expose(),
             "hash": created.digest.to_string(),
         });
-        return Ok(writeln!(out, "{shown}")?);
+        return format!("{shown}\n");
     }
-    Ok(write!(
-        out,
+    format!(
         "{secret}\n\n\
          This is the key of `{name}`, shown this once: keep it now. It is valid at every gateway on this data directory\n\
          within seconds. `tollgate keys revoke {id}` ends that.\n\n\
@@ -111,8 +151,8 @@ fn create(keyring: Keyring<'_>, wanted: &CreateKey, who: Who<'_>, out: &mut impl
         secret = created.secret.expose(),
         name = key.name,
         id = created.id,
-        line = config_line(&key, &created),
-    )?)
+        line = config_line(key, created),
+    )
 }
 
 /// The key as an entry of a configuration's `keys`. Texts are written as JSON strings, which YAML reads as they are.
@@ -151,7 +191,7 @@ fn json_list(rows: &[KeyRow]) -> serde_json::Value {
 
 fn table(rows: &[KeyRow], out: &mut impl Write) -> anyhow::Result<()> {
     if rows.is_empty() {
-        return Ok(writeln!(out, "No keys. Make one with `tollgate keys create --name NAME`.")?);
+        return Ok(writeln!(out, "No keys. {HOW_TO_MAKE_ONE}")?);
     }
     let header = ["ID", "NAME", "TEAM", "MODELS", "CREATED", "STATE"].map(str::to_owned);
     let lines: Vec<[String; 6]> = std::iter::once(header).chain(rows.iter().map(cells)).collect();
@@ -250,6 +290,31 @@ mod tests {
         assert_eq!(listed[0]["tags"], json!({"a": "b=c"}));
         assert_eq!(listed[0]["expires"], "2999-01-01T00:00:00Z");
         assert!(!listed.to_string().contains(created["secret"].as_str().expect("a text")));
+    }
+
+    #[test]
+    fn only_who_makes_a_key_makes_a_store() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mistyped = dir.path().join("dta");
+        assert!(keys(&mistyped, "list").expect("listed").starts_with("No keys in "));
+        assert_eq!(keys(&mistyped, "list --json").expect("listed"), "[]\n");
+        assert!(keys(&mistyped, "revoke web").is_err());
+        assert!(!mistyped.exists());
+    }
+
+    #[test]
+    fn an_exit_code_tells_a_refusal_from_wrong_use_and_from_a_store_that_fails() {
+        let dir = tempfile::tempdir().expect("a directory");
+        keys(dir.path(), "create --name web").expect("created");
+        let code = |data_dir: &Path, arguments| exit_code(&keys(data_dir, arguments).expect_err("refused"));
+        assert_eq!(code(dir.path(), "create --name web"), 1);
+        assert_eq!(code(dir.path(), "revoke nobody"), 1);
+        assert_eq!(code(dir.path(), "create --name a --expires 2001-01-01T00:00:00Z"), 2);
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").expect("writes");
+        assert_eq!(code(&file, "create --name web"), 3);
+        std::fs::write(dir.path().join(FILE_NAME), "no database, but longer than its header is").expect("writes");
+        assert_eq!(code(dir.path(), "list"), 3);
     }
 
     #[test]

@@ -36,9 +36,12 @@ use std::{
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
-    config::{ConfigError, Loaded, forms::DurationText},
+    config::{ConfigError, Loaded, foreign, forms::DurationText},
     telemetry::logging,
 };
+
+/// Options that all commands of a group take are shown below those of the command itself.
+const GLOBALS_ORDER: usize = 900;
 
 /// A check or gate failed.
 const FAILED: u8 = 1;
@@ -89,7 +92,7 @@ enum Command {
     /// Share the routing configuration of a fleet by its Redis: push, pull, history, rollback
     Config {
         /// Configuration whose `store` is meant; default as for `serve`
-        #[arg(long, value_name = "FILE", global = true)]
+        #[arg(long, value_name = "FILE", global = true, display_order = GLOBALS_ORDER)]
         config: Option<PathBuf>,
         #[command(subcommand)]
         command: config::ConfigCommand,
@@ -99,10 +102,10 @@ enum Command {
     /// Create, list and revoke virtual keys
     Keys {
         /// Configuration that says where the keys are kept; default as for `serve`
-        #[arg(long, value_name = "FILE", global = true)]
+        #[arg(long, value_name = "FILE", global = true, display_order = GLOBALS_ORDER)]
         config: Option<PathBuf>,
         /// Where the keys are kept, instead of the configuration's data_dir
-        #[arg(long, value_name = "DIR", global = true)]
+        #[arg(long, value_name = "DIR", global = true, display_order = GLOBALS_ORDER)]
         data_dir: Option<PathBuf>,
         #[command(subcommand)]
         command: keys::KeysCommand,
@@ -114,10 +117,10 @@ enum Command {
     /// Look into the call log, and write it to files
     Calls {
         /// Configuration that says where the log is; default as for `serve`
-        #[arg(long, value_name = "FILE", global = true)]
+        #[arg(long, value_name = "FILE", global = true, display_order = GLOBALS_ORDER)]
         config: Option<PathBuf>,
         /// Directory of a log in SQLite, instead of the configuration's
-        #[arg(long, value_name = "DIR", global = true)]
+        #[arg(long, value_name = "DIR", global = true, display_order = GLOBALS_ORDER)]
         data_dir: Option<PathBuf>,
         #[command(subcommand)]
         command: calls::CallsCommand,
@@ -125,10 +128,10 @@ enum Command {
     /// Show what was spent on what, what the month will come to, and what would make it less
     Costs {
         /// Configuration that says where the log is; default as for `serve`
-        #[arg(long, value_name = "FILE", global = true)]
+        #[arg(long, value_name = "FILE", global = true, display_order = GLOBALS_ORDER)]
         config: Option<PathBuf>,
         /// Directory of a log in SQLite, instead of the configuration's
-        #[arg(long, value_name = "DIR", global = true)]
+        #[arg(long, value_name = "DIR", global = true, display_order = GLOBALS_ORDER)]
         data_dir: Option<PathBuf>,
         #[command(flatten)]
         arguments: costs::CostsArguments,
@@ -136,10 +139,10 @@ enum Command {
     /// Show who changed what, and check that the log of it is whole
     Audit {
         /// Configuration that says where the log is; default as for `serve`
-        #[arg(long, value_name = "FILE", global = true)]
+        #[arg(long, value_name = "FILE", global = true, display_order = GLOBALS_ORDER)]
         config: Option<PathBuf>,
         /// Directory of the log, instead of the configuration's data_dir
-        #[arg(long, value_name = "DIR", global = true)]
+        #[arg(long, value_name = "DIR", global = true, display_order = GLOBALS_ORDER)]
         data_dir: Option<PathBuf>,
         #[command(subcommand)]
         command: audit::AuditCommand,
@@ -221,8 +224,9 @@ pub fn main() -> ExitCode {
         Command::Count => count_tokens(),
         Command::Prices { command: PricesCommand::Show { model, json } } => code_of(prices::show(&model, json), FAILED),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "tollgate", &mut io::stdout());
-            ExitCode::SUCCESS
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "tollgate", &mut script);
+            code_of(io::stdout().write_all(&script).map_err(anyhow::Error::from), WRONG)
         }
         Command::Other(words) => unknown(&words),
     }
@@ -231,7 +235,13 @@ pub fn main() -> ExitCode {
 /// A command that this build does not have, by its name.
 fn unknown(words: &[OsString]) -> ExitCode {
     let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
-    fail(&anyhow::anyhow!("there is no command `{name}`; `tollgate --help` lists those there are"), WRONG)
+    let command = Arguments::command();
+    let known = command.get_subcommands().filter(|known| !known.is_hide_set()).map(clap::Command::get_name);
+    let near = match foreign::suggestion(&name, known) {
+        near if near.contains("did you mean") => near + " ",
+        _ => "; ".to_owned(),
+    };
+    fail(&anyhow::anyhow!("there is no command `{name}`{near}`tollgate --help` lists those there are"), WRONG)
 }
 
 fn count_tokens() -> ExitCode {
@@ -253,7 +263,10 @@ fn manage_keys(config: Option<&Path>, data_dir: Option<PathBuf>, command: &keys:
     let pepper = loaded.as_ref().and_then(|loaded| loaded.snapshot.key_pepper.clone());
     let data_dir = data_dir.or_else(|| Some(loaded?.snapshot.data_dir)).unwrap_or_else(|| PathBuf::from("data"));
     let pepper = pepper.as_ref().map(|pepper| pepper.expose().as_bytes());
-    code_of(keys::run(command, &data_dir, pepper, &mut io::stdout()), UNREACHABLE)
+    match keys::run(command, &data_dir, pepper, &mut io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, keys::exit_code(&error)),
+    }
 }
 
 /// The audit log is in the gateway's data_dir, whatever else may be wrong with its configuration.
@@ -267,6 +280,8 @@ fn read_audit(config: Option<&Path>, data_dir: Option<PathBuf>, command: &audit:
     match audit::run(command, &data_dir, &mut io::stdout()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ audit::AuditError::Broken(_)) => fail(&error.into(), FAILED),
+        // As what it is: a pipe that was closed is no failure.
+        Err(audit::AuditError::Output(error)) => fail(&error.into(), UNREACHABLE),
         Err(error) => fail(&error.into(), UNREACHABLE),
     }
 }
@@ -342,6 +357,7 @@ fn log_failed(error: calls::CallsError) -> ExitCode {
             let mend = "the configuration keeps no calls (`records: none`): write `records: sqlite`, or say with --data-dir where a log is";
             fail(&anyhow::anyhow!(mend), WRONG)
         }
+        calls::CallsError::Wrong(error) => fail(&error, WRONG),
         calls::CallsError::Failed(error) => fail(&error, UNREACHABLE),
     }
 }
@@ -373,7 +389,13 @@ fn code_of(result: anyhow::Result<()>, code: u8) -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+    // Who closes the pipe, such as `head`, has seen enough.
+    if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        return ExitCode::SUCCESS;
+    }
+    // Problems begin with `file:line:column`, which editors find only at the beginning of a line.
+    let name = if matches!(error.downcast_ref(), Some(ConfigError::Problems(_))) { "" } else { "tollgate: " };
     // Nobody reads what a closed pipe refuses; the exit code still holds.
-    let _ = writeln!(io::stderr(), "tollgate: {error:#}");
+    let _ = writeln!(io::stderr(), "{name}{error:#}");
     ExitCode::from(code)
 }

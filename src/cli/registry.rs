@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     analysis::{self, CompareArguments},
-    api::{self, Connection, Failure, Gateway, encoded, table, text},
+    api::{self, Connection, Failure, Gateway, encoded, instant, table, text},
     prompts::PromptsCommand,
 };
 use crate::registry::Kind;
@@ -61,7 +61,7 @@ pub(super) struct Options {
     #[command(flatten)]
     pub(super) connection: Connection,
     /// As JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = super::GLOBALS_ORDER)]
     pub(super) json: bool,
 }
 
@@ -300,7 +300,7 @@ fn list(answer: &Value) -> String {
 }
 
 fn since(row: &Value) -> String {
-    text(&row["live_since"])
+    instant(&row["live_since"])
 }
 
 fn under_way(row: &Value) -> String {
@@ -335,7 +335,7 @@ fn show(answer: &Value) -> String {
             live.to_owned(),
             text(&row["source"]),
             hash,
-            text(&row["created"]),
+            instant(&row["created"]),
             text(&row["by"]),
             description.unwrap_or_else(|| "-".to_owned()),
         ]
@@ -351,7 +351,7 @@ fn rollout(answer: &Value) -> String {
     let all = format!("{} (by {by}{})", stages.join(", "), because(answer));
     match answer["state"].as_str() {
         Some("running") => {
-            let (stage, since) = (&answer["stage"], text(&answer["stage_since"]));
+            let (stage, since) = (&answer["stage"], instant(&answer["stage_since"]));
             let share = &answer["weight"];
             format!(
                 "roll-out: {from} to {to}, {share}% of users; stage {stage} of {} since {since}: {all}\n",
@@ -375,7 +375,7 @@ fn history(answer: &Value) -> String {
     let cells = |row: &Value| {
         let share = row["weight"].as_f64().map_or_else(String::new, |weight| format!(" ({weight}%)"));
         vec![
-            text(&row["at"]),
+            instant(&row["at"]),
             text(&row["what"]).replace('_', " ") + &share,
             text(&row["version"]),
             text(&row["from"]),

@@ -29,7 +29,7 @@ use crate::{
     process::{Gateway, StartError},
     store::{
         audit::{Audit, Deed},
-        keys::KeyStore,
+        keys::{KeyStore, KeyStoreError},
         ports::StoreError,
     },
     telemetry::{alerts::signals, logging, metrics},
@@ -44,9 +44,10 @@ pub fn run(config: Option<&Path>) -> ExitCode {
     logging::init("info");
     match runtime().block_on(async { serve(follow::load(config).await?).await }) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<StoreError>() => fail(&error, UNREACHABLE),
+        Err(error) if error.is::<StoreError>() || error.is::<KeyStoreError>() => fail(&error, UNREACHABLE),
         Err(error) => match error.downcast_ref::<StartError>() {
-            Some(StartError::Store(_) | StartError::Thread(_)) => fail(&error, UNREACHABLE),
+            // A port that is taken may be free a moment later: a supervisor should try again.
+            Some(StartError::Store(_) | StartError::Thread(_) | StartError::Listen { .. }) => fail(&error, UNREACHABLE),
             _ => fail(&error, WRONG),
         },
     }
@@ -67,7 +68,7 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     // A closed standard output is no reason not to serve.
     let _ = writeln!(io::stdout(), "ready listen={} admin={}", running.gateway.listen, running.gateway.admin);
     stop.received().await;
-    running.stop().await;
+    running.stop(stop.received()).await;
     Ok(())
 }
 
@@ -118,7 +119,8 @@ impl Running {
         let for_reload = store.clone();
         let prepare_upstream = gateway.preparation();
         let prepare = move |snapshot| {
-            prepare_upstream(&snapshot).map_err(|error| ConfigError::Unusable(error.to_string()))?;
+            prepare_upstream(&snapshot)
+                .map_err(|error| ConfigError::Unusable(format!("{:#}", anyhow::Error::from(error))))?;
             with_stored_keys(snapshot, &for_reload)
         };
         let watching = Arc::new(watch(live.clone(), origin, prepare, Reloads::new(&live).observer())?);
@@ -134,11 +136,11 @@ impl Running {
         Ok(Running { gateway, watching, keys, following })
     }
 
-    /// Lets calls in flight end, and ends.
-    pub(super) async fn stop(self) {
+    /// Lets calls in flight end, but no longer than until `hurry` is over, and ends.
+    pub(super) async fn stop(self, hurry: impl Future<Output = ()>) {
         self.keys.abort();
         self.following.iter().for_each(tokio::task::JoinHandle::abort);
-        self.gateway.drain().await;
+        self.gateway.drain(hurry).await;
         drop(self.watching);
     }
 }

@@ -128,7 +128,11 @@ impl<'de, W: Deserialize<'de>, M: Deserialize<'de>> Visitor<'de> for WordOrVisit
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-        W::deserialize(de::value::StrDeserializer::new(text)).map(WordOr::Word)
+        W::deserialize(de::value::StrDeserializer::new(text)).map(WordOr::Word).map_err(|error: E| {
+            let said = error.to_string();
+            // A word that is near to none of the known ones may have been meant as one of the details.
+            if said.contains("; known: ") { E::custom(said + ", or a map of details") } else { error }
+        })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {

@@ -107,7 +107,7 @@ pub(super) fn suggestion<'a>(typed: &str, known: impl IntoIterator<Item = &'a st
 }
 
 /// More names than this are not listed in a message.
-const LISTED_MAX: usize = 24;
+const LISTED_MAX: usize = 32;
 
 /// Edits (insert, delete, replace, swap of neighbours) that lead from `a` to `b`, letter case ignored.
 fn distance(a: &str, b: &str) -> usize {

@@ -213,7 +213,7 @@ fn values_of_the_wrong_kind_name_the_mend() {
             "limits: [ { name: a, requests: 60 } ]",
             &["t.yaml:4:32: limits[0].requests: `60` is not a rate; write it as `600/min`"],
         ),
-        ("unpriced: free", &["t.yaml:4:11: unpriced: `free` is not known; known: refuse"]),
+        ("unpriced: free", &["t.yaml:4:11: unpriced: `free` is not known; known: refuse, or a map of details"]),
     ]);
 }
 
@@ -818,6 +818,23 @@ fn rules_of_variables_are_checked_where_they_stand() {
         assert!(found[0].contains(&format!("variables.a{path}: {says}")), "{found:?}");
     }
     loads(&with(&each("{ type: integer, min: 1, max: 5, default: 3 }")));
+}
+
+#[test]
+fn secrets_that_can_be_guessed_are_warned_of_where_strangers_may_try() {
+    let warnings = |server: &str, key: &str| {
+        let text = format!(
+            "server: {{ {server} }}\nproviders: {{ sim: {{ kind: simulated }} }}\nkeys: [ {{ name: k, secret: {key} }} ]"
+        );
+        super::parse_str(&text, "t.yaml", &|_| None, Path::new("")).expect("valid").warnings
+    };
+    let open = "listen: 0.0.0.0:8080, admin: 0.0.0.0:9090, admin_token: letmein";
+    let found = warnings(open, "sesame");
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].starts_with("t.yaml:3:28: keys[0].secret: has fewer than 16 characters"), "{found:?}");
+    assert!(found[1].contains("server.admin_token: has fewer than"), "{found:?}");
+    assert_eq!(warnings("listen: 127.0.0.1:8080", "sesame"), [""; 0]);
+    assert_eq!(warnings("listen: 0.0.0.0:8080", "sesame-open-the-door-please"), [""; 0]);
 }
 
 #[cfg(unix)]

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{Arc, Mutex, mpsc},
     thread::JoinHandle,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -86,8 +87,9 @@ impl Embedded {
         // SQLite would create it for everybody; its -wal and -shm files take the mode of this one.
         let unavailable = |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
         private_file().open(&path).map_err(unavailable)?;
-        let connection = Connection::open(&path).map_err(|error| store_error(&error))?;
-        prepare(&connection).map_err(|error| store_error(&error))?;
+        let failed = |error: rusqlite::Error| store_error(&path, &error);
+        let connection = Connection::open(&path).map_err(failed)?;
+        prepare(&connection).map_err(failed)?;
         let (jobs, queue) = mpsc::sync_channel(QUEUE_MAX);
         let work = move || {
             run(connection, &queue);
@@ -105,7 +107,8 @@ impl Embedded {
         let (reply, answer) = oneshot::channel();
         let sent = self.send(Job::Other(Box::new(move |connection| {
             // The one who asked may be gone; nothing is lost with the answer.
-            let _gone = reply.send(question(connection).map_err(|error| store_error(&error)));
+            let answer = question(connection);
+            let _gone = reply.send(answer.map_err(|error| store_error(file_of(connection), &error)));
         })));
         Box::pin(async move { sent.and(answer.await.unwrap_or_else(|_| Err(thread_gone()))) })
     }
@@ -209,7 +212,8 @@ fn answer(connection: &mut Connection, batch: Vec<Waiting>) {
         return;
     }
     let requests: Vec<&[AccountSync]> = batch.iter().map(|(requests, _)| requests.as_slice()).collect();
-    match sync_all(connection, &requests, server(now_ms())).map_err(|error| store_error(&error)) {
+    let answers = sync_all(connection, &requests, server(now_ms()));
+    match answers.map_err(|error| store_error(file_of(connection), &error)) {
         Ok(replies) => {
             for ((_, reply), answer) in batch.into_iter().zip(replies) {
                 let _gone = reply.send(Ok(answer));
@@ -357,11 +361,15 @@ fn notes(connection: &Connection, account: &str) -> rusqlite::Result<BTreeMap<Ro
     Ok(notes.into_iter().filter_map(|(id, text)| Some((id.parse().ok()?, text))).collect())
 }
 
-fn store_error(error: &rusqlite::Error) -> StoreError {
+fn file_of(connection: &Connection) -> &Path {
+    Path::new(connection.path().unwrap_or("ledger.db"))
+}
+
+fn store_error(file: &Path, error: &rusqlite::Error) -> StoreError {
+    let said = format!("{}: {error}", file.display());
     match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged(error.to_string()),
-        Some(_) => StoreError::Unavailable(error.to_string()),
-        None => StoreError::Damaged(error.to_string()),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) | None => StoreError::Damaged(said),
+        Some(_) => StoreError::Unavailable(said),
     }
 }
 
@@ -458,7 +466,7 @@ mod tests {
         connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
         let many: Vec<AccountSync> =
             (0..500).map(|n| for_account(&format!("account-{n:0200}"), request(1, Totals::default(), 10))).collect();
-        let error = store_error(&sync_all(&mut connection, &[&many], server(1)).unwrap_err());
+        let error = store_error(Path::new("ledger.db"), &sync_all(&mut connection, &[&many], server(1)).unwrap_err());
         assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("full")), "{error}");
         assert_eq!(list(&connection, None, 10).unwrap(), []);
         connection.pragma_update_and_check(None, "max_page_count", 100_000, |_| Ok(())).unwrap();

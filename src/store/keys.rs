@@ -96,19 +96,32 @@ pub struct KeyRow {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyStoreError {
     /// The directory or file cannot be made or protected.
-    #[error("cannot prepare {}", path.display())]
+    #[error("{}: {reason}; `data_dir` must be a directory that this user may write to", path.display())]
     File {
         /// Which.
         path: PathBuf,
-        /// Why.
-        source: io::Error,
+        /// Why. Not an error's source: the message says it already.
+        reason: io::Error,
+    },
+    /// The file cannot be opened as a key store.
+    #[error("{}: {reason}", path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// SQLite's word. Not an error's source: the message says it already.
+        reason: rusqlite::Error,
     },
     /// SQLite failed.
-    #[error("the key store failed")]
-    Sqlite(#[from] rusqlite::Error),
+    #[error("the key store failed: {0}")]
+    Sqlite(rusqlite::Error),
     /// The file is from a later version of this program.
-    #[error("the key store has schema {0}, which this version does not know")]
-    TooNew(i64),
+    #[error("{} has schema {version}, which this version of tollgate does not know: a later one wrote it", path.display())]
+    TooNew {
+        /// Which.
+        path: PathBuf,
+        /// The version.
+        version: i64,
+    },
     /// A name is empty, too long, or has control characters.
     #[error("`{0}` is no name for a key: 1 to {NAME_CHARS_MAX} characters, none of them a control character")]
     InvalidName(String),
@@ -137,6 +150,13 @@ pub struct KeyStore {
     connection: Mutex<Connection>,
 }
 
+/// Not as a source: the message says what SQLite said.
+impl From<rusqlite::Error> for KeyStoreError {
+    fn from(error: rusqlite::Error) -> KeyStoreError {
+        KeyStoreError::Sqlite(error)
+    }
+}
+
 // === impl KeyStore ===
 
 impl KeyStore {
@@ -146,18 +166,11 @@ impl KeyStore {
     /// When the file cannot be made, protected or read, or is from a later version.
     pub fn open(data_dir: &Path) -> Result<KeyStore, KeyStoreError> {
         let path = data_dir.join(FILE_NAME);
-        protect(data_dir, &path).map_err(|source| KeyStoreError::File { path: path.clone(), source })?;
-        let connection = Connection::open(&path)?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        write_ahead(&connection)?;
-        // A revocation must outlive a power cut.
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        protect(data_dir, &path).map_err(|reason| KeyStoreError::File { path: path.clone(), reason })?;
+        let (connection, version) =
+            connect(&path).map_err(|reason| KeyStoreError::Unreadable { path: path.clone(), reason })?;
         if version > SCHEMA_VERSION {
-            return Err(KeyStoreError::TooNew(version));
-        }
-        if version < SCHEMA_VERSION {
-            connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} COMMIT;"))?;
+            return Err(KeyStoreError::TooNew { path, version });
         }
         Ok(KeyStore { connection: Mutex::new(connection) })
     }
@@ -311,6 +324,20 @@ impl Raw {
             (serde_json::from_str(&models).map_err(damaged)?, serde_json::from_str(&tags).map_err(damaged)?);
         Ok(KeyRow { models, tags, ..row })
     }
+}
+
+/// A connection to the store at `path`, its schema made if it is new, and the schema's version.
+fn connect(path: &Path) -> rusqlite::Result<(Connection, i64)> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    write_ahead(&connection)?;
+    // A revocation must outlive a power cut.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version < SCHEMA_VERSION {
+        connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} COMMIT;"))?;
+    }
+    Ok((connection, version))
 }
 
 /// Switches to a write-ahead log, so that readers never wait for a writer. SQLite does not apply its busy time-out to the
@@ -532,7 +559,7 @@ mod tests {
     fn a_store_of_a_later_version_is_left_alone() {
         let (dir, store) = store();
         store.connection().pragma_update(None, "user_version", 2).expect("written");
-        assert!(matches!(KeyStore::open(&dir.path().join("data")), Err(KeyStoreError::TooNew(2))));
+        assert!(matches!(KeyStore::open(&dir.path().join("data")), Err(KeyStoreError::TooNew { version: 2, .. })));
     }
 
     #[test]

@@ -155,6 +155,80 @@ fn wrong_use_and_wrong_configuration_exit_with_2() {
     }
 }
 
+/// `tollgate ARGUMENTS` whose reader has closed the pipe, as `head` does.
+fn run_unread(arguments: &[&str]) -> Output {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let setup = keyless();
+    let mut command = setup.command(arguments);
+    command.stdout(writer).stderr(Stdio::piped()).output().unwrap()
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    for arguments in
+        [&["completions", "zsh"][..], &["prices", "show", "gpt-4o"], &["keys", "list"], &["prompts", "lint"]]
+    {
+        let output = run_unread(arguments);
+        assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()), "{arguments:?}");
+    }
+    // But a secret that nobody has read is lost.
+    let output = run_unread(&["keys", "create", "--name", "web"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("the key was made, but cannot be shown"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_command_that_there_is_not_names_the_nearest() {
+    let output = run(&["srve"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        stderr(&output),
+        "tollgate: there is no command `srve`; did you mean `serve`? `tollgate --help` lists those there are\n"
+    );
+}
+
+#[test]
+fn what_cannot_be_used_is_named_with_its_file_and_its_code() {
+    let setup = keyless().top("records", "sqlite");
+    std::fs::write(setup.config_path(), setup.text()).unwrap();
+    let damaged = |file: &str| {
+        let data = setup.directory().join("data");
+        let _ = std::fs::remove_dir_all(&data);
+        std::fs::create_dir_all(&data).unwrap();
+        std::fs::write(data.join(file), "no database, though longer than the header of one; ".repeat(99)).unwrap();
+        let output = setup.command(&["serve"]).output().unwrap();
+        (output.status.code(), stderr(&output))
+    };
+    for file in ["keys.sqlite", "ledger.db", "calls.db"] {
+        let (code, said) = damaged(file);
+        let last = said.lines().last().unwrap();
+        assert_eq!(code, Some(3), "{said}");
+        assert!(last.contains(file) && last.matches("file is not a database").count() == 1, "{last}");
+    }
+
+    std::fs::remove_dir_all(setup.directory().join("data")).unwrap();
+    std::fs::write(setup.directory().join("data"), "a file").unwrap();
+    let output = setup.command(&["serve"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+
+    let away = setup.top("records", "\"postgres://ann:hunter2@127.0.0.1:1/calls\"");
+    std::fs::write(away.config_path(), away.text()).unwrap();
+    let output = away.command(&["calls", "tail"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let said = stderr(&output);
+    assert!(said.contains("PostgreSQL at 127.0.0.1:1/calls: ") && !said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn a_schema_that_no_build_knows_is_refused() {
+    for (version, newest) in [("99", "this build knows 0 to"), ("-1", "")] {
+        let output = run(&["calls", "--data-dir", "data", "migrate", &format!("--to={version}")]);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(newest), "{}", stderr(&output));
+    }
+}
+
 #[test]
 fn help_and_version_exit_with_0() {
     for arguments in [["--help"], ["--version"]] {
@@ -187,8 +261,13 @@ fn a_port_that_is_taken_is_said_and_exits_with_3() {
 
     let output = setup.command(&["serve", "--config", "tollgate.yaml"]).stdin(Stdio::null()).output().unwrap();
 
-    assert!(matches!(output.status.code(), Some(2 | 3)), "{:?} {}", output.status, stderr(&output));
-    assert!(!output.stderr.is_empty());
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(
+        said.contains("server.listen cannot listen on 127.0.0.1:") && said.contains("stop the process that has it"),
+        "{said}"
+    );
+    assert_eq!(said.matches("in use").count(), 1, "{said}");
 }
 
 #[tokio::test]

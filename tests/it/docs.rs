@@ -96,6 +96,44 @@ fn headings(page: &str) -> Vec<String> {
     titles.map(|title| title.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")).collect()
 }
 
+/// All source files below `directory`, without their unit tests.
+fn sources(directory: &Path) -> Vec<String> {
+    let mut texts = Vec::new();
+    for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            texts.extend(sources(&entry));
+        } else if entry.extension().is_some_and(|e| e == "rs") && !entry.ends_with("tests.rs") {
+            let text = fs::read_to_string(&entry).unwrap();
+            texts.push(text.split("#[cfg(test)]\nmod ").next().unwrap().to_owned());
+        }
+    }
+    texts
+}
+
+/// What a log line surely says: of the longest text among the arguments of its macro, which is the message, the longest part without
+/// values, up to its first colon, semicolon or bracket.
+fn fixed_part(arguments: &str) -> String {
+    let message = arguments.split('"').skip(1).step_by(2).max_by_key(|text| text.len()).unwrap_or_default();
+    let parts = message.split(['{', '}']).step_by(2);
+    let said = parts.map(|part| part.split([':', ';', '(']).next().unwrap_or_default().trim());
+    said.max_by_key(|part| part.len()).unwrap_or_default().replace('`', "")
+}
+
+#[test]
+fn each_line_of_the_log_that_wants_somebody_is_in_the_runbook() {
+    let runbook = fs::read_to_string(root().join("docs/operations.md")).unwrap().replace('`', "");
+    let mut looked_up = 0;
+    for text in sources(&root().join("src")) {
+        for line in ["tracing::error!(", "tracing::warn!("].into_iter().flat_map(|level| text.split(level).skip(1)) {
+            // The macro ends where its statement or arm does.
+            let said = fixed_part(line.split(");").next().unwrap().split("),\n").next().unwrap());
+            assert!(runbook.contains(&said), "docs/operations.md says nothing of the log line `{said}`");
+            looked_up += usize::from(!said.is_empty());
+        }
+    }
+    assert!(looked_up >= 40, "only {looked_up} lines found");
+}
+
 #[test]
 fn one_round_of_the_demonstration_ends_well_and_leaves_nothing() {
     let directory = TempDir::new().unwrap();

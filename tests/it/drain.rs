@@ -65,6 +65,21 @@ async fn what_outlives_the_limit_is_broken_off_visibly() {
 }
 
 #[tokio::test]
+async fn who_asks_a_second_time_is_not_kept_waiting() {
+    let upstream = Upstream::always(Reply::stream().data(chunk("first")).then_hang()).await;
+    let mut gateway = Gateway::before(&upstream).run().await;
+    let mut stream = gateway.hello_stream("upstream/m").open().await;
+    stream.read_events(1).await;
+
+    gateway.signal("INT");
+    let ready = || gateway.get("/readyz").send_owned();
+    eventually("it drains", DEADLINE, ready, |response| response.status == 503).await;
+    gateway.signal("INT");
+
+    assert_eq!(gateway.exit(DEADLINE).await.code(), Some(0), "in much less than the 30 s that a drain may take");
+}
+
+#[tokio::test]
 async fn an_idle_gateway_stops_at_once() {
     let upstream = Upstream::run().await;
     for signal in ["TERM", "INT"] {

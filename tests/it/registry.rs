@@ -62,6 +62,26 @@ async fn refusal(gateway: &Gateway, words: &str) {
     eventually(words, DEADLINE, refused, |text| text.contains(words)).await;
 }
 
+#[tokio::test]
+async fn a_start_that_the_registry_keeps_back_says_what_to_do() {
+    let upstream = Upstream::run().await;
+    let setup = setup(&upstream);
+    let mut gateway = setup.clone().run().await;
+    add(&gateway, "v2", "Version two.").await.expect(200);
+    deploy(&gateway, "v2").await;
+    gateway.signal("TERM");
+    gateway.exit(DEADLINE).await;
+
+    let without =
+        setup.text().replace("greeting: {", "salutation: {").replace("prompt: greeting", "prompt: salutation");
+    std::fs::write(setup.config_path(), without).unwrap();
+    let output = setup.command(&["serve", "--config", "tollgate.yaml"]).output().unwrap();
+
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("does not fit this configuration") && said.contains("move data/registry away"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deployment_and_its_rollback_serve_on_every_gateway_within_a_second() {
     let (upstream, redis) = (Upstream::run().await, RedisServer::start());

@@ -50,7 +50,7 @@ enum CostsCommand {
     WhatIf(what_if::WhatIfArguments),
     /// Compare the call log with a provider's own statement; exit 1 when they differ by more than the tolerance
     Reconcile(reconcile::ReconcileArguments),
-    /// What would make it less: prompt caches, batches
+    /// What would make it less: prompt caches, batches, cheaper models
     Advice(advice::AdviceArguments),
 }
 

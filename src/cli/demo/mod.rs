@@ -54,7 +54,7 @@ async fn run_once() -> anyhow::Result<bool> {
     let running = start(&workspace).await?;
     let client = Client::new(running.gateway.listen, running.gateway.admin);
     let result = once::round(&client, &mut io::stdout()).await;
-    running.stop().await;
+    running.stop(std::future::pending()).await;
     result
 }
 
@@ -75,7 +75,7 @@ async fn run_live() -> anyhow::Result<bool> {
     if io::stdout().is_terminal() {
         say("\n");
     }
-    running.stop().await;
+    running.stop(stop.received()).await;
     say(&farewell(&workspace));
     Ok(true)
 }

@@ -121,6 +121,7 @@ async fn recorded_calls(wanted: &Calls, configuration: Option<&Snapshot>) -> Res
         calls::CallsError::NoLog => {
             Failure::wrong(anyhow!("the configuration keeps no calls: write `records: sqlite`"))
         }
+        calls::CallsError::Wrong(error) => Failure::wrong(error),
         calls::CallsError::Failed(error) => Failure::unreachable(error),
         calls::CallsError::Unknown(id) => Failure::wrong(anyhow!("no call has the id {id}")),
     })?;

@@ -95,7 +95,11 @@ pub fn run(command: &PromptsCommand, loaded: &Loaded, out: &mut impl Write) -> R
         }
         PromptsCommand::Test { files, junit, bless } => {
             let failed = test::run(files, junit.as_deref(), *bless, loaded, out).map_err(PromptsError::Wrong)?;
-            if failed == 0 { Ok(()) } else { Err(PromptsError::Failed(anyhow!("{failed} tests of prompts failed"))) }
+            if failed == 0 {
+                Ok(())
+            } else {
+                Err(PromptsError::Failed(anyhow!("{failed} of the tests of prompts failed")))
+            }
         }
     }
 }
@@ -216,6 +220,8 @@ fn lint(prompt: Option<&str>, as_json: bool, loaded: &Loaded, out: &mut impl Wri
     }
     if as_json {
         writeln!(out, "{}", Value::from(rows))?;
+    } else if snapshot.all_prompts().is_empty() {
+        writeln!(out, "There are no prompts.")?;
     }
     Ok(found)
 }

@@ -18,6 +18,9 @@ use crate::{
 /// Longest key that a client can present.
 const KEY_BYTES_MAX: usize = 256;
 
+/// Shorter secrets are warned about where a listener can be reached from elsewhere.
+const SECRET_CHARS_MIN: usize = 16;
+
 /// How clients prove who they are.
 pub(super) fn auth(file: &File) -> Auth {
     match file.auth {
@@ -53,6 +56,9 @@ impl Check<'_, '_, '_> {
                 }
             }
             let digest = self.digest(&at, typed, pepper);
+            if file.server.listen.is_some_and(|address| !address.0.ip().is_loopback()) {
+                self.warn_if_guessable(&at.key("secret"), typed.secret.as_ref());
+            }
             if let Some(digest) = &digest
                 && let Some(first) = digests.insert(*digest, i)
             {
@@ -63,6 +69,17 @@ impl Check<'_, '_, '_> {
             keys.push((digest, caller(name, typed, models)));
         }
         keys
+    }
+
+    /// A secret that strangers may try needs more than a few characters.
+    pub(super) fn warn_if_guessable(&mut self, at: &Path, typed: Option<&SecretText>) {
+        let Some(secret) = typed.and_then(|typed| self.secret(at, typed)) else { return };
+        if secret.expose().chars().count() < SECRET_CHARS_MIN {
+            let message = format!(
+                "has fewer than {SECRET_CHARS_MIN} characters and can be guessed by whoever reaches the listener; take a random one, such as of `openssl rand -hex 32`"
+            );
+            self.warn(at, message);
+        }
     }
 
     fn digest(&mut self, at: &Path, typed: &file::Key, pepper: Option<&SecretString>) -> Option<KeyDigest> {

@@ -37,6 +37,9 @@ impl Check<'_, '_, '_> {
             );
             self.required(&at, "admin_token", None::<()>, &mend);
         }
+        if !admin.ip().is_loopback() {
+            self.warn_if_guessable(&at.key("admin_token"), typed.admin_token.as_ref());
+        }
         let tls = typed.tls.as_ref().map(|tls| self.tls(&at.key("tls"), tls));
         let limits_at = at.key("limits");
         let limits = &typed.limits;

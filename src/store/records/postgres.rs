@@ -20,6 +20,7 @@ use serde_json::{Value as Json, json};
 use tokio::{sync::OnceCell, time::timeout};
 use tokio_postgres::{
     Config, IsolationLevel, Row,
+    config::Host,
     error::SqlState,
     types::{Json as AsJson, ToSql},
 };
@@ -72,6 +73,8 @@ pub struct Postgres {
     migrated: OnceCell<()>,
     /// Whether this one may change the schema.
     migrates: bool,
+    /// Where it is, without a password: for messages.
+    place: String,
     /// Days (since 1970) that surely have partitions.
     days: Mutex<HashSet<u64>>,
 }
@@ -100,6 +103,12 @@ impl Postgres {
         Postgres::over(url, false)
     }
 
+    /// The newest version of the schema that this build knows.
+    #[must_use]
+    pub fn newest() -> i64 {
+        migrations::newest(&migrations::POSTGRES)
+    }
+
     /// Brings the schema of the log at `url` to `version`, forward or back. No gateway may be writing into it. Gives back the
     /// version before.
     ///
@@ -122,8 +131,8 @@ impl Postgres {
             let manager = Manager::from_config(config.clone(), tls.clone(), recycling);
             Pool::builder(manager).max_size(size).build().expect("no timeouts, so no runtime is needed")
         };
-        let (batches, queries) = (pool(1), pool(READERS_MAX));
-        Ok(Postgres { batches, queries, migrated: OnceCell::new(), migrates, days: Mutex::default() })
+        let (batches, queries, place) = (pool(1), pool(READERS_MAX), place(&config));
+        Ok(Postgres { batches, queries, migrated: OnceCell::new(), migrates, place, days: Mutex::default() })
     }
 
     /// A connection to a server whose schema is up to date.
@@ -138,7 +147,8 @@ impl Postgres {
     }
 
     async fn lease(&self, pool: &Pool) -> Result<Lease, StoreError> {
-        let object = pool.get().await.map_err(|error| StoreError::Unavailable(pool_error(&error)))?;
+        let away = |error| StoreError::Unavailable(format!("{}: {}", self.place, pool_error(&error)));
+        let object = pool.get().await.map_err(away)?;
         Ok(Lease(Some(object)))
     }
 
@@ -354,6 +364,18 @@ fn tls() -> ClientConfig {
         .expect("the provider has TLS 1.2 and 1.3")
         .with_root_certificates(roots)
         .with_no_client_auth()
+}
+
+/// Where a log is: `PostgreSQL at host:5432/database`, its hosts separated by commas. Never who logs in.
+fn place(config: &Config) -> String {
+    let host = |host: &Host| match host {
+        Host::Tcp(name) => name.clone(),
+        #[cfg(unix)]
+        Host::Unix(path) => path.display().to_string(),
+    };
+    let port = |at: usize| config.get_ports().get(at).or(config.get_ports().first()).copied().unwrap_or(5432);
+    let hosts = config.get_hosts().iter().enumerate().map(|(at, name)| format!("{}:{}", host(name), port(at)));
+    format!("PostgreSQL at {}/{}", hosts.collect::<Vec<_>>().join(","), config.get_dbname().unwrap_or_default())
 }
 
 fn pool_error(error: &deadpool_postgres::PoolError) -> String {

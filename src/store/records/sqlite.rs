@@ -83,9 +83,10 @@ impl Sqlite {
         let path = data_dir.join(FILE);
         // SQLite would create it for everybody; its -wal and -shm files take the mode of this one.
         private_file().open(&path).map_err(|e| StoreError::Unavailable(format!("{}: {e}", path.display())))?;
-        let mut writer = Connection::open(&path).map_err(|error| store_error(&error))?;
-        prepare(&writer).map_err(|error| store_error(&error))?;
-        migrate(&mut writer, migrations::newest(&migrations::SQLITE)).map_err(|error| store_error(&error))?;
+        let failed = |error: rusqlite::Error| store_error(&path, &error);
+        let mut writer = Connection::open(&path).map_err(failed)?;
+        prepare(&writer).map_err(failed)?;
+        migrate(&mut writer, migrations::newest(&migrations::SQLITE)).map_err(failed)?;
         Ok(Sqlite::over(path, Some(writer)))
     }
 
@@ -107,15 +108,23 @@ impl Sqlite {
         Sqlite(Arc::new(Shared { path, writer, idle_readers: Mutex::default(), reading }))
     }
 
+    /// The newest version of the schema that this build knows.
+    #[must_use]
+    pub fn newest() -> i64 {
+        migrations::newest(&migrations::SQLITE)
+    }
+
     /// Brings the schema of the log in `data_dir` to `version`, forward or back. No gateway may be running on it. Gives back the
     /// version before.
     ///
     /// # Errors
     /// When the log cannot be opened or changed.
     pub fn migrate(data_dir: &Path, version: i64) -> Result<i64, StoreError> {
-        let mut connection = Connection::open(data_dir.join(FILE)).map_err(|error| store_error(&error))?;
-        prepare(&connection).map_err(|error| store_error(&error))?;
-        migrate(&mut connection, version).map_err(|error| store_error(&error))
+        let path = data_dir.join(FILE);
+        let failed = |error: rusqlite::Error| store_error(&path, &error);
+        let mut connection = Connection::open(&path).map_err(failed)?;
+        prepare(&connection).map_err(failed)?;
+        migrate(&mut connection, version).map_err(failed)
     }
 
     fn write<T: Send + 'static>(
@@ -124,7 +133,7 @@ impl Sqlite {
     ) -> Answer<'_, T> {
         let shared = self.0.clone();
         let work = move || match &shared.writer {
-            Some(writer) => job(&mut lock(writer)).map_err(|error| store_error(&error)),
+            Some(writer) => job(&mut lock(writer)).map_err(|error| store_error(&shared.path, &error)),
             None => Err(StoreError::Unavailable("it is open to be read only".to_owned())),
         };
         Box::pin(async move { tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(panicked())) })
@@ -139,8 +148,9 @@ impl Sqlite {
             let place = shared.reading.clone().acquire_owned().await.expect("never closed");
             let work = move || {
                 let _place = place;
-                let reader = shared.reader().map_err(|error| store_error(&error))?;
-                let result = job(&reader).map_err(|error| store_error(&error));
+                let failed = |error: rusqlite::Error| store_error(&shared.path, &error);
+                let reader = shared.reader().map_err(failed)?;
+                let result = job(&reader).map_err(failed);
                 lock(&shared.idle_readers).push(reader);
                 result
             };
@@ -259,7 +269,8 @@ fn panicked() -> StoreError {
     StoreError::Unavailable("its thread panicked".to_owned())
 }
 
-fn store_error(error: &rusqlite::Error) -> StoreError {
+fn store_error(file: &Path, error: &rusqlite::Error) -> StoreError {
+    let said = format!("{}: {error}", file.display());
     match error.sqlite_error_code() {
         Some(
             ErrorCode::DatabaseCorrupt
@@ -267,8 +278,8 @@ fn store_error(error: &rusqlite::Error) -> StoreError {
             | ErrorCode::ConstraintViolation
             | ErrorCode::TypeMismatch
             | ErrorCode::TooBig,
-        ) => StoreError::Damaged(error.to_string()),
-        _ => StoreError::Unavailable(error.to_string()),
+        ) => StoreError::Damaged(said),
+        _ => StoreError::Unavailable(said),
     }
 }
 

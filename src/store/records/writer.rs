@@ -123,6 +123,8 @@ struct Writer {
     keep: KeepBodies,
     /// Taken out of the queue, and neither in the store nor in the file: neither can be written.
     held: Vec<Arrived>,
+    /// Whether it was said that the file cannot be written, since it last could.
+    said_unwritable: bool,
     /// The store is left alone until then.
     rests_until: Option<Instant>,
     rest: Duration,
@@ -146,8 +148,16 @@ pub fn start(
     progress.spilled.store(spill.waiting(), Ordering::Relaxed);
     let inbox = Arc::new(Inbox { queue: Mutex::default(), came: Notify::new(), progress: progress.clone() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let writer =
-        Writer { inbox: inbox.clone(), log, spill, keep, held: Vec::new(), rests_until: None, rest: REST_FIRST };
+    let writer = Writer {
+        inbox: inbox.clone(),
+        log,
+        spill,
+        keep,
+        held: Vec::new(),
+        said_unwritable: false,
+        rests_until: None,
+        rest: REST_FIRST,
+    };
     let work = move || runtime.block_on(writer.run());
     let thread = std::thread::Builder::new().name("calls".to_owned()).spawn(work)?;
     Ok((Handover(inbox), progress, thread))
@@ -340,6 +350,19 @@ impl Writer {
                 break;
             }
         }
+        self.give_up_held();
+    }
+
+    /// The process ends: what neither the store nor the file takes is lost.
+    fn give_up_held(&self) {
+        let count = self.held.len();
+        if count > 0 {
+            tracing::error!(
+                count,
+                "calls are lost: at the end, neither the call log nor the file of spilled calls could be written"
+            );
+            self.inbox.progress.dropped(count);
+        }
     }
 
     /// Waits for a batch that is worth writing, or for the end of a rest. Whether no more calls will come.
@@ -465,10 +488,15 @@ impl Writer {
     /// Keeps calls that the store does not take now.
     fn keep(&mut self, batch: Vec<Arrived>) {
         match self.spill.write(&batch) {
-            Ok(written) => self.inbox.progress.overflowed(batch.len() - written),
+            Ok(written) => {
+                self.said_unwritable = false;
+                self.inbox.progress.overflowed(batch.len() - written);
+            }
             // Neither store nor file: they stay in memory, the queue behind them fills, and what does not fit is counted.
             Err(error) => {
-                tracing::error!(%error, "calls cannot be spilled to disk: they wait in memory");
+                if !std::mem::replace(&mut self.said_unwritable, true) {
+                    tracing::error!(%error, "calls cannot be spilled to disk: they wait in memory");
+                }
                 self.held.extend(batch);
                 self.rests_until.get_or_insert_with(|| Instant::now() + REST_FIRST);
             }
@@ -480,6 +508,7 @@ impl Writer {
             tracing::info!(waiting = self.spill.waiting(), "the call log is back");
         }
         self.inbox.progress.full.store(false, Ordering::Relaxed);
+        self.said_unwritable = false;
         self.rests_until = None;
         self.rest = REST_FIRST;
     }
@@ -745,6 +774,18 @@ mod tests {
         drop(handover);
         thread.join().unwrap();
         assert_eq!((log.ids().len(), progress.take_dropped(), progress.store_up()), (8, 1, true));
+    }
+
+    #[test]
+    fn what_neither_store_nor_disk_takes_by_the_end_counts_as_lost() {
+        let (dir, log) = (tempfile::tempdir().unwrap(), Arc::new(Fake::default()));
+        log.set(Mode::Away);
+        let (handover, progress, thread) = start(log.clone(), dir.path(), 1 << 20, keep()).unwrap();
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        push(&handover, 0..9);
+        drop(handover);
+        thread.join().unwrap();
+        assert_eq!((log.ids().len(), progress.take_dropped()), (0, 9));
     }
 
     #[test]
