@@ -13,6 +13,8 @@
 mod load;
 #[path = "overhead/mock.rs"]
 mod mock;
+#[path = "overhead/pace.rs"]
+mod pace;
 #[path = "overhead/process.rs"]
 mod process;
 #[path = "overhead/proxy.rs"]

@@ -34,9 +34,10 @@
 //! | 4 | upstream |
 //! | 5 | layers |
 //! | 6 | gateway |
-//! | 7 | admin, eval |
-//! | 8 | process |
-//! | 9 | cli |
+//! | 7 | eval |
+//! | 8 | admin |
+//! | 9 | process |
+//! | 10 | cli |
 //!
 //! # Invariants
 //! - No attempt without an [`call::Admitted`], and only the budget layer makes one.
@@ -68,8 +69,9 @@ pub mod upstream;
 
 pub mod gateway;
 
-pub mod admin;
 pub mod eval;
+
+pub mod admin;
 
 pub mod process;
 

@@ -13,7 +13,12 @@ use tokio::{sync::mpsc, time::Instant};
 use crate::{
     call::{Call, Head, Payload, Plan},
     config::Snapshot,
-    policy::{keys::Caller, limits::Admission, pricing::Price, tokens},
+    policy::{
+        keys::Caller,
+        limits::{Admission, Standing},
+        pricing::Price,
+        tokens,
+    },
     purses::Reservation,
     record::{Outcome, Record, UsageSource, UserIds},
     store::records::writer::Handover,
@@ -81,6 +86,11 @@ pub struct Sent {
     pub model: Arc<str>,
 }
 
+/// A place in the recorder's queue, for a record that is to be opened.
+#[derive(Debug)]
+#[must_use = "a place that is dropped is free again"]
+pub struct Place(mpsc::OwnedPermit<Message>);
+
 /// A call's record while the call goes on.
 #[derive(Debug)]
 pub struct OpenRecord(Option<Box<Open>>);
@@ -147,15 +157,34 @@ impl Recorder {
 
     /// Opens a call's record; waits while too many calls are open. `None` when the recorder is gone: the process is ending.
     pub async fn open(&self, record: Record, received: Instant) -> Option<OpenRecord> {
-        let slot = self.slots.clone().reserve_owned().await.ok()?;
-        let finished = Box::new(Finished { record, attempt: None, uncounted: Vec::new(), admission: None });
-        Some(OpenRecord(Some(Box::new(Open { slot, finished, received }))))
+        Some(self.place().await?.open(record, received))
+    }
+
+    /// A place for a record; waits while too many calls are open. `None` when the recorder is gone.
+    pub async fn place(&self) -> Option<Place> {
+        self.slots.clone().reserve_owned().await.ok().map(Place)
+    }
+
+    /// A place for a record, where one is free now.
+    pub fn try_place(&self) -> Option<Place> {
+        self.slots.clone().try_reserve_owned().ok().map(Place)
     }
 
     /// Lets the thread end once every open record has.
     pub fn stop(&self) {
         // Full or closed, it is being read or has ended; a process that goes down does not wait for it without a limit.
         let _ = self.slots.try_send(Message::Stop);
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Opens the record of a call whose head had arrived at `received`.
+    #[must_use]
+    pub fn open(self, record: Record, received: Instant) -> OpenRecord {
+        let finished = Box::new(Finished { record, attempt: None, uncounted: Vec::new(), admission: None });
+        OpenRecord(Some(Box::new(Open { slot: self.0, finished, received })))
     }
 }
 
@@ -179,6 +208,13 @@ impl OpenRecord {
     /// Keeps what the rate limits gave, to be corrected at the end.
     pub fn admitted(&mut self, admission: Admission) {
         self.open().finished.admission = Some(admission);
+    }
+
+    /// How the tightest rate limits stood when they let the call in; `None` where there are none.
+    #[must_use]
+    pub fn standing(&self) -> Option<Standing> {
+        let open = self.0.as_ref().expect("taken only by `close` and `drop`, which own the record");
+        Some(open.finished.admission.as_ref()?.standing)
     }
 
     /// When the request's head had arrived.

@@ -17,6 +17,7 @@ use tokio::{
 
 use crate::{
     mock::{self, CHUNK_INTERVAL, CHUNKS},
+    pace::{Dues, Pacer},
     subjects::{CLIENT_KEY, GATEWAY, Subject, Subjects},
 };
 
@@ -30,7 +31,7 @@ const WARM_UP: Duration = Duration::from_millis(200);
 pub(crate) enum Pace {
     /// The next one when the last one is answered.
     Closed,
-    /// So many a second in all, whatever the answers do.
+    /// So many a second in all on average, whatever the answers do.
     Rate(f64),
 }
 
@@ -106,6 +107,13 @@ pub(crate) async fn run(
     let requests = Rc::new(requests);
     let local = LocalSet::new();
     let mut clients = Vec::new();
+    let mut dues = Vec::new();
+    if let Pace::Rate(rate) = pace {
+        let pacer;
+        (pacer, dues) = Pacer::new(rate, connections)?;
+        clients.push(local.spawn_local(pacer.run(ends)));
+    }
+    let mut dues = dues.into_iter();
     for index in 0..connections {
         let client = Client {
             stream: TcpStream::connect(subject.address).await?,
@@ -114,8 +122,11 @@ pub(crate) async fn run(
             next: index * requests.len() / connections,
         };
         client.stream.set_nodelay(true)?;
-        let plan = Plan { begins, ends, pace, share: index as f64 / connections as f64, connections };
-        clients.push(local.spawn_local(client.run(plan, latencies.clone())));
+        let window = Window { begins, ends, latencies: latencies.clone() };
+        clients.push(match dues.next() {
+            Some(dues) => local.spawn_local(client.run_paced(dues, window)),
+            None => local.spawn_local(client.run_closed(index as f64 / connections as f64, window)),
+        });
     }
     let cpu = local
         .run_until(async {
@@ -140,15 +151,21 @@ pub(crate) async fn run(
     Ok(Load { latencies_ns, cpu, elapsed })
 }
 
-/// When one connection calls.
-#[derive(Clone, Copy)]
-struct Plan {
+/// What counts of one connection's calls.
+struct Window {
     begins: Instant,
     ends: Instant,
-    pace: Pace,
-    /// Its place among the connections, from 0 to 1, so that they don't march in step.
-    share: f64,
-    connections: usize,
+    latencies: Rc<RefCell<Vec<u64>>>,
+}
+
+impl Window {
+    /// Notes a call that ended now.
+    fn note(&self, began: Instant) {
+        let now = Instant::now();
+        if now >= self.begins && now < self.ends {
+            self.latencies.borrow_mut().push((now - began).as_nanos() as u64);
+        }
+    }
 }
 
 struct Client {
@@ -159,27 +176,22 @@ struct Client {
 }
 
 impl Client {
-    async fn run(mut self, plan: Plan, latencies: Rc<RefCell<Vec<u64>>>) -> anyhow::Result<()> {
-        let interval = match plan.pace {
-            Pace::Closed => Duration::ZERO,
-            Pace::Rate(rate) => Duration::from_secs_f64(plan.connections as f64 / rate.max(1.0)),
-        };
-        let cycle = if interval.is_zero() { CHUNK_INTERVAL * CHUNKS as u32 } else { interval };
-        sleep(cycle.mul_f64(plan.share).min(WARM_UP)).await;
-        let mut due = Instant::now();
-        while due < plan.ends {
-            // Waiting for a reply that came late counts as the subject's time; a timer that fired late does not.
-            let late = Instant::now() > due;
-            if !late {
-                sleep_until(due.into()).await;
-            }
-            let began = if late && !interval.is_zero() { due } else { Instant::now() };
+    /// One call after the other. `share` is its place among the connections, from 0 to 1, so that streams don't march in step.
+    async fn run_closed(mut self, share: f64, window: Window) -> anyhow::Result<()> {
+        sleep((CHUNK_INTERVAL * CHUNKS as u32).mul_f64(share).min(WARM_UP)).await;
+        while Instant::now() < window.ends {
+            let began = Instant::now();
             self.call().await?;
-            let now = Instant::now();
-            if now >= plan.begins && now < plan.ends {
-                latencies.borrow_mut().push((now - began).as_nanos() as u64);
-            }
-            due = if interval.is_zero() { now } else { due + interval };
+            window.note(began);
+        }
+        Ok(())
+    }
+
+    /// Calls when they are due. Waiting for the reply before counts as the subject's time.
+    async fn run_paced(mut self, mut dues: Dues, window: Window) -> anyhow::Result<()> {
+        while let Some(due) = dues.recv().await {
+            self.call().await?;
+            window.note(due);
         }
         Ok(())
     }

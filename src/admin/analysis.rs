@@ -16,11 +16,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin, calls,
     extract::{Path, Query},
+    openapi::{Api, routes},
     problem::Problem,
 };
 use crate::{
@@ -55,8 +55,8 @@ const EVALUATIONS_MAX: usize = 1000;
 /// Reports of evaluations that are shown: those of the latest.
 const REPORTS_MAX: usize = 20;
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default()
+pub(super) fn router() -> Api {
+    Api::default()
         .routes(routes!(report))
         .routes(routes!(export))
         .routes(routes!(compare_models))
@@ -144,10 +144,10 @@ struct ExperimentReport {
 struct GoalInfo {
     /// The metric.
     metric: String,
-    /// Which way is better: `up` or `down`.
+    /// `up` or `down`: which way is better.
     #[schema(value_type = String)]
     direction: Direction,
-    /// Differences up to this do not matter.
+    /// Differences up to this do not matter; absent: the usual ones.
     margin: Option<f64>,
 }
 
@@ -310,7 +310,8 @@ async fn compare_models(
     Query(versions): Query<Versions>,
 ) -> Result<Json<Comparison>, Problem> {
     let since_ms = versions.since_ms()?;
-    compared(&admin, Kind::Models, &name, &versions.names()?, since_ms, PATIENCE).await.map(Json)
+    let found = compared(&admin, Kind::Models, &name, &versions.names()?, since_ms, PATIENCE).await?;
+    found.map(Json).ok_or_else(|| Trouble::Counting.into())
 }
 
 /// Versions of a prompt side by side
@@ -326,7 +327,8 @@ async fn compare_prompts(
     Query(versions): Query<Versions>,
 ) -> Result<Json<Comparison>, Problem> {
     let since_ms = versions.since_ms()?;
-    compared(&admin, Kind::Prompts, &name, &versions.names()?, since_ms, PATIENCE).await.map(Json)
+    let found = compared(&admin, Kind::Prompts, &name, &versions.names()?, since_ms, PATIENCE).await?;
+    found.map(Json).ok_or_else(|| Trouble::Counting.into())
 }
 
 /// How many units an experiment takes
@@ -366,7 +368,7 @@ pub(super) fn analyst(admin: &Admin) -> Result<&Analyst, Problem> {
     admin.analyst.as_ref().ok_or_else(|| Problem::not_found("no calls are kept: `records: none`"))
 }
 
-/// Versions of a model or prompt side by side.
+/// Versions of a model or prompt side by side; `None` while their calls are counted for the first time.
 pub(super) async fn compared(
     admin: &Admin,
     kind: Kind,
@@ -374,12 +376,16 @@ pub(super) async fn compared(
     names: &[String],
     since_ms: Option<u64>,
     patience: Duration,
-) -> Result<Comparison, Problem> {
+) -> Result<Option<Comparison>, Problem> {
     known(admin, kind, name, names)?;
-    let counted = analyst(admin)?.counted(versions::query(kind, name, names, since_ms), patience).await?;
+    let counted = match analyst(admin)?.counted(versions::query(kind, name, names, since_ms), patience).await {
+        Ok(counted) => counted,
+        Err(Trouble::Counting) => return Ok(None),
+        Err(trouble) => return Err(trouble.into()),
+    };
     let log = calls::log(admin)?;
     let evaluations = evaluations(&*log, name, names).await?;
-    Ok(Comparison::of(name, names, &counted, evaluations))
+    Ok(Some(Comparison::of(name, names, &counted, evaluations)))
 }
 
 /// An experiment and when it ran.

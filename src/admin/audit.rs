@@ -5,11 +5,11 @@ use http::{StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
     extract::Queries,
+    openapi::{Api, routes},
     paging::{self, Page},
     problem::Problem,
 };
@@ -18,8 +18,8 @@ use crate::store::{audit::Reading, ports::StoreError};
 /// Lines of one page, unless more or fewer are asked for.
 const PAGE: usize = 100;
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default().routes(routes!(list))
+pub(super) fn router() -> Api {
+    Api::default().routes(routes!(list))
 }
 
 /// Which lines.

@@ -708,7 +708,7 @@ impl Books<'_> {
 
     async fn tell(&self, account: &Arc<str>, request: SyncRequest) -> Result<SyncReply, StoreError> {
         let replies = self.authority.sync(vec![AccountSync { account: account.clone(), request }]).await?;
-        replies.into_iter().next().ok_or_else(|| StoreError::Damaged("it answered too little".to_owned()))
+        replies.into_iter().next().unwrap_or_else(|| Err(StoreError::Damaged("it answered too little".to_owned())))
     }
 
     async fn note(&self, account: &Arc<str>, row: RowId, who: Who<'_>) -> Result<(), StoreError> {

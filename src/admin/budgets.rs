@@ -3,7 +3,6 @@
 use axum::{extract::State, response::Response};
 use http::{HeaderMap, StatusCode, Uri};
 use jiff::Timestamp;
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
@@ -13,6 +12,7 @@ use super::{
     },
     extract::{Json, Path, Query},
     guard::Actor,
+    openapi::{Api, routes},
     paging::{self, Page, ROWS_MAX},
     problem::Problem,
 };
@@ -20,8 +20,8 @@ use super::{
 /// The longest idempotency key, in bytes.
 const KEY_BYTES_MAX: usize = 200;
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default()
+pub(super) fn router() -> Api {
+    Api::default()
         .routes(routes!(list))
         .routes(routes!(show))
         .routes(routes!(reclaim))
@@ -101,7 +101,10 @@ async fn credit(
         return Err(Problem::new(StatusCode::BAD_REQUEST, why));
     };
     let crediting = async |books: Books<'_>| books.credit(&name, &request, key, &actor).await;
-    with_books(&admin, crediting).await.map(axum::Json)
+    let credited = with_books(&admin, crediting).await?;
+    // An account that is spent has no reason to report, and would not hear of it.
+    admin.shared.purses.report(&credited.account);
+    Ok(axum::Json(credited))
 }
 
 /// Make an account whole that was lost or damaged

@@ -19,12 +19,12 @@ use utoipa::{
         schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type},
     },
 };
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
     extract::{Path, Queries},
     guard::Access,
+    openapi::{Api, routes},
     paging::{self, Page, ROWS_MAX},
     problem::Problem,
 };
@@ -44,8 +44,8 @@ use crate::{
 /// Calls of one page, unless more or fewer are asked for.
 const PAGE: usize = 100;
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default()
+pub(super) fn router() -> Api {
+    Api::default()
         .routes(routes!(list))
         .routes(routes!(export))
         .routes(routes!(show))

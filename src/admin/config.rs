@@ -4,9 +4,12 @@ use axum::{Json, extract::State};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
-use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Admin, audit, problem::Problem};
+use super::{
+    Admin, audit,
+    openapi::{Api, routes},
+    problem::Problem,
+};
 use crate::config::{Snapshot, pushed::InForce, watch::Refusal};
 
 /// How the audit log calls a configuration that went live.
@@ -14,8 +17,8 @@ pub const RELOAD: &str = "config.reload";
 /// Reloads that are shown.
 const RELOADS_MAX: usize = 20;
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default().routes(routes!(show))
+pub(super) fn router() -> Api {
+    Api::default().routes(routes!(show))
 }
 
 /// The configuration that serves, without secrets.

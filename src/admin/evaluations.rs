@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin, calls,
     extract::{Json, Path, Queries},
+    openapi::{Api, routes},
     paging::{self, Page},
     problem::Problem,
 };
@@ -25,8 +25,8 @@ const PAGE: usize = 50;
 /// The form of reports that is understood: see `eval::report::FORMAT`.
 const FORMAT: u64 = 1;
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    let all = OpenApiRouter::default().routes(routes!(list, keep)).routes(routes!(show));
+pub(super) fn router() -> Api {
+    let all = Api::default().routes(routes!(list, keep)).routes(routes!(show));
     all.layer(DefaultBodyLimit::max(REPORT_BYTES_MAX))
 }
 

@@ -7,13 +7,13 @@ use http::{HeaderMap, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
     extract::{Json, Path, Query},
     guard::Actor,
     models::parameters,
+    openapi::{Api, routes},
     paging::{self, Page},
     problem::Problem,
     registry::{check_name, check_texts, idempotency_key},
@@ -28,8 +28,8 @@ use crate::{
     registry::{Book, Command, Halted, Trial, TrialDeed, TrialEvent, TrialState},
 };
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default()
+pub(super) fn router() -> Api {
+    Api::default()
         .routes(routes!(list, create))
         .routes(routes!(show))
         .routes(routes!(history))

@@ -82,7 +82,7 @@ pub fn needed(method: &Method, route: Option<&str>) -> Role {
         (_, Some("/api/{kind}/{name}/diff")) if reads => Role::Operator,
         (_, Some("/prompts" | "/prompts/preview")) if reads => Role::Operator,
         // A report holds what was asked and answered.
-        (_, Some("/api/evaluations/{id}" | "/evaluations/{id}")) if reads => Role::Operator,
+        (_, Some("/api/evaluations/{id}" | "/evaluations/{id}" | "/evaluations/compare")) if reads => Role::Operator,
         ("POST", Some("/api/evaluations")) => Role::Operator,
         // It changes nothing, and shows a prompt's text.
         ("POST", Some("/api/prompts/{name}/render")) => Role::Operator,
@@ -455,6 +455,8 @@ mod tests {
             ("GET", Some("/calls/{id}"), Role::Viewer),
             ("GET", Some("/calls"), Role::Viewer),
             ("GET", Some("/prompts"), Role::Operator),
+            ("GET", Some("/prompts/compare"), Role::Viewer),
+            ("GET", Some("/evaluations/compare"), Role::Operator),
             ("POST", Some("/playground/send"), Role::Operator),
             ("POST", Some("/api/keys"), Role::Operator),
             ("DELETE", Some("/api/keys/{name}"), Role::Operator),

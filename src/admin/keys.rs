@@ -10,13 +10,13 @@ use http::{StatusCode, Uri};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
     extract::{Json, Path, Query},
     guard::Actor,
     keyring::{Keyring, KeyringError, Who, time},
+    openapi::{Api, routes},
     paging::{self, Page},
     problem::Problem,
 };
@@ -32,8 +32,8 @@ const REASON_BYTES_MAX: usize = 1000;
 const LIST_MAX: usize = 100;
 const TEXT_BYTES_MAX: usize = 256;
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default().routes(routes!(list, create)).routes(routes!(revoke))
+pub(super) fn router() -> Api {
+    Api::default().routes(routes!(list, create)).routes(routes!(revoke))
 }
 
 /// A virtual key: neither its secret nor a hash of it.

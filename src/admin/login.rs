@@ -15,7 +15,6 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
@@ -23,6 +22,7 @@ use super::{
     extract::Query,
     guard::{self, Access, Refused},
     oidc,
+    openapi::{Api, routes},
     problem::Problem,
     sessions::{AGE_MAX, Owner},
 };
@@ -48,8 +48,8 @@ pub(super) fn guarded() -> Router<Admin> {
     Router::new().route(LOGOUT, post(sign_out))
 }
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default().routes(routes!(session))
+pub(super) fn router() -> Api {
+    Api::default().routes(routes!(session))
 }
 
 /// Whoever asks.

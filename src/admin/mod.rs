@@ -37,9 +37,8 @@ use axum::{Router, body::Body, middleware};
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use tower::ServiceExt;
-use utoipa_axum::router::OpenApiRouter;
 
-use self::{attempts::Attempts, guard::Peer, oidc::SignIns, problem::Problem, sessions::Sessions};
+use self::{attempts::Attempts, guard::Peer, oidc::SignIns, openapi::Api, problem::Problem, sessions::Sessions};
 use crate::{
     analysis::Analyst,
     gateway::{Shared, serve::Handler},
@@ -78,11 +77,11 @@ impl Routes {
         let (sessions, attempts, sign_ins) = (Arc::default(), Arc::default(), Arc::new(SignIns::new()));
         let analyst = shared.calls.as_ref().map(|calls| Analyst::new(calls.log.clone()));
         let admin = Admin { shared, audit, analyst, sessions, attempts, sign_ins };
-        let (api, description) = api().split_for_parts();
-        let guarded = api
+        let guarded = api()
+            .into_router()
             .merge(status::metrics())
             .merge(login::guarded())
-            .merge(openapi::router(&description))
+            .merge(openapi::router())
             .merge(dashboard::router())
             .fallback(nothing_there)
             .method_not_allowed_fallback(wrong_method)
@@ -111,7 +110,7 @@ impl Handler for Routes {
 }
 
 /// All resources under `/api/`.
-fn api() -> OpenApiRouter<Admin> {
+fn api() -> Api {
     let resources = [
         analysis::router(),
         budgets::router(),
@@ -129,7 +128,7 @@ fn api() -> OpenApiRouter<Admin> {
         audit::router(),
         login::router(),
     ];
-    openapi::finished(resources.into_iter().fold(openapi::root(), OpenApiRouter::merge))
+    resources.into_iter().fold(Api::default(), Api::merge)
 }
 
 async fn nothing_there(uri: Uri) -> Problem {

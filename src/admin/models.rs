@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
     extract::{Path, Query},
+    openapi::{Api, routes},
     paging::{self, Page},
     problem::Problem,
 };
@@ -21,8 +21,8 @@ use crate::{
     policy::prompt::Template,
 };
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default().routes(routes!(models)).routes(routes!(prompts)).routes(routes!(prompt))
+pub(super) fn router() -> Api {
+    Api::default().routes(routes!(models)).routes(routes!(prompts)).routes(routes!(prompt))
 }
 
 /// An alias that clients name.

@@ -34,6 +34,11 @@ impl Problem {
     pub fn not_found(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::NOT_FOUND, detail)
     }
+
+    /// The status, and what is wrong: for a page that says so.
+    pub(super) fn into_parts(self) -> (StatusCode, String) {
+        (StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), self.detail)
+    }
 }
 
 impl IntoResponse for Problem {

@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
     extract::{self, Path},
+    openapi::{Api, routes},
     problem::Problem,
 };
 use crate::{
@@ -21,8 +21,8 @@ use crate::{
 /// The tokenizer that counts where no model is named and none injects the prompt.
 const FALLBACK_MODEL: &str = "gpt-4o";
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default().routes(routes!(render))
+pub(super) fn router() -> Api {
+    Api::default().routes(routes!(render))
 }
 
 /// What to render.

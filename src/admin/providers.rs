@@ -6,11 +6,11 @@ use axum::{extract::State, response::Response};
 use http::Uri;
 use serde::Serialize;
 use utoipa::ToSchema;
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
     extract::Query,
+    openapi::{Api, routes},
     paging::{self, Page},
 };
 use crate::{
@@ -18,8 +18,8 @@ use crate::{
     upstream::health::Circuit,
 };
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default().routes(routes!(list))
+pub(super) fn router() -> Api {
+    Api::default().routes(routes!(list))
 }
 
 /// A provider, without its keys.

@@ -8,12 +8,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
     extract::{Json, Path, Query},
     guard::Actor,
+    openapi::{Api, routes},
     problem::Problem,
 };
 use crate::{
@@ -32,8 +32,8 @@ const TEXT_BYTES_MAX: usize = 1000;
 /// Tags of one version.
 const TAGS_MAX: usize = 100;
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default()
+pub(super) fn router() -> Api {
+    Api::default()
         .routes(routes!(list))
         .routes(routes!(show))
         .routes(routes!(history))
@@ -352,7 +352,8 @@ async fn diff(
 /// Register a version
 ///
 /// It serves once it is deployed. A version never changes: the same one again changes nothing, another one under its name is
-/// refused (409). What could not serve is refused (422) with every problem. It is taken literally: no `${NAME}` is filled in.
+/// refused (409). What could not serve is refused (422) with every problem. It is taken literally: no `${NAME}` is filled in. What a
+/// prompt includes, of its own `partials` or of the gateway's folder of prompts, is part of the version from then on.
 #[utoipa::path(post, path = "/api/{kind}/{name}/versions", tag = "registry", operation_id = "add_version",
     params(("kind" = String, Path, description = "`models` or `prompts`"), ("name" = String, Path, description = "Its name"),
         ("idempotency-key" = Option<String>, Header, description = "Any text that is used for this change alone")),
@@ -550,7 +551,7 @@ fn known(registry: &InRegistry, kind: Kind, name: &str) -> Result<(), Problem> {
 }
 
 /// What a version says, wherever it came from.
-fn content(registry: &InRegistry, kind: Kind, name: &str, version: &str) -> Result<Value, Problem> {
+pub(super) fn content(registry: &InRegistry, kind: Kind, name: &str, version: &str) -> Result<Value, Problem> {
     let registered = registry.shelf(kind, name).and_then(|shelf| shelf.versions.get(version));
     let declared = || registry.files.get(kind, name)?.contents.get(version);
     let found = registered.map(|registered| &registered.content).or_else(declared);

@@ -4,12 +4,12 @@ use axum::{Json, extract::State};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Admin,
     calls::{self, Filters, length, wrong},
     extract::Queries,
+    openapi::{Api, routes},
     problem::Problem,
 };
 use crate::store::records::{
@@ -34,8 +34,8 @@ const DIMENSIONS: [Dimension; 7] = [
     Dimension::User,
 ];
 
-pub(super) fn router() -> OpenApiRouter<Admin> {
-    OpenApiRouter::default().routes(routes!(usage))
+pub(super) fn router() -> Api {
+    Api::default().routes(routes!(usage))
 }
 
 /// How to sum up.

@@ -2,11 +2,13 @@
 //!
 //! - [`figures`]: what the call log sums up, kept for a few seconds, since it reads every call of an experiment.
 //! - [`versions`]: versions of a model or prompt side by side, and what a roll-out must not harm.
+//! - [`what_if`]: recorded calls at another model's price.
 //!
 //! [`study_of`] and [`epochs_of`] are pure; [`Analyst`] asks the log for what they need.
 
 pub mod figures;
 pub mod versions;
+pub mod what_if;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -74,18 +74,39 @@ impl Followed {
     }
 }
 
+/// A configuration with what lies over it.
+pub(super) struct Laid {
+    /// The configuration.
+    pub(super) loaded: Loaded,
+    /// Why that may not be what lies over others, each a sentence without its full stop.
+    pub(super) troubles: Vec<String>,
+}
+
 /// Reads the configuration of a gateway, with what was pushed for its fleet and what was registered.
 ///
 /// # Errors
 /// When the configuration is wrong, or what was pushed or registered can neither be read nor was kept here.
 pub(super) async fn load(path: Option<&Path>) -> anyhow::Result<Loaded> {
-    let Ok(Bootstrap { store, data_dir }) = config::bootstrap(path) else { return Ok(config::load(path)?) };
-    let Store::Redis(url) = store else {
-        let registered = newest(&BookFiles::in_dir(&data_dir)).await?;
-        return Ok(config::load_with(path, &Layers { pushed: None, registered })?);
+    match config::bootstrap(path) {
+        Ok(bootstrap) => Ok(load_from(path, &bootstrap).await?.loaded),
+        Err(_) => Ok(config::load(path)?),
+    }
+}
+
+/// As [`load`], with the store and the directory that are given.
+///
+/// # Errors
+/// As [`load`].
+pub(super) async fn load_from(path: Option<&Path>, bootstrap: &Bootstrap) -> anyhow::Result<Laid> {
+    let data_dir = &bootstrap.data_dir;
+    let Store::Redis(url) = &bootstrap.store else {
+        let registered = newest(&BookFiles::in_dir(data_dir)).await?;
+        let loaded = config::load_with(path, &Layers { pushed: None, registered })?;
+        return Ok(Laid { loaded, troubles: Vec::new() });
     };
-    let pushed = Found::read(Followed::Pushed, &url, &data_dir).await?;
-    let registered = Found::read(Followed::Registered, &url, &data_dir).await?;
+    let mut pushed = Found::read(Followed::Pushed, url, data_dir).await?;
+    let mut registered = Found::read(Followed::Registered, url, data_dir).await?;
+    let mut troubles: Vec<String> = pushed.trouble.take().into_iter().chain(registered.trouble.take()).collect();
     let wanted = Layers { pushed: pushed.wanted(), registered: registered.wanted() };
     let kept = [
         Layers { pushed: pushed.kept.clone(), registered: wanted.registered.clone() },
@@ -101,10 +122,11 @@ pub(super) async fn load(path: Option<&Path>) -> anyhow::Result<Loaded> {
             let revision = what.of(&wanted).map(|revision| revision.number);
             let noun = what.noun();
             tracing::error!(reason = %error, revision, "the {noun} was refused; starting with the one that was last good here");
+            troubles.push(format!("revision {} of the {noun} is refused here: {error}", revision.unwrap_or_default()));
         }
         outcome = config::load_with(path, rest).or(outcome);
     }
-    Ok(outcome?)
+    Ok(Laid { loaded: outcome?, troubles })
 }
 
 /// Whether `rest` has something older where it differs, and not nothing.
@@ -117,12 +139,15 @@ fn is_fallback(rest: &Layers, wanted: &Layers) -> bool {
 struct Found {
     live: Option<Arc<Revision>>,
     kept: Option<Arc<Revision>>,
+    /// Why the kept one may not be the live one.
+    trouble: Option<String>,
 }
 
 impl Found {
     async fn read(what: Followed, url: &RedisUrl, data_dir: &Path) -> Result<Found, StoreError> {
         let kept = Kept::new(what, url, data_dir).read();
         let noun = what.noun();
+        let mut trouble = None;
         let live = match newest(&what.store(url.clone())).await {
             Ok(None) => {
                 if let Some(revision) = kept.as_ref().map(|kept| kept.number) {
@@ -130,17 +155,19 @@ impl Found {
                         revision,
                         "the store has no {noun}; the one that was last good here goes on: push it again"
                     );
+                    trouble = Some(format!("the store has no {noun}; the one that was last good here is taken"));
                 }
                 None
             }
             Ok(live) => live,
             Err(error) if kept.is_some() => {
                 tracing::error!(%error, "the {noun} cannot be read; starting with the one that was last good here");
+                trouble = Some(format!("the {noun} cannot be read: {error}; the one that was last good here is taken"));
                 None
             }
             Err(error) => return Err(error),
         };
-        Ok(Found { live, kept })
+        Ok(Found { live, kept, trouble })
     }
 
     fn wanted(&self) -> Option<Arc<Revision>> {

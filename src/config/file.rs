@@ -388,6 +388,8 @@ pub struct PromptVersion {
     pub messages: Option<Vec<PromptMessage>>,
     /// File with the system message, or, where its name ends in `.messages.yaml`, with the messages; relative to the configuration.
     pub file: Option<String>,
+    /// Texts that the templates include, by path, in place of files of the folder `prompts`; a registered version has all of its own.
+    pub partials: BTreeMap<String, String>,
     /// The variables that the templates may use.
     pub variables: BTreeMap<String, Variable>,
 }

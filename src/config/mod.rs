@@ -29,6 +29,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 pub use problems::{Problem, Problems};
 pub use snapshot::Snapshot;
 pub use watch::Live;
@@ -136,6 +138,15 @@ pub fn load_with(path: Option<&Path>, layers: &Layers) -> Result<Loaded, ConfigE
 /// As [`load`].
 pub fn load_again(origin: &Origin, layers: &Layers) -> Result<Loaded, ConfigError> {
     read(origin.path.as_deref(), layers).0
+}
+
+/// `content` of a prompt's version, with the texts that it includes out of the folder of prompts at `origin`, and those that these
+/// include. What it brings along itself stays; what cannot be read is left to the check of the whole.
+#[must_use]
+pub fn with_partials(origin: &Origin, mut content: Value) -> Value {
+    let base_dir = origin.path.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+    registered::bring_along(&mut content, &Value::Null, &Sources::new(&|_| None, base_dir));
+    content
 }
 
 /// What must be known before the rest can be.

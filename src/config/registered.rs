@@ -4,7 +4,7 @@
 //! ([`InRegistry::files`]), since a decision of theirs that came later wins, and since a version in a file never changes either.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -21,15 +21,18 @@ use crate::{
     },
     policy::{
         experiment::{Experiment, Unit, Variant},
-        prompt,
+        prompt::{self, Include},
     },
     registry::{
-        Book, Declared, Files, Kind, PARTIALS, Rollout, Seal, Shelf, TrialState, content_sha256, partials, short,
+        Book, Declared, Files, Kind, PARTIALS, Rollout, Shelf, TrialState, changed_partials, content_sha256, partials,
+        short,
     },
     wire::revision::Revision,
 };
 
 const KINDS: [Kind; 2] = [Kind::Models, Kind::Prompts];
+/// What of a prompt's version may include files.
+const PARTS: [&str; 5] = ["system", "developer", "before_user", "after_user", "messages"];
 
 /// What the registry is to a configuration.
 #[derive(Debug, Clone, Default)]
@@ -202,23 +205,39 @@ fn read_in(content: &mut Value, document: &Document, at: &Path, sources: &Source
     map.insert("system".to_owned(), Value::String(text));
 }
 
-/// Puts the texts of files that a prompt includes beside it, and those that these include: they are what it says, too.
 fn include(content: &mut Value, document: &Document, at: &Path, sources: &Sources<'_>) {
-    let Value::Object(map) = content else { return };
     // A tag may stand in a variable's value; the text of `file:` is in `content` alone.
     let filled = document.json(at).unwrap_or_default();
+    bring_along(content, &filled, sources);
+}
+
+/// Puts the texts of files that a prompt includes beside it, and those that these include, where it does not bring them along:
+/// they are what it says, too. `filled` may name more of them.
+pub(super) fn bring_along(content: &mut Value, filled: &Value, sources: &Sources<'_>) {
+    let Value::Object(map) = content else { return };
+    let mut partials = match map.get(PARTIALS) {
+        Some(Value::Object(own)) => own.clone(),
+        None | Some(Value::Null) => Map::new(),
+        // What else stands there is a problem that is reported elsewhere.
+        Some(_) => return,
+    };
     let mut texts = Vec::new();
-    strings(&filled, &mut texts);
-    map.values().for_each(|value| strings(value, &mut texts));
-    let mut partials = Map::new();
+    for part in PARTS {
+        strings(&filled[part], &mut texts);
+        map.get(part).into_iter().for_each(|value| strings(value, &mut texts));
+    }
+    let mut seen = BTreeSet::new();
     while let Some(text) = texts.pop() {
-        for include in prompt::includes(&text).unwrap_or_default() {
-            if partials.len() == PARTIALS_MAX || partials.contains_key(&include.path) {
+        for Include { path, .. } in prompt::includes(&text).unwrap_or_default() {
+            // More is a problem that is reported elsewhere.
+            if seen.len() == PARTIALS_MAX || !seen.insert(path.clone()) {
                 continue;
             }
-            let Ok(text) = sources.peek_within(FOLDER, &include.path) else { continue };
-            texts.push(text.clone());
-            partials.insert(include.path, Value::String(text));
+            if !partials.contains_key(&path) {
+                let Ok(text) = sources.peek_within(FOLDER, &path) else { continue };
+                partials.insert(path.clone(), Value::String(text));
+            }
+            strings(&partials[&path], &mut texts);
         }
     }
     if !partials.is_empty() {
@@ -336,22 +355,12 @@ pub(super) fn check_versions(document: &Document, registry: &InRegistry, problem
             let seal = shelf.seals.get(version).filter(|_| registry.changed_versions == ChangedVersions::Refuse);
             let sealed = || seal.map(|seal| (&seal.sha256, seal.at));
             if let Some((known, at)) = registered.or_else(sealed).filter(|(known, _)| *known != sha256) {
-                let files = seal.map_or_else(String::new, |seal| changed_files(seal, declared.contents.get(version)));
+                let now = declared.contents.get(version).map(partials).unwrap_or_default();
+                let files = seal.map_or_else(String::new, |seal| changed_partials(&seal.partials, &now));
                 let message = files + &changed(shelf, declared, version, known, at);
                 problems.push(document.problem(&version_path(kind, name, version), message));
             }
         }
-    }
-}
-
-/// Which included files are not what they were, for a message to begin with.
-fn changed_files(seal: &Seal, content: Option<&Value>) -> String {
-    let now = content.map(partials).unwrap_or_default();
-    let is_changed = |path: &&String| now.get(*path).is_some_and(|sha256| *sha256 != seal.partials[*path]);
-    let changed: Vec<String> = seal.partials.keys().filter(is_changed).map(|path| format!("{FOLDER}/{path}")).collect();
-    match changed.is_empty() {
-        true => String::new(),
-        false => format!("{}, which it includes, changed: ", changed.join(" and ")),
     }
 }
 

@@ -8,8 +8,9 @@ use std::{
 use serde_json::json;
 
 use super::{
-    Layers, Loaded, Problems, Snapshot, bootstrap, check_pushed, environment, load_with, parse_str,
+    Layers, Loaded, Origin, Problems, Snapshot, bootstrap, check_pushed, environment, load_with, parse_str,
     snapshot::{Auth, ProviderKind, Records, Store, Unpriced},
+    with_partials,
 };
 use crate::{
     policy::{
@@ -1155,6 +1156,47 @@ fn a_sealed_version_counts_the_files_that_it_includes() {
     assert!(said.contains(words), "{said}");
     let allowed = format!("{own}registry: {{ changed_versions: allow }}\n");
     assert!(with_book_and_tone(&allowed, &book, "Be curt.").is_ok());
+}
+
+#[test]
+fn a_version_that_brings_its_partials_along_needs_no_folder_and_is_the_same_version() {
+    let included = with("prompts: { p: { versions: { v1: { system: \"{% include 'outer.md' %} One.\" } } } }\n");
+    let version = "system: \"{% include 'outer.md' %} One.\", partials: { outer.md: \"{% include 'tone.md' %}\", tone.md: Be kind. }";
+    let brought = with(&format!("prompts: {{ p: {{ versions: {{ v1: {{ {version} }} }} }} }}\n"));
+    assert_eq!(sealed(&included), sealed(&brought));
+    assert!(with_book_and_tone(&brought, &sealed(&included), "Be curt.").is_ok(), "the folder does not count");
+
+    let idle = brought.replace("tone.md: Be kind.", "tone.md: Be kind., idle.md: x");
+    let said = with_book(&idle, &Book::default()).expect_err("idle");
+    assert!(said.contains("prompts.p.versions.v1.partials.idle.md: is included by nothing; take it out"), "{said}");
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir(dir.path().join("prompts")).expect("made");
+    std::fs::write(dir.path().join("prompts/tone.md"), "Be kind.").expect("written");
+    let origin = Origin { path: Some(dir.path().join("own.yaml")), files: Vec::new() };
+    let includes = "{% include 'tone.md' %}";
+    for (typed, partials) in [
+        (json!({"system": includes}), json!({"tone.md": "Be kind."})),
+        (
+            json!({"messages": [{"role": "user", "content": includes}], "partials": null}),
+            json!({"tone.md": "Be kind."}),
+        ),
+        (json!({"system": includes, "partials": {"tone.md": "Mine."}}), json!({"tone.md": "Mine."})),
+        (
+            json!({"system": "{% include 'a.md' %}", "partials": {"a.md": includes}}),
+            json!({"a.md": includes, "tone.md": "Be kind."}),
+        ),
+        (json!({"system": "x", "variables": {"v": {"default": includes}}}), json!(null)),
+        (json!({"system": "{% include 'none.md' %}"}), json!(null)),
+    ] {
+        assert_eq!(with_partials(&origin, typed.clone())["partials"], partials, "{typed}");
+    }
+
+    let lost = with("prompts: { p: { versions: { v1: { system: \"{% include 'x.md' %}\" } } } }\n");
+    let said = with_book(&lost, &Book::default()).expect_err("lost");
+    assert!(
+        said.contains("prompts/x.md cannot be included: ") && said.contains("or its text under `partials`"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -36,8 +36,18 @@ const REASON_CHARS_MAX: usize = 1000;
 
 /// In a fleet, the claim is in its Redis.
 impl Claims for RedisClaims {
-    fn claim<'a>(&'a self, alert: &'a str, state: State, repeat: Duration) -> Asking<'a> {
+    fn claim<'a>(&'a self, alert: &'a str, state: State, repeat: Duration) -> Asking<'a, bool> {
         Box::pin(async move { RedisClaims::claim(self, alert, state, repeat).await.map_err(|error| error.to_string()) })
+    }
+
+    fn take_over<'a>(&'a self, alert: &'a str, repeat: Duration) -> Asking<'a, bool> {
+        Box::pin(async move { RedisClaims::take_over(self, alert, repeat).await.map_err(|error| error.to_string()) })
+    }
+
+    fn settle<'a>(&'a self, alert: &'a str, is_delivered: bool, repeat: Duration) -> Asking<'a, ()> {
+        Box::pin(async move {
+            RedisClaims::settle(self, alert, is_delivered, repeat).await.map_err(|error| error.to_string())
+        })
     }
 }
 
@@ -56,6 +66,8 @@ pub struct Alarms {
 struct Spent {
     budget: Arc<str>,
     amount: NanoUsd,
+    /// Given back of it: as much more may be spent.
+    credited: NanoUsd,
     resets_at: Option<Timestamp>,
 }
 
@@ -104,12 +116,12 @@ impl Alarms {
     /// Remembers what an account has spent, once that is a threshold's worth.
     fn note(&mut self, account: &AccountStatus, snapshot: &Snapshot) {
         let Some(budget) = snapshot.budget(&account.budget) else { return };
-        let amount = account.charged.saturating_add(account.debt);
+        let (amount, credited) = (account.spent(), account.credited);
+        let spent = Spent { budget: budget.name.clone(), amount, credited, resets_at: account.resets_at };
         let lowest = budget.alerts.iter().copied().fold(f64::INFINITY, f64::min);
-        if share(amount, budget) < lowest {
+        if share(&spent, budget) < lowest {
             self.spent.remove(&account.account);
         } else if self.spent.len() < ACCOUNTS_MAX || self.spent.contains_key(&account.account) {
-            let spent = Spent { budget: budget.name.clone(), amount, resets_at: account.resets_at };
             self.spent.insert(account.account.clone(), spent);
         }
     }
@@ -129,14 +141,15 @@ impl Alarms {
     }
 }
 
-fn share(amount: NanoUsd, budget: &Budget) -> f64 {
-    amount.as_usd() / budget.limit.as_usd()
+/// The spent share of all that may be spent, by the limit that is configured now.
+fn share(spent: &Spent, budget: &Budget) -> f64 {
+    spent.amount.as_usd() / budget.limit.saturating_add(spent.credited).as_usd()
 }
 
 /// The thresholds that an account has passed.
 fn passed(budget: &Budget, account: &str, spent: &Spent) -> Vec<Condition> {
     let subject: Arc<str> = format!("budget/{}", shown_account(&budget.scope, account)).into();
-    let share = share(spent.amount, budget);
+    let share = share(spent, budget);
     let condition = |threshold: f64| Condition {
         kind: Kind::Budget,
         subject: subject.clone(),
@@ -151,6 +164,7 @@ fn passed(budget: &Budget, account: &str, spent: &Spent) -> Vec<Condition> {
             ("budget", budget.name.to_string()),
             ("spent_usd", spent.amount.to_string()),
             ("limit_usd", budget.limit.to_string()),
+            ("credited_usd", spent.credited.to_string()),
             ("resets_at", spent.resets_at.map_or("never".to_owned(), |at| at.to_string())),
         ],
     };

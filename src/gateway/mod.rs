@@ -22,7 +22,7 @@ use crate::{
     body::InFlightCount,
     config::Live,
     gateway::{registrar::Registrar, serve::Shutdown},
-    purses::Purses,
+    purses::{AccountStatus, Purses},
     store::records::Calls,
     telemetry::metrics,
     upstream::{Upstream, health::Circuit},
@@ -69,13 +69,14 @@ impl Shared {
             metrics::circuit(&provider.name, circuit.as_gauge());
         }
         let accounts = self.purses.accounts();
+        let now = Timestamp::now();
         for budget in snapshot.budgets.iter().filter(|budget| budget.limit.0 > 0) {
             // Of many accounts (a budget per user) the fullest is shown: it is the one that is refused first.
             let of_budget = accounts.iter().filter(|account| account.budget == budget.name);
-            let spent =
-                of_budget.map(|account| account.charged.0.saturating_add(account.debt.0)).max().unwrap_or_default();
-            metrics::budget_spent(&budget.name, spent as f64 / budget.limit.0 as f64);
-            let period = budget.period_at(Timestamp::now());
+            let current = of_budget.filter(|account| account.resets_at.is_none_or(|resets_at| now < resets_at));
+            let fullest = current.map(AccountStatus::spent_share).fold(0.0, f64::max);
+            metrics::budget_spent(&budget.name, fullest);
+            let period = budget.period_at(now);
             metrics::budget_period(&budget.name, period.starts.as_second(), period.ends.map(Timestamp::as_second));
         }
     }

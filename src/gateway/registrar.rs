@@ -5,6 +5,7 @@
 //! store.
 
 use std::{
+    borrow::Cow,
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     config::{self, Layers, Live, Origin, Snapshot, snapshot::Store, watch::WatchHandle},
-    registry::{Book, Command, Deed, Deployment, Kind, Refusal, TrialDeed, TrialState},
+    registry::{Book, Command, Deed, Deployment, Kind, NewVersion, Refusal, TrialDeed, TrialState},
     store::{
         audit::{self, Audit},
         books::BookFiles,
@@ -127,6 +128,7 @@ impl Registrar {
     /// # Errors
     /// When it makes no sense, its result could not serve, or the store is away.
     pub async fn change(&self, command: &Command, wanted: Wanted<'_>) -> Result<Changed, ChangeError> {
+        let command = &*self.whole(command).await?;
         let _one_at_a_time = self.changing.lock().await;
         for _ in 0..TRIES {
             let (head, before) = self.newest().await?;
@@ -155,6 +157,18 @@ impl Registrar {
         }
         let busy = "others change the registry all the time; try again".to_owned();
         Err(Refusal::Conflict(busy).into())
+    }
+
+    /// A prompt's version with the texts that it includes here: it never changes, and other gateways have other files.
+    async fn whole<'c>(&self, command: &'c Command) -> Result<Cow<'c, Command>, ChangeError> {
+        let Command::To { kind: kind @ Kind::Prompts, name, deed: Deed::AddVersion(new) } = command else {
+            return Ok(Cow::Borrowed(command));
+        };
+        let (origin, typed) = (self.origin.clone(), new.content.clone());
+        let reading = tokio::task::spawn_blocking(move || config::with_partials(&origin, typed));
+        let content = reading.await.map_err(|_| cancelled("the reading of partials"))?;
+        let deed = Deed::AddVersion(NewVersion { content, ..new.clone() });
+        Ok(Cow::Owned(Command::To { kind: *kind, name: name.clone(), deed }))
     }
 
     async fn newest(&self) -> Result<(Option<Head>, Book), StoreError> {
@@ -191,7 +205,7 @@ impl Registrar {
         match checking.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Refusal::Wrong(error.to_string()).into()),
-            Err(_) => Err(StoreError::Unavailable("the check of the configuration was cancelled".to_owned()).into()),
+            Err(_) => Err(cancelled("the check of the configuration").into()),
         }
     }
 
@@ -234,6 +248,11 @@ impl Registrar {
             sleep(LOOK_EVERY).await;
         }
     }
+}
+
+/// Work off the runtime ends early only when that ends.
+fn cancelled(what: &str) -> StoreError {
+    StoreError::Unavailable(format!("{what} was cancelled"))
 }
 
 /// The version or variant that it was about, where a client did the same before.

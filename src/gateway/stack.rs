@@ -77,7 +77,7 @@ pub fn build(parts: Parts) -> Respond<impl Inner<Arrival>> {
         // From here on something may be counted or spent, so the call has a record that ends exactly once.
         .layer(layer(OpenRecords { recorder: recorder.clone() }))
         // Before money is set aside: a burst must not hold reservations.
-        .layer(layer(ApplyLimits { limiter, epoch }))
+        .layer(turn(ApplyLimits { limiter, epoch }))
         // The last gate: only this makes an `Admitted`, and only an `Admitted` can be sent.
         .layer(layer(ReserveBudget { purses, counting: Semaphore::new(COUNTING_MAX) }))
         .service(&*Box::leak(Box::new(route)));

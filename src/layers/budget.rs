@@ -4,7 +4,7 @@
 //! counted, since its tokens are fewer than its bytes; then the output cap is lowered to what the money pays for (`clamp`), and
 //! only then is the call refused. Settles nothing: see [`crate::recorder`].
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, time::Instant};
 
@@ -12,7 +12,7 @@ use crate::{
     call::{Admitted, Answer, Ceiling, Failure, Opened, Payload, Quoted},
     config::snapshot::Budget,
     error::GatewayError,
-    layers::{Inner, Step},
+    layers::{Answering, Inner, Step},
     policy::tokens,
     purses::{Purses, Refused, Reservation},
     units::Tokens,
@@ -52,6 +52,18 @@ impl Step for ReserveBudget {
         };
         let waited = began.elapsed();
         inner.call(Admitted { quoted, record, reservation, clamped, waited }).await
+    }
+
+    fn begin<S: Inner<Admitted>>(&'static self, opened: Opened, mut inner: S) -> Answering {
+        let reservation = match opened.quoted.ceilings.first() {
+            None => None,
+            Some(ceiling) => match self.purses.try_reserve(&opened.quoted.claims, ceiling.cost) {
+                Some(reservation) => Some(reservation),
+                None => return Box::pin(self.handle(opened, inner)),
+            },
+        };
+        let Opened { quoted, record } = opened;
+        inner.call(Admitted { quoted, record, reservation, clamped: None, waited: Duration::ZERO })
     }
 }
 

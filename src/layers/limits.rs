@@ -1,6 +1,7 @@
 //! Asks the rate limits: bursts are refused before any money is set aside.
 //!
-//! Stage: [`Opened`] in, [`Opened`] out. The admission stays with the record, so concurrency counts end when the call does.
+//! Stage: [`Opened`] in, [`Opened`] out. The admission stays with the record, so concurrency counts end when the call does, and
+//! the reply says how they stood ([`super::route`]).
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,9 +9,9 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use crate::{
-    call::{Answer, Failure, Opened},
+    call::{Failure, Opened},
     error::GatewayError,
-    layers::{Inner, Step},
+    layers::{Early, Turn},
     policy::{
         limits::{Counted, Limited, Limiter, Quota, Standing},
         scope::Facts,
@@ -38,14 +39,14 @@ pub struct ApplyLimits {
     pub epoch: Instant,
 }
 
-impl Step for ApplyLimits {
+impl Turn for ApplyLimits {
     type In = Opened;
     type Next = Opened;
 
-    async fn handle<S: Inner<Opened>>(&'static self, mut opened: Opened, mut inner: S) -> Answer {
+    fn turn(&self, mut opened: Opened) -> Result<Opened, Early> {
         let call = &opened.quoted.planned.call;
         if call.snapshot.limits.is_empty() {
-            return inner.call(opened).await;
+            return Ok(opened);
         }
         let facts = Facts {
             key: &call.caller.name,
@@ -56,16 +57,10 @@ impl Step for ApplyLimits {
         };
         let now_ns = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
         match self.limiter.admit(&call.snapshot.limits, &facts, opened.quoted.estimate, now_ns) {
-            Err(limited) => Err(refusal(&limited, opened)),
+            Err(limited) => Err(refusal(&limited, opened).into()),
             Ok(admission) => {
-                let standing = admission.standing;
                 opened.record.admitted(admission);
-                let mut answer = inner.call(opened).await;
-                if let Ok(reply) = &mut answer {
-                    // The provider's own limits are shared by all tenants: ours are what this client can use.
-                    standing_headers(&standing, &mut reply.headers);
-                }
-                answer
+                Ok(opened)
             }
         }
     }
@@ -83,13 +78,14 @@ fn refusal(limited: &Limited, opened: Opened) -> Failure {
     failure
 }
 
-/// OpenAI's `x-ratelimit-*`: <https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers>.
-fn standing_headers(standing: &Standing, reply: &mut HeaderMap) {
+/// OpenAI's `x-ratelimit-*`: <https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers>. The provider's own are
+/// shared by all tenants: ours are what this client can use.
+pub(super) fn standing_headers(standing: &Standing, reply: &mut HeaderMap) {
     for (quota, [limit, remaining, reset]) in [(&standing.requests, OF_REQUESTS), (&standing.tokens, OF_TOKENS)] {
         let Some(Quota { limit: count, remaining: left, reset: until }) = quota else { continue };
         reply.insert(limit, headers::number(*count));
         reply.insert(remaining, headers::number(*left));
-        if let Ok(value) = HeaderValue::from_str(&spelled(*until)) {
+        if let Ok(value) = HeaderValue::try_from(spelled(*until)) {
             reply.insert(reset, value);
         }
     }
@@ -97,11 +93,13 @@ fn standing_headers(standing: &Standing, reply: &mut HeaderMap) {
 
 /// As OpenAI spells it: `20ms`, `1s`, `6m0s`.
 fn spelled(duration: Duration) -> String {
-    match duration.as_millis() {
-        ms @ 0..1000 => ms.to_string() + "ms",
-        ms @ 1000..60_000 if ms % 1000 != 0 => format!("{}.{:03}s", ms / 1000, ms % 1000),
-        ms if ms < 60_000 => (ms / 1000).to_string() + "s",
-        ms => format!("{}m{}s", ms / 60_000, ms / 1000 % 60),
+    let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let (first, second) = (&mut [0; 20], &mut [0; 20]);
+    match ms {
+        0..1000 => [headers::digits(ms, first), "ms"].concat(),
+        1000..60_000 if ms % 1000 != 0 => format!("{}.{:03}s", ms / 1000, ms % 1000),
+        1000..60_000 => [headers::digits(ms / 1000, first), "s"].concat(),
+        _ => [headers::digits(ms / 60_000, first), "m", headers::digits(ms / 1000 % 60, second), "s"].concat(),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Stage: [`Planned`] in, [`Planned`] out. The prompt's text never reaches an error or a log.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -19,6 +19,9 @@ use crate::{
         json::Edits,
     },
 };
+
+const PROMPT: HeaderName = HeaderName::from_static("x-tollgate-prompt");
+const VARS: HeaderName = HeaderName::from_static("x-tollgate-vars");
 
 /// See the module.
 #[derive(Debug)]
@@ -41,7 +44,7 @@ impl Turn for InjectPrompt {
 
 fn inject(planned: &mut Planned) -> Result<(), GatewayError> {
     let call = &planned.call;
-    if let (Some(named), Payload::Json(_)) = (call.head.headers.get("x-tollgate-prompt"), &call.payload) {
+    if let (Some(named), Payload::Json(_)) = (call.head.headers.get(PROMPT), &call.payload) {
         let named = named.to_str().unwrap_or_default();
         planned.plan.prompt = Some(named_prompt(&call.snapshot, named, &call.identity.user)?);
     }
@@ -87,7 +90,7 @@ fn variables(headers: &HeaderMap, document: &Document) -> Result<Map<String, Val
         Some(span) => serde_json::from_slice(span.of(&document.bytes)).unwrap_or_default(),
         None => Map::new(),
     };
-    if let Some(header) = headers.get("x-tollgate-vars") {
+    if let Some(header) = headers.get(VARS) {
         let given: Map<String, Value> = serde_json::from_slice(header.as_bytes()).map_err(|_| {
             GatewayError::invalid(
                 "header `x-tollgate-vars` must be a JSON object, as in {\"name\": \"value\"}",

@@ -58,15 +58,21 @@ impl Step for ReadBody {
     type Next = Box<Call>;
 
     async fn handle<S: Inner<Box<Call>>>(&'static self, request: Authenticated, mut inner: S) -> Answer {
-        let Authenticated { arrival, caller, snapshot, own_credential } = request;
-        let (head, began) = (arrival.head, Instant::now());
-        match read(&head, arrival.body, arrival.upgrade, &caller, &snapshot).await {
-            Ok((payload, identity)) => {
-                let read_for = began.elapsed();
-                inner.call(Box::new(Call { head, caller, snapshot, own_credential, payload, identity, read_for })).await
-            }
-            Err(error) => Err(Failure::early(error, recorder::of_caller(&head, &caller, &snapshot))),
+        let call = call(request).await?;
+        inner.call(call).await
+    }
+}
+
+/// The call with its body, apart from what follows, so that a call on its way does not keep the room for it.
+async fn call(request: Authenticated) -> Result<Box<Call>, Failure> {
+    let Authenticated { arrival, caller, snapshot, own_credential } = request;
+    let (head, began) = (arrival.head, Instant::now());
+    match read(&head, arrival.body, arrival.upgrade, &caller, &snapshot).await {
+        Ok((payload, identity)) => {
+            let read_for = began.elapsed();
+            Ok(Box::new(Call { head, caller, snapshot, own_credential, payload, identity, read_for }))
         }
+        Err(error) => Err(Failure::early(error, recorder::of_caller(&head, &caller, &snapshot))),
     }
 }
 

@@ -5,9 +5,9 @@
 use crate::{
     call::{Answer, Call, Opened, Payload, Planned, Quoted},
     error::GatewayError,
-    layers::{Inner, Step},
+    layers::{Answering, Inner, Step},
     record::Captured,
-    recorder::{self, Recorder},
+    recorder::{self, Place, Recorder},
 };
 
 /// See the module.
@@ -22,12 +22,24 @@ impl Step for OpenRecords {
     type Next = Opened;
 
     async fn handle<S: Inner<Opened>>(&'static self, quoted: Quoted, mut inner: S) -> Answer {
-        let Planned { call, plan, .. } = &quoted.planned;
-        let mut record = recorder::of_call(call, Some(plan));
-        record.bodies = captured(call);
-        let record = self.recorder.open(record, call.head.received).await.ok_or(GatewayError::Draining)?;
-        inner.call(Opened { quoted, record }).await
+        let place = self.recorder.place().await.ok_or(GatewayError::Draining)?;
+        inner.call(opened(quoted, place)).await
     }
+
+    fn begin<S: Inner<Opened>>(&'static self, quoted: Quoted, mut inner: S) -> Answering {
+        match self.recorder.try_place() {
+            Some(place) => inner.call(opened(quoted, place)),
+            None => Box::pin(self.handle(quoted, inner)),
+        }
+    }
+}
+
+fn opened(quoted: Quoted, place: Place) -> Opened {
+    let Planned { call, plan, .. } = &quoted.planned;
+    let mut record = recorder::of_call(call, Some(plan));
+    record.bodies = captured(call);
+    let record = place.open(record, call.head.received);
+    Opened { quoted, record }
 }
 
 /// The request's body, where bodies are kept of this call.

@@ -76,7 +76,7 @@ impl<S: Inner<Arrival>> Respond<S> {
         let dialect = dialect(parts.uri.path());
         let endpoint = match self.check(&parts) {
             Ok(endpoint) => endpoint,
-            Err(error) => return self.refuse(error.into(), &id, "none", dialect, received).await,
+            Err(error) => return Box::pin(self.refuse(error.into(), &id, "none", dialect, received)).await,
         };
         let label = endpoint.label();
         let head = Head {
@@ -100,7 +100,8 @@ impl<S: Inner<Arrival>> Respond<S> {
         };
         match answer {
             Ok(reply) => response(reply, &id),
-            Err(failure) => self.refuse(failure, &id, label, dialect, received).await,
+            // Boxed, since the future of every call would have to hold the room for it.
+            Err(failure) => Box::pin(self.refuse(failure, &id, label, dialect, received)).await,
         }
     }
 

@@ -23,7 +23,7 @@ use crate::{
     call::{Admitted, Answer, Call, Ceiling, Document, Failure, Payload, Plan, Quoted, Reply},
     config::snapshot::{Eject, OnDisconnect, StreamUsage, Target},
     error::GatewayError,
-    layers::Answering,
+    layers::{Answering, limits::standing_headers},
     policy::routing::{self, Left, Next, Went},
     purses::{Purses, Refused},
     record::{Attempted, Outcome},
@@ -62,6 +62,9 @@ const PROMPT: HeaderName = HeaderName::from_static("x-tollgate-prompt");
 const CLAMPED: HeaderName = HeaderName::from_static("x-tollgate-clamped");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-tollgate-attempts");
 const OVERHEAD_US: HeaderName = HeaderName::from_static("x-tollgate-overhead-us");
+
+/// How often a client wants its call tried again.
+const RETRIES: HeaderName = HeaderName::from_static("x-tollgate-retries");
 
 /// See the module.
 #[derive(Debug)]
@@ -136,6 +139,9 @@ impl Service<Admitted> for &'static Route {
 
     fn call(&mut self, admitted: Admitted) -> Answering {
         let call = &admitted.quoted.planned.call;
+        if let Payload::Upgrade(_) = &call.payload {
+            return Box::pin(self.open_tunnel(admitted));
+        }
         let drains = call.snapshot.on_disconnect == OnDisconnect::Drain
             && call.head.endpoint.cost() == Cost::Metered
             && matches!(call.payload, Payload::Json(_));
@@ -152,57 +158,63 @@ impl Route {
         }
     }
 
-    async fn run(&'static self, mut admitted: Admitted, left: Option<CancellationToken>) -> Answer {
-        if let Payload::Upgrade(_) = &admitted.quoted.planned.call.payload {
-            // Boxed, since the future of every call would have to hold the room for it.
-            return Box::pin(self.open_tunnel(admitted)).await;
-        }
+    /// No `async fn`: its future would keep room for the arguments beside what is made of them.
+    fn run(
+        &'static self,
+        mut admitted: Admitted,
+        left: Option<CancellationToken>,
+    ) -> impl Future<Output = Answer> + Send {
         admitted.record.attempt().reservation = admitted.reservation.take();
         let mut journey = Journey::begin(admitted, left);
         self.upstream.retries.on_call(Instant::now().into_std());
-        let first = self.in_rotation(&journey, 0);
-        if first > 0 {
-            // What was set aside is the ceiling of a cheaper target, perhaps.
-            journey.record.end_attempt(Charge::Nothing);
-            journey.move_to(first);
-            if let Err(refused) = self.reserve_again(&mut journey).await {
-                let error = GatewayError::refused(refused, journey.bound());
-                return Err(journey.give_up(Charge::Nothing, error));
-            }
-        }
-        loop {
-            let (next, charge, error) = match self.attempt(&mut journey).await {
-                Ok(replied) => {
-                    let went = Went::Replied(replied.head.status, retry_after(&replied.head.headers));
-                    match self.next(&journey, went) {
-                        Next::Stop => return Ok(self.deliver(journey, replied)),
-                        next => (next, charge_of_status(replied.head.status), None),
-                    }
+        async move {
+            let first = self.in_rotation(&journey, 0);
+            if first > 0 {
+                // What was set aside is the ceiling of a cheaper target, perhaps.
+                journey.record.end_attempt(Charge::Nothing);
+                journey.move_to(first);
+                if let Err(refused) = self.reserve_again(&mut journey).await {
+                    let error = GatewayError::refused(refused, journey.bound());
+                    return Err(journey.give_up(Charge::Nothing, error));
                 }
-                Err(no_reply) => {
-                    let error = journey.error(&no_reply);
-                    match self.next(&journey, no_reply.went()) {
-                        Next::Stop => return Err(journey.give_up(no_reply.charge(), error)),
-                        next => (next, no_reply.charge(), Some(error)),
-                    }
-                }
-            };
-            journey.record.end_attempt(charge);
-            if let Next::Again(pause) = next {
-                sleep(pause).await;
-                journey.others_time += pause;
-            } else {
-                journey.move_to(self.in_rotation(&journey, journey.position + 1));
             }
-            if let Err(refused) = self.reserve_again(&mut journey).await {
-                let error = error.unwrap_or_else(|| GatewayError::refused(refused, journey.bound()));
-                return Err(journey.give_up(Charge::Nothing, error));
+            loop {
+                let (next, charge, error) = match self.attempt(&mut journey).await {
+                    Ok(replied) => {
+                        let went = Went::Replied(replied.head.status, retry_after(&replied.head.headers));
+                        match self.next(&journey, went) {
+                            Next::Stop => return Ok(self.deliver(journey, replied)),
+                            next => (next, charge_of_status(replied.head.status), None),
+                        }
+                    }
+                    Err(no_reply) => {
+                        let error = journey.error(&no_reply);
+                        match self.next(&journey, no_reply.went()) {
+                            Next::Stop => return Err(journey.give_up(no_reply.charge(), error)),
+                            next => (next, no_reply.charge(), Some(error)),
+                        }
+                    }
+                };
+                journey.record.end_attempt(charge);
+                if let Next::Again(pause) = next {
+                    sleep(pause).await;
+                    journey.others_time += pause;
+                } else {
+                    journey.move_to(self.in_rotation(&journey, journey.position + 1));
+                }
+                if let Err(refused) = self.reserve_again(&mut journey).await {
+                    let error = error.unwrap_or_else(|| GatewayError::refused(refused, journey.bound()));
+                    return Err(journey.give_up(Charge::Nothing, error));
+                }
             }
         }
     }
 
     /// What follows an attempt; a retry that the retry budget forbids is none.
     fn next(&self, journey: &Journey, went: Went) -> Next {
+        if matches!(went, Went::Replied(status, _) if !routing::is_failure(status)) {
+            return Next::Stop;
+        }
         if journey.left.as_ref().is_some_and(CancellationToken::is_cancelled) {
             return Next::Stop;
         }
@@ -319,6 +331,9 @@ impl Route {
             headers.remove(header::CONTENT_LENGTH);
         }
         journey.describe(&mut headers);
+        if let Some(standing) = journey.record.standing() {
+            standing_headers(&standing, &mut headers);
+        }
         let overhead = journey.overhead();
         let facts = journey.record.facts();
         facts.status = status;
@@ -352,7 +367,13 @@ impl Route {
         let limit = call.snapshot.routing.first_byte_timeout;
         match timeout(limit, self.upstream.client.send(&target.provider, request)).await {
             Ok(Ok(reply)) if reply.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                Ok(self.tunnels.open(client_side, reply, record))
+                note_head(&mut record, reply.status());
+                let standing = record.standing();
+                let mut reply = self.tunnels.open(client_side, reply, record);
+                if let Some(standing) = standing {
+                    standing_headers(&standing, &mut reply.headers);
+                }
+                Ok(reply)
             }
             Ok(Ok(reply)) => {
                 let (head, body) = reply.into_parts();
@@ -371,11 +392,19 @@ impl Route {
                 };
                 let mut headers = head.headers;
                 headers::strip_response(&mut headers);
+                if let Some(standing) = record.standing() {
+                    standing_headers(&standing, &mut headers);
+                }
                 let body = ReplyBody::watched(Source::Http(body), watching, record);
                 Ok(Reply { status: head.status, headers, body })
             }
-            Ok(Err(error)) => Err(Failure::recorded(unreachable(&target, &error), record)),
+            Ok(Err(error)) => {
+                let unreachable = unreachable(&target, &error);
+                note_no_reply(&mut record, &NoReply::Failed(error));
+                Err(Failure::recorded(unreachable, record))
+            }
             Err(_) => {
+                note_no_reply(&mut record, &NoReply::Late(limit, Limit::Provider));
                 let late = GatewayError::UpstreamTimeout { target: target.provider.name.to_string(), waited: limit };
                 Err(Failure::recorded(late, record))
             }
@@ -407,8 +436,7 @@ impl Journey {
         };
         let routing = &call.snapshot.routing;
         let own_limit = outgoing::client_timeout(&call.head.headers).unwrap_or(Duration::MAX);
-        let retries =
-            call.head.headers.get("x-tollgate-retries").and_then(|v| v.to_str().ok()?.trim().parse::<u32>().ok());
+        let retries = call.head.headers.get(RETRIES).and_then(|v| v.to_str().ok()?.trim().parse::<u32>().ok());
         let asked = retries.map_or(u32::MAX, |retries| retries.saturating_add(1));
         let others_time = call.read_for + waited;
         Journey {
@@ -542,10 +570,7 @@ impl Journey {
     fn note_attempt(&mut self, result: &Result<Replied, NoReply>) {
         match result {
             Ok(replied) => note_head(&mut self.record, replied.head.status),
-            Err(no_reply) => {
-                let elapsed = self.record.received().elapsed();
-                self.record.facts().end_attempt(elapsed, no_reply.result());
-            }
+            Err(no_reply) => note_no_reply(&mut self.record, no_reply),
         }
     }
 
@@ -672,6 +697,12 @@ fn note_head(record: &mut OpenRecord, status: StatusCode) {
         attempt.head = Some(elapsed);
         attempt.status = Some(status);
     }
+}
+
+/// Notes in the record that its attempt ended without a reply.
+fn note_no_reply(record: &mut OpenRecord, no_reply: &NoReply) {
+    let elapsed = record.received().elapsed();
+    record.facts().end_attempt(elapsed, no_reply.result());
 }
 
 /// What a reply that carries no usage is charged: nothing where the provider turned the call away, else its bound.

@@ -2,7 +2,7 @@
 //!
 //! Stage: [`Call`] in, [`Planned`] out. The same user gets the same variant from every replica, without any state.
 
-use std::sync::Arc;
+use std::{future::ready, sync::Arc};
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -13,7 +13,7 @@ use crate::{
         snapshot::{Model, ModelVersion, PromptRef, Target},
     },
     error::GatewayError,
-    layers::{Inner, Step},
+    layers::{Answering, Inner, Step},
     policy::experiment::{CodingAgents, Unit, Variant},
     recorder,
     registry::Kind,
@@ -37,9 +37,8 @@ impl Step for ChooseVariant {
 
     async fn handle<S: Inner<Planned>>(&'static self, call: Box<Call>, mut inner: S) -> Answer {
         // Kept only where a budget may send the call another way: then it starts over with the body as it came.
-        let spare = if may_downgrade(&call.snapshot) { call.again() } else { None };
-        let plan = plan(&call).map_err(|error| Failure::early(error, recorder::of_call(&call, None)))?;
-        let failure = match inner.call(planned(call, plan).map_err(|failure| *failure)?).await {
+        let spare = call.again();
+        let failure = match inner.call(chosen(call).map_err(|failure| *failure)?).await {
             Err(failure) if failure.downgrade.is_some() => failure,
             answer => return answer,
         };
@@ -49,6 +48,24 @@ impl Step for ChooseVariant {
             record.discard();
         }
         inner.call(planned(spare, plan).map_err(|failure| *failure)?).await
+    }
+
+    fn begin<S: Inner<Planned>>(&'static self, call: Box<Call>, mut inner: S) -> Answering {
+        if may_downgrade(&call.snapshot) {
+            return Box::pin(self.handle(call, inner));
+        }
+        match chosen(call) {
+            Ok(planned) => inner.call(planned),
+            Err(failure) => Box::pin(ready(Err(*failure))),
+        }
+    }
+}
+
+/// The call with what was chosen for it.
+fn chosen(call: Box<Call>) -> Result<Planned, Box<Failure>> {
+    match plan(&call) {
+        Ok(plan) => planned(call, plan),
+        Err(error) => Err(Box::new(Failure::early(error, recorder::of_call(&call, None)))),
     }
 }
 

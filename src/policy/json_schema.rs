@@ -1,15 +1,29 @@
 //! JSON Schema, a sound subset of it: what a schema says here is checked, and what is not checked here is refused.
 //!
-//! Keywords mean what JSON Schema 2020-12 says:
-//! - any value: `type`, `enum`, `const`, `allOf`, `anyOf`, `oneOf`, `not`, `$ref` (within the document: `#/$defs/…`), `true`, `false`;
-//! - numbers: `minimum`, `maximum`, `exclusiveMinimum`, `exclusiveMaximum`, `multipleOf`, compared as decimals, never rounded;
-//! - texts: `minLength`, `maxLength` (in code points), `pattern` (found anywhere; no look-around and no back-references);
-//! - arrays: `items`, `prefixItems`, `minItems`, `maxItems`, `uniqueItems`;
-//! - objects: `properties`, `required`, `additionalProperties`, `minProperties`, `maxProperties`.
+//! Variables of prompts and the scorer `json_schema` of evaluations use it. Keywords mean what JSON Schema 2020-12 says, by the
+//! sections of its [core](https://json-schema.org/draft/2020-12/json-schema-core) and its
+//! [validation vocabulary](https://json-schema.org/draft/2020-12/json-schema-validation):
 //!
-//! `title`, `description`, `default`, `examples`, `deprecated`, `readOnly`, `writeOnly` and `$comment` are for people. Every other
-//! keyword is an error that names it, `format` among them. A schema is its owner's and a value may be anybody's: the work of a
-//! check is bounded by [`STEPS_MAX`], and a violation names a place and a rule, never a value.
+//! | section | keywords |
+//! |---|---|
+//! | core 4.3.2, boolean schemas | `true`, `false` |
+//! | core 8.1, 8.2.4 | `$schema`, which is not read; `$id` of the whole, which is not read; `$defs`, `definitions` |
+//! | core 8.2.3, references | `$ref`, within the document: `#/$defs/…`, percent-encoded where need be; it may recur |
+//! | core 10.2.1, logic | `allOf`, `anyOf`, `oneOf`, `not` |
+//! | core 10.2.2, conditions | `if`, `then`, `else` |
+//! | core 10.3.1, arrays | `prefixItems`, `items`, `contains` |
+//! | core 10.3.2, objects | `properties`, `patternProperties`, `additionalProperties`, `propertyNames` |
+//! | validation 6.1, any value | `type`, `enum`, `const` |
+//! | validation 6.2, numbers | `multipleOf`, `minimum`, `maximum`, `exclusiveMinimum`, `exclusiveMaximum`: as decimals, never rounded |
+//! | validation 6.3, texts | `minLength`, `maxLength` (in code points), `pattern` (found anywhere; no look-around, no back-references) |
+//! | validation 6.4, arrays | `minItems`, `maxItems`, `uniqueItems` |
+//! | validation 6.5, objects | `minProperties`, `maxProperties`, `required`, `dependentRequired` |
+//! | core 8.3, validation 8 and 9, for people | `$comment`, `title`, `description`, `default`, `examples`, `deprecated`, `readOnly`, `writeOnly`, `contentEncoding`, `contentMediaType` |
+//!
+//! `example` (OpenAPI) and `strict` (OpenAI) are for people, too. `format` (validation 7) is refused or is one of those, as the
+//! caller chooses ([`Formats`]). Every other keyword is an error that names it and where it stands. A schema is its owner's and a
+//! value may be anybody's: the work of a check is bounded by [`STEPS_MAX`] and [`CHECK_DEPTH_MAX`], and a violation names a place
+//! and a rule, never a value.
 
 use std::{
     cmp::Ordering,
@@ -17,26 +31,61 @@ use std::{
     fmt::{self, Write as _},
 };
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Number, Value};
 
 /// Most subschemas of one schema.
 pub const NODES_MAX: usize = 10_000;
-/// How deep a schema may nest, references included.
+/// How deep a schema may nest, references included, and how many subschemas in a row may apply themselves to one value.
 pub const DEPTH_MAX: usize = 128;
+/// Most patterns of one schema.
+pub const PATTERNS_MAX: usize = 1_000;
+/// Most of them that take more than [`PATTERN_BYTES`] of memory.
+pub const LARGE_PATTERNS_MAX: usize = 8;
+/// Memory of a compiled pattern, in bytes, and of a large one.
+pub const PATTERN_BYTES: usize = 256 * 1024;
+/// See [`PATTERN_BYTES`].
+pub const LARGE_PATTERN_BYTES: usize = 10 * 1024 * 1024;
 /// Most work of one check: subschemas visited, and 64 bytes of text each.
 pub const STEPS_MAX: u64 = 1_000_000;
+/// How deep a check goes, levels of the value and subschemas in a row together: it recurs, and a thread's stack ends.
+pub const CHECK_DEPTH_MAX: usize = 512;
 /// Most violations that one check tells.
 pub const VIOLATIONS_MAX: usize = 32;
 
 /// Values listed in a message before it is cut.
 const SHOWN_MAX: usize = 10;
 /// Keywords for people, which no value can violate.
-const ANNOTATIONS: [&str; 8] =
-    ["title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"];
+const ANNOTATIONS: [&str; 13] = [
+    "$schema",
+    "$comment",
+    "title",
+    "description",
+    "default",
+    "example",
+    "examples",
+    "deprecated",
+    "readOnly",
+    "writeOnly",
+    "contentEncoding",
+    "contentMediaType",
+    "strict",
+];
 /// Keywords that hold subschemas under names and say nothing by themselves.
 const DEFINITIONS: [&str; 2] = ["$defs", "definitions"];
+/// Keywords that are read together with their neighbours.
+const GROUPED: [&str; 8] =
+    ["prefixItems", "items", "properties", "patternProperties", "additionalProperties", "if", "then", "else"];
 const TYPES: [&str; 7] = ["null", "boolean", "number", "integer", "string", "array", "object"];
+
+/// What becomes of `format`, which the specification leaves open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Formats {
+    /// It is refused: whoever writes it expects it to be checked.
+    Refused,
+    /// It is for people: schemas that are also a provider's have it.
+    Ignored,
+}
 
 /// A schema, ready to check values.
 #[derive(Debug, Clone)]
@@ -69,14 +118,19 @@ pub struct Violation {
 /// # Errors
 /// When it has a keyword that is not checked here, a keyword of the wrong form, a reference that leads nowhere or around in
 /// a circle, or is too large.
-pub fn compile(schema: &Value) -> Result<Schema, SchemaError> {
-    let mut compiler = Compiler { document: schema, nodes: Vec::new(), known: HashMap::new() };
+pub fn compile(schema: &Value, formats: Formats) -> Result<Schema, SchemaError> {
+    let mut compiler = Compiler {
+        document: schema,
+        formats,
+        nodes: Vec::new(),
+        known: HashMap::new(),
+        patterns: 0,
+        large_patterns: 0,
+    };
     compiler.node("", schema, 0)?;
     let schema = Schema { nodes: compiler.nodes };
-    match schema.has_circle() {
-        true => Err(SchemaError { path: String::new(), what: "a `$ref` leads back to itself".to_owned() }),
-        false => Ok(schema),
-    }
+    schema.check_rows()?;
+    Ok(schema)
 }
 
 /// One requirement of a subschema; numbers are indexes of others.
@@ -98,20 +152,30 @@ enum Rule {
         prefix: Vec<usize>,
         rest: Option<usize>,
     },
+    Contains(usize),
     MinItems(u64),
     MaxItems(u64),
     UniqueItems,
     Properties {
         named: BTreeMap<String, usize>,
+        patterns: Vec<(Regex, usize)>,
         others: Option<usize>,
     },
+    PropertyNames(usize),
     Required(Vec<String>),
+    /// By name, those that it needs beside it.
+    DependentRequired(Vec<(String, Vec<String>)>),
     MinProperties(u64),
     MaxProperties(u64),
     AllOf(Vec<usize>),
     AnyOf(Vec<usize>),
     OneOf(Vec<usize>),
     Not(usize),
+    If {
+        condition: usize,
+        then: Option<usize>,
+        otherwise: Option<usize>,
+    },
 }
 
 // === impl Schema ===
@@ -125,6 +189,7 @@ impl Schema {
         let mut check = Check {
             nodes: &self.nodes,
             steps: STEPS_MAX,
+            depth: 0,
             violations: Vec::new(),
             enough: VIOLATIONS_MAX,
             path: vec![],
@@ -137,25 +202,32 @@ impl Schema {
         if check.violations.is_empty() { Ok(()) } else { Err(check.violations) }
     }
 
-    /// Whether a subschema applies itself to the same value again: its check would not end.
-    fn has_circle(&self) -> bool {
-        let mut done = vec![false; self.nodes.len()];
-        (0..self.nodes.len()).any(|node| self.closes_circle(node, &mut Vec::new(), &mut done))
+    /// Refuses a subschema that applies itself to the same value again, whose check would not end, and rows that are too long.
+    fn check_rows(&self) -> Result<(), SchemaError> {
+        let mut lengths = vec![None; self.nodes.len()];
+        (0..self.nodes.len()).try_for_each(|node| self.row(node, &mut Vec::new(), &mut lengths).map(drop))
     }
 
-    fn closes_circle(&self, node: usize, on_the_way: &mut Vec<usize>, done: &mut [bool]) -> bool {
-        if done[node] {
-            return false;
+    /// How many subschemas in a row apply themselves to one value, from `node` on.
+    fn row(&self, node: usize, on_the_way: &mut Vec<usize>, known: &mut [Option<usize>]) -> Result<usize, SchemaError> {
+        if let Some(length) = known[node] {
+            return Ok(length);
         }
         if on_the_way.contains(&node) {
-            return true;
+            return Err(error("", "a `$ref` leads back to itself"));
+        }
+        let too_long = || error("", format!("more than {DEPTH_MAX} subschemas in a row apply to one value"));
+        if on_the_way.len() > DEPTH_MAX {
+            return Err(too_long());
         }
         on_the_way.push(node);
-        let found =
-            self.nodes[node].iter().flat_map(Rule::in_place).any(|next| self.closes_circle(next, on_the_way, done));
+        let mut length = 0;
+        for next in self.nodes[node].iter().flat_map(Rule::in_place) {
+            length = length.max(1 + self.row(next, on_the_way, known)?);
+        }
         on_the_way.pop();
-        done[node] = true;
-        found
+        known[node] = Some(length);
+        if length > DEPTH_MAX { Err(too_long()) } else { Ok(length) }
     }
 }
 
@@ -165,6 +237,9 @@ impl Rule {
         match self {
             Rule::AllOf(nodes) | Rule::AnyOf(nodes) | Rule::OneOf(nodes) => nodes.clone(),
             Rule::Not(node) => vec![*node],
+            Rule::If { condition, then, otherwise } => {
+                [Some(*condition), *then, *otherwise].into_iter().flatten().collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -174,9 +249,12 @@ impl Rule {
 
 struct Compiler<'a> {
     document: &'a Value,
+    formats: Formats,
     nodes: Vec<Vec<Rule>>,
     /// Subschemas by their place, so that references to one share it and may recur.
     known: HashMap<String, usize>,
+    patterns: usize,
+    large_patterns: usize,
 }
 
 impl Compiler<'_> {
@@ -208,27 +286,73 @@ impl Compiler<'_> {
             let at = format!("{path}/{}", escaped(keyword));
             match keyword.as_str() {
                 // Read with their neighbours below.
-                "prefixItems" | "items" | "properties" | "additionalProperties" => {}
+                keyword if GROUPED.contains(&keyword) => {}
                 keyword if ANNOTATIONS.contains(&keyword) => {}
                 keyword if DEFINITIONS.contains(&keyword) => drop(self.named(&at, value, depth)?),
-                "$schema" | "$id" if path.is_empty() => {}
+                "$id" if path.is_empty() => {}
+                "format" if self.formats == Formats::Ignored => {}
                 keyword => rules.extend(self.rule(&at, keyword, value, depth)?),
             }
         }
-        if keywords.contains_key("prefixItems") || keywords.contains_key("items") {
-            let list = keywords.get("prefixItems").map(|list| self.list(&format!("{path}/prefixItems"), list, depth));
-            let prefix = list.transpose()?.unwrap_or_default();
-            let rest = keywords.get("items").map(|items| self.items(&format!("{path}/items"), items, depth));
-            rules.push(Rule::Items { prefix, rest: rest.transpose()? });
+        let has = |group: &[&str]| group.iter().any(|keyword| keywords.contains_key(*keyword));
+        if has(&["prefixItems", "items"]) {
+            rules.push(self.items(path, keywords, depth)?);
         }
-        if keywords.contains_key("properties") || keywords.contains_key("additionalProperties") {
-            let named = keywords.get("properties").map(|map| self.named(&format!("{path}/properties"), map, depth));
-            let others = keywords
-                .get("additionalProperties")
-                .map(|schema| self.node(&format!("{path}/additionalProperties"), schema, depth + 1));
-            rules.push(Rule::Properties { named: named.transpose()?.unwrap_or_default(), others: others.transpose()? });
+        if has(&["properties", "patternProperties", "additionalProperties"]) {
+            rules.push(self.properties(path, keywords, depth)?);
+        }
+        if has(&["if", "then", "else"]) {
+            rules.extend(self.condition(path, keywords, depth)?);
         }
         Ok(rules)
+    }
+
+    fn items(&mut self, path: &str, keywords: &Map<String, Value>, depth: usize) -> Result<Rule, SchemaError> {
+        let list = keywords.get("prefixItems").map(|list| self.list(&format!("{path}/prefixItems"), list, depth));
+        let prefix = list.transpose()?.unwrap_or_default();
+        if let Some(Value::Array(_)) = keywords.get("items") {
+            let at = format!("{path}/items");
+            return Err(error(&at, "must be one schema; a list of schemas is `prefixItems`"));
+        }
+        Ok(Rule::Items { prefix, rest: self.beside(path, "items", keywords, depth)? })
+    }
+
+    fn properties(&mut self, path: &str, keywords: &Map<String, Value>, depth: usize) -> Result<Rule, SchemaError> {
+        let named = keywords.get("properties").map(|map| self.named(&format!("{path}/properties"), map, depth));
+        let named = named.transpose()?.unwrap_or_default();
+        let mut patterns = Vec::new();
+        if let Some(map) = keywords.get("patternProperties") {
+            let at = format!("{path}/patternProperties");
+            for (text, node) in self.named(&at, map, depth)? {
+                patterns.push((self.pattern(&format!("{at}/{}", escaped(&text)), &text)?, node));
+            }
+        }
+        Ok(Rule::Properties { named, patterns, others: self.beside(path, "additionalProperties", keywords, depth)? })
+    }
+
+    /// `then` and `else` say nothing without an `if`, but have to be schemas.
+    fn condition(
+        &mut self,
+        path: &str,
+        keywords: &Map<String, Value>,
+        depth: usize,
+    ) -> Result<Option<Rule>, SchemaError> {
+        let condition = self.beside(path, "if", keywords, depth)?;
+        let then = self.beside(path, "then", keywords, depth)?;
+        let otherwise = self.beside(path, "else", keywords, depth)?;
+        Ok(condition.map(|condition| Rule::If { condition, then, otherwise }))
+    }
+
+    /// The subschema of a keyword, where that is there.
+    fn beside(
+        &mut self,
+        path: &str,
+        keyword: &str,
+        keywords: &Map<String, Value>,
+        depth: usize,
+    ) -> Result<Option<usize>, SchemaError> {
+        let schema = keywords.get(keyword).map(|schema| self.node(&format!("{path}/{keyword}"), schema, depth + 1));
+        schema.transpose()
     }
 
     /// What one keyword that stands for itself requires.
@@ -252,18 +376,23 @@ impl Compiler<'_> {
             "maxLength" => Rule::MaxLength(count(at, value)?),
             "pattern" => {
                 let text = value.as_str().ok_or_else(|| error(at, "must be a string"))?;
-                Rule::Pattern(pattern(text).map_err(|what| error(at, what))?, text.to_owned())
+                Rule::Pattern(self.pattern(at, text)?, text.to_owned())
             }
+            "contains" => Rule::Contains(self.node(at, value, depth + 1)?),
             "minItems" => Rule::MinItems(count(at, value)?),
             "maxItems" => Rule::MaxItems(count(at, value)?),
             "uniqueItems" => match value.as_bool().ok_or_else(|| error(at, "must be true or false"))? {
                 true => Rule::UniqueItems,
                 false => return Ok(None),
             },
-            "required" => {
-                let names = value.as_array().map(|names| names.iter().map(|name| name.as_str().map(str::to_owned)));
-                let names = names.and_then(Iterator::collect::<Option<Vec<_>>>);
-                Rule::Required(names.ok_or_else(|| error(at, "must be an array of strings"))?)
+            "propertyNames" => Rule::PropertyNames(self.node(at, value, depth + 1)?),
+            "required" => Rule::Required(names(at, value)?),
+            "dependentRequired" => {
+                let map = value.as_object().ok_or_else(|| error(at, "must be an object of arrays of strings"))?;
+                let needed = |(name, others): (&String, &Value)| {
+                    Ok((name.clone(), names(&format!("{at}/{}", escaped(name)), others)?))
+                };
+                Rule::DependentRequired(map.iter().map(needed).collect::<Result<_, _>>()?)
             }
             "minProperties" => Rule::MinProperties(count(at, value)?),
             "maxProperties" => Rule::MaxProperties(count(at, value)?),
@@ -283,13 +412,6 @@ impl Compiler<'_> {
         Ok(Some(rule))
     }
 
-    fn items(&mut self, at: &str, value: &Value, depth: usize) -> Result<usize, SchemaError> {
-        match value {
-            Value::Array(_) => Err(error(at, "must be one schema; a list of schemas is `prefixItems`")),
-            _ => self.node(at, value, depth + 1),
-        }
-    }
-
     fn named(&mut self, at: &str, value: &Value, depth: usize) -> Result<BTreeMap<String, usize>, SchemaError> {
         let schemas = value.as_object().ok_or_else(|| error(at, "must be an object of schemas"))?;
         let node = |(name, schema): (&String, &Value)| {
@@ -306,6 +428,29 @@ impl Compiler<'_> {
     fn some(&mut self, at: &str, value: &Value, depth: usize) -> Result<Vec<usize>, SchemaError> {
         let nodes = self.list(at, value, depth)?;
         if nodes.is_empty() { Err(error(at, "must name at least one schema")) } else { Ok(nodes) }
+    }
+
+    /// A pattern, within the memory that patterns of one schema may take.
+    fn pattern(&mut self, at: &str, text: &str) -> Result<Regex, SchemaError> {
+        self.patterns += 1;
+        if self.patterns > PATTERNS_MAX {
+            return Err(error(at, format!("the schema has more than {PATTERNS_MAX} patterns")));
+        }
+        let text = translated(text);
+        let build = |bytes| RegexBuilder::new(&text).size_limit(bytes).build();
+        match build(PATTERN_BYTES) {
+            Err(regex::Error::CompiledTooBig(_)) => {}
+            Err(_) => {
+                let what = "is no regular expression that is known here (no look-around, no back-references)";
+                return Err(error(at, what));
+            }
+            Ok(regex) => return Ok(regex),
+        }
+        self.large_patterns += 1;
+        if self.large_patterns > LARGE_PATTERNS_MAX {
+            return Err(error(at, format!("the schema has more than {LARGE_PATTERNS_MAX} large patterns")));
+        }
+        build(LARGE_PATTERN_BYTES).map_err(|_| error(at, "is too large a regular expression"))
     }
 
     fn reference(&mut self, at: &str, value: &Value, depth: usize) -> Result<usize, SchemaError> {
@@ -345,8 +490,14 @@ fn count(at: &str, value: &Value) -> Result<u64, SchemaError> {
     count.ok_or_else(|| error(at, "must be a whole number, 0 or more"))
 }
 
+fn names(at: &str, value: &Value) -> Result<Vec<String>, SchemaError> {
+    let names = value.as_array().map(|names| names.iter().map(|name| name.as_str().map(str::to_owned)));
+    let names = names.and_then(Iterator::collect::<Option<Vec<_>>>);
+    names.ok_or_else(|| error(at, "must be an array of strings"))
+}
+
 /// A pattern as JSON Schema means it: ECMA's `\d` and `\w` are ASCII, the engine's are not.
-fn pattern(text: &str) -> Result<Regex, String> {
+fn translated(text: &str) -> String {
     let mut translated = String::with_capacity(text.len());
     let mut letters = text.chars();
     while let Some(letter) = letters.next() {
@@ -363,8 +514,7 @@ fn pattern(text: &str) -> Result<Regex, String> {
             None => translated.push('\\'),
         }
     }
-    Regex::new(&translated)
-        .map_err(|_| "is no regular expression that is known here (no look-around, no back-references)".to_owned())
+    translated
 }
 
 /// `#/$defs/a%20b` is a URI fragment.
@@ -388,6 +538,8 @@ struct Check<'a> {
     nodes: &'a [Vec<Rule>],
     /// Work that is left; at 0 the check has no result.
     steps: u64,
+    /// How deep it is.
+    depth: usize,
     violations: Vec<Violation>,
     /// At so many violations the check may end.
     enough: usize,
@@ -397,12 +549,17 @@ struct Check<'a> {
 impl<'a> Check<'a> {
     fn node(&mut self, node: usize, value: &Value) {
         self.pay(1);
+        if self.depth == CHECK_DEPTH_MAX {
+            self.steps = 0;
+        }
+        self.depth += 1;
         for rule in &self.nodes[node] {
             if self.steps == 0 || self.violations.len() >= self.enough {
-                return;
+                break;
             }
             self.rule(rule, value);
         }
+        self.depth -= 1;
     }
 
     fn rule(&mut self, rule: &'a Rule, value: &Value) {
@@ -426,6 +583,12 @@ impl<'a> Check<'a> {
             (Rule::Not(node), _) => {
                 let fits = self.fits(*node, value);
                 self.require(!fits, || "is what `not` excludes".to_owned());
+            }
+            (Rule::If { condition, then, otherwise }, _) => {
+                let branch = if self.fits(*condition, value) { then } else { otherwise };
+                if let Some(node) = branch {
+                    self.node(*node, value);
+                }
             }
             (_, Value::Number(number)) => self.number(rule, number),
             (_, Value::String(text)) => self.text(rule, text),
@@ -475,6 +638,10 @@ impl<'a> Check<'a> {
                 let mut seen = BTreeSet::new();
                 self.require(texts.iter().all(|text| seen.insert(text)), || "must not repeat an item".to_owned());
             }
+            Rule::Contains(node) => {
+                let contains = items.iter().any(|item| self.fits(*node, item));
+                self.require(contains, || "must have an item that fits `contains`".to_owned());
+            }
             Rule::Items { prefix, rest } => {
                 for (index, item) in items.iter().enumerate() {
                     let Some(node) = prefix.get(index).or(rest.as_ref()) else { return };
@@ -495,9 +662,28 @@ impl<'a> Check<'a> {
                     self.broken(format!("lacks `{name}`"));
                 }
             }
-            Rule::Properties { named, others } => {
+            Rule::DependentRequired(all) => {
+                for (name, needed) in all.iter().filter(|(name, _)| members.contains_key(name)) {
+                    for other in needed.iter().filter(|other| !members.contains_key(other.as_str())) {
+                        self.broken(format!("lacks `{other}`, which `{name}` needs"));
+                    }
+                }
+            }
+            Rule::PropertyNames(node) => {
+                for name in members.keys() {
+                    let fits = self.fits(*node, &Value::from(name.as_str()));
+                    self.path.push(name.clone());
+                    self.require(fits, || "has a name that `propertyNames` does not allow".to_owned());
+                    self.path.pop();
+                }
+            }
+            Rule::Properties { named, patterns, others } => {
                 for (name, member) in members {
-                    if let Some(node) = named.get(name).or(others.as_ref()) {
+                    self.pay(patterns.len() as u64 * (name.len() as u64 / 64 + 1));
+                    let meant = patterns.iter().filter(|(regex, _)| regex.is_match(name)).map(|(_, node)| node);
+                    let meant: Vec<usize> = named.get(name).into_iter().chain(meant).copied().collect();
+                    let meant = if meant.is_empty() { others.as_slice() } else { &meant };
+                    for node in meant {
                         self.inside(name.clone(), *node, member);
                     }
                 }
@@ -716,12 +902,12 @@ mod tests {
     use super::*;
 
     fn violations(schema: &Value, value: &Value) -> Vec<String> {
-        let found = compile(schema).expect("a schema").check(value).err().unwrap_or_default();
+        let found = compile(schema, Formats::Refused).expect("a schema").check(value).err().unwrap_or_default();
         found.into_iter().map(|violation| format!("{}: {}", violation.path, violation.what)).collect()
     }
 
     fn refusal(schema: &Value) -> String {
-        compile(schema).expect_err("no schema").to_string()
+        compile(schema, Formats::Refused).expect_err("no schema").to_string()
     }
 
     /// Shapes of the official JSON-Schema-Test-Suite, draft 2020-12: schema, values that fit, values that do not.
@@ -806,6 +992,41 @@ mod tests {
                 json!([{"__proto__": 1}]),
                 json!([{}, {"__proto__": "a"}]),
             ),
+            (
+                json!({"patternProperties": {"f.*o": {"type": "integer"}, "^fo": {"minimum": 2}}}),
+                json!([{"foo": 2}, {"xfoo": 1, "bar": "x"}, [], "foo"]),
+                json!([{"foo": "bar"}, {"foo": 1}, {"xfooo": "x"}]),
+            ),
+            (
+                json!({"properties": {"a": {}}, "patternProperties": {"^x_": {"type": "number"}}, "additionalProperties": false}),
+                json!([{"x_a": 1, "a": "b"}, 12]),
+                json!([{"y": 1}, {"x_a": "b"}]),
+            ),
+            (
+                json!({"propertyNames": {"maxLength": 3}}),
+                json!([{"f": {}, "foo": {}}, {}, "long"]),
+                json!([{"long": 1}]),
+            ),
+            (json!({"propertyNames": false}), json!([{}, 1]), json!([{"a": 1}])),
+            (
+                json!({"dependentRequired": {"quux": ["foo", "bar"], "none": []}}),
+                json!([{}, {"foo": 1}, {"foo": 1, "bar": 2, "quux": 3}, {"none": 1}, ["quux"]]),
+                json!([{"foo": 1, "quux": 2}, {"quux": 1}]),
+            ),
+            (json!({"contains": {"minimum": 5}}), json!([[3, 4, 5], {}, "x"]), json!([[2, 3, 4], []])),
+            (json!({"contains": false}), json!(["x"]), json!([[], [1]])),
+            (
+                json!({"if": {"exclusiveMaximum": 0}, "then": {"minimum": -10}, "else": {"multipleOf": 2}}),
+                json!([-1, 4]),
+                json!([-100, 3]),
+            ),
+            (json!({"then": {"const": 0}, "else": {"const": 1}}), json!([0, 1, "x"]), json!([])),
+            (json!({"if": false, "then": {"const": "yes"}, "else": {"const": "no"}}), json!(["no"]), json!(["yes"])),
+            (
+                json!({"title": "t", "example": 1, "strict": true, "contentMediaType": "text/plain", "properties": {"a": {"$schema": "x"}}}),
+                json!([{"a": 1}]),
+                json!([]),
+            ),
             (json!({"required": ["foo"]}), json!([{"foo": 1}, [], "x"]), json!([{"bar": 1}])),
             (
                 json!({"minProperties": 1, "maxProperties": 2}),
@@ -834,7 +1055,7 @@ mod tests {
             ),
         ];
         for (schema, fit, break_it) in table {
-            let compiled = compile(&schema).expect("a schema");
+            let compiled = compile(&schema, Formats::Refused).expect("a schema");
             for value in fit.as_array().expect("a list") {
                 assert_eq!(compiled.check(value), Ok(()), "{schema} with {value}");
             }
@@ -869,11 +1090,15 @@ mod tests {
     fn what_is_not_checked_is_refused_by_name() {
         for (schema, says) in [
             (json!({"format": "date"}), "/format: `format` is not checked here; write a `pattern`"),
-            (json!({"properties": {"a": {"contains": {}}}}), "/properties/a/contains: `contains` is not known here"),
+            (
+                json!({"properties": {"a": {"minContains": 1}}}),
+                "/properties/a/minContains: `minContains` is not known here",
+            ),
             (json!({"minlength": 3}), "/minlength: `minlength` is not known here"),
             (json!({"items": [{}]}), "/items: must be one schema; a list of schemas is `prefixItems`"),
             (json!({"items": {"$id": "x"}}), "/items/$id: `$id` is not known here"),
-            (json!({"$defs": {"x": {"if": {}}}}), "/$defs/x/if: `if` is not known here"),
+            (json!({"$defs": {"x": {"$anchor": "y"}}}), "/$defs/x/$anchor: `$anchor` is not known here"),
+            (json!({"then": {"dependentSchemas": {}}}), "/then/dependentSchemas: `dependentSchemas` is not known here"),
         ] {
             let refusal = refusal(&schema);
             assert!(refusal.starts_with(says), "{refusal}");
@@ -894,11 +1119,17 @@ mod tests {
             (json!({"multipleOf": 0}), "/multipleOf: must be above 0"),
             (json!({"maximum": "3"}), "/maximum: must be a number"),
             (json!({"pattern": "(?=x)"}), "/pattern: is no regular expression"),
+            (json!({"patternProperties": {"a/(?=x)": {}}}), "/patternProperties/a~1(?=x): is no regular expression"),
+            (json!({"pattern": "(a{1000}){1000}"}), "/pattern: is too large a regular expression"),
             (json!({"required": [1]}), "/required: must be an array of strings"),
+            (json!({"dependentRequired": {"a": "b"}}), "/dependentRequired/a: must be an array of strings"),
+            (json!({"else": 1}), "/else: a schema must be an object"),
+            (json!({"contains": []}), "/contains: a schema must be an object"),
             (json!({"anyOf": []}), "/anyOf: must name at least one schema"),
             (json!({"$ref": "other.json"}), "/$ref: must be a place in this document"),
             (json!({"$ref": "#/$defs/x"}), "/$ref: leads nowhere in this document"),
             (json!({"$ref": "#"}), "the schema: a `$ref` leads back to itself"),
+            (json!({"if": {"not": {"$ref": "#"}}}), "the schema: a `$ref` leads back to itself"),
             (
                 json!({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"allOf": [{"$ref": "#/$defs/a"}]}}}),
                 "the schema: a `$ref` leads back",
@@ -922,11 +1153,95 @@ mod tests {
         );
         let deep = (0..DEPTH_MAX + 1).fold(json!({}), |inner, _| json!({"not": inner}));
         assert!(refusal(&deep).contains("nests deeper than"), "{}", refusal(&deep));
+        let row = |links: usize| {
+            let link = |i: usize| (i.to_string(), json!({"$ref": format!("#/$defs/{}", i.saturating_sub(1))}));
+            let mut links: Map<String, Value> = (1..links).map(link).collect();
+            links.insert("0".to_owned(), json!({}));
+            json!({"$defs": links})
+        };
+        assert!(compile(&row(DEPTH_MAX), Formats::Refused).is_ok());
+        assert!(refusal(&row(NODES_MAX - 1)).contains("in a row"), "{}", refusal(&row(NODES_MAX - 1)));
+        let large = Value::from(vec![json!({"pattern": "\\p{L}{90}"}); LARGE_PATTERNS_MAX + 1]);
+        assert!(refusal(&json!({"allOf": large})).contains("more than 8 large patterns"));
         let wide: Map<String, Value> = (0..NODES_MAX).map(|i| (i.to_string(), json!({}))).collect();
         assert!(refusal(&json!({"properties": wide})).contains("more than 10000 subschemas"));
     }
 
+    /// The stack of a test is as small as that of the runtime's threads.
+    #[test]
+    fn a_check_recurs_only_so_deep() {
+        let rows = (1..40).fold(json!({"items": {"$ref": "#"}}), |inner, _| json!({"allOf": [inner]}));
+        let nested = |levels: usize| (0..levels).fold(json!(1), |inner, _| json!([inner]));
+        assert_eq!(violations(&rows, &nested(10)), [""; 0]);
+        assert_eq!(violations(&rows, &nested(120)), [": takes more work to check than is allowed"]);
+    }
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        let text = "[ab1]{0,3}";
+        let plain = prop_oneof![
+            Just(json!(null)),
+            any::<bool>().prop_map(Value::from),
+            (-3..4_i64).prop_map(Value::from),
+            (-3.0..3.0_f64).prop_map(|number| json!((number * 2.0).round() / 2.0)),
+            text.prop_map(Value::from)
+        ];
+        plain.prop_recursive(3, 20, 4, move |inner| {
+            let members = proptest::collection::btree_map(text, inner.clone(), 0..4);
+            prop_oneof![
+                proptest::collection::vec(inner, 0..4).prop_map(Value::from),
+                members.prop_map(|members| Value::Object(members.into_iter().collect()))
+            ]
+        })
+    }
+
+    fn any_schema() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            proptest::sample::select(&TYPES[..]).prop_map(|name| json!({"type": name})),
+            any_value().prop_map(|value| json!({"const": value})),
+            (-2..3_i64).prop_map(|bound| json!({"minimum": bound, "maxLength": bound + 2, "minItems": bound + 2})),
+            "[ab1]{1,2}".prop_map(|text| json!({"pattern": text, "required": [text]})),
+            any::<bool>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 12, 3, |inner| {
+            let some = proptest::collection::vec(inner.clone(), 1..4);
+            prop_oneof![
+                (proptest::sample::select(vec!["allOf", "anyOf", "oneOf", "prefixItems"]), some)
+                    .prop_map(|(keyword, some)| json!({keyword: some})),
+                (proptest::sample::select(vec!["not", "items", "additionalProperties"]), inner.clone())
+                    .prop_map(|(keyword, one)| json!({keyword: one})),
+                ("[ab1]{1,2}", inner).prop_map(|(name, one)| json!({"properties": {name: one}})),
+            ]
+        })
+    }
+
+    fn fits(schema: &Value, value: &Value) -> bool {
+        compile(schema, Formats::Refused).expect("a schema").check(value).is_ok()
+    }
+
     proptest! {
+        /// What a keyword means can be said with others; the two ways must not differ.
+        #[test]
+        fn keywords_agree_with_each_other(a in any_schema(), b in any_schema(), c in any_schema(), value in any_value(), name in "[ab1]{1,2}") {
+            let [arrays, objects] = ["array", "object"].map(|kind| json!({"not": {"type": kind}}));
+            for (one, other) in [
+                (json!({"if": a, "then": b, "else": c}), json!({"allOf": [{"anyOf": [{"not": a}, b]}, {"anyOf": [a, c]}]})),
+                (json!({"if": a, "then": b}), json!({"anyOf": [{"not": a}, b]})),
+                (json!({"if": a, "else": c}), json!({"anyOf": [a, c]})),
+                (json!({"contains": a}), json!({"anyOf": [arrays, {"not": {"items": {"not": a}}}]})),
+                (json!({"oneOf": [a, b]}), json!({"anyOf": [{"allOf": [a, {"not": b}]}, {"allOf": [b, {"not": a}]}]})),
+                (json!({"not": {"anyOf": [a, b]}}), json!({"allOf": [{"not": a}, {"not": b}]})),
+                (json!({"dependentRequired": {&name: ["b"]}}), json!({"anyOf": [objects, {"not": {"required": [name]}}, {"required": ["b"]}]})),
+                (
+                    json!({"patternProperties": {format!("^{name}$"): a}, "properties": {&name: b}, "additionalProperties": c}),
+                    json!({"properties": {&name: {"allOf": [a, b]}}, "additionalProperties": c}),
+                ),
+                (json!({"propertyNames": {"const": name}}), json!({"properties": {&name: {}}, "additionalProperties": false})),
+                (json!({"$ref": "#/$defs/a", "$defs": {"a": a}}), a),
+            ] {
+                prop_assert_eq!(fits(&one, &value), fits(&other, &value), "{} and {} with {}", one, other, value);
+            }
+        }
+
         #[test]
         fn decimals_compare_as_numbers(a in any::<i64>(), b in any::<i64>(), x in -1e9..1e9_f64, y in -1e9..1e9_f64) {
             let of = |value: Value| Decimal::of(value.as_number().expect("a number"));
@@ -938,7 +1253,7 @@ mod tests {
         #[test]
         fn no_schema_panics(text in "[\\[\\]{}\",:a-z0-9.$#/-]{0,40}") {
             if let Ok(value) = serde_json::from_str::<Value>(&text) {
-                let _ = compile(&value).map(|schema| schema.check(&value));
+                let _ = compile(&value, Formats::Ignored).map(|schema| schema.check(&value));
             }
         }
     }

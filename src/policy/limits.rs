@@ -30,13 +30,15 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fmt,
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
+
+use foldhash::quality::RandomState;
 
 use crate::{
     policy::{
@@ -222,7 +224,7 @@ pub struct Admission {
 
 #[derive(Default)]
 struct Shard {
-    accounts: HashMap<Account, Arc<Mutex<Cell>>>,
+    accounts: HashMap<Account, Arc<Mutex<Cell>>, RandomState>,
     /// Number of accounts at which to look for idle ones again.
     sweep_at: usize,
 }
@@ -420,7 +422,7 @@ impl Limiter {
     /// A limiter that has counted nothing and has its limits for itself.
     #[must_use]
     pub fn new() -> Limiter {
-        Limiter { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::new(), fleet: None }
+        Limiter { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::default(), fleet: None }
     }
 
     /// One of several that share their limits. `wake` is called, from within [`Limiter::admit`], when there are new accounts to

@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 pub use super::prompt_tags::{Include, TagError, includes};
 use crate::{
     policy::{
-        json_schema::{self, Schema, Violation},
+        json_schema::{self, Formats, Schema, Violation},
         prompt_tags,
     },
     wire::edit::Role,
@@ -338,6 +338,18 @@ impl Template {
         texts.filter_map(|(index, text)| Some((part_name(index), text?)))
     }
 
+    /// The texts that the parts may include, by path.
+    #[must_use]
+    pub fn partials(&self) -> &BTreeMap<String, String> {
+        &self.source.partials
+    }
+
+    /// The variables as declared.
+    #[must_use]
+    pub fn variables(&self) -> &[Variable] {
+        &self.source.variables
+    }
+
     /// The variables in use, declared or not, with their types.
     pub fn used(&self) -> impl Iterator<Item = (&str, VariableKind)> {
         self.used.iter().map(|(name, expected)| (name.as_str(), expected.kind))
@@ -620,7 +632,7 @@ impl Rules {
             name: variable.name.clone(),
             what: error.to_string(),
         };
-        Ok(Some(Rules { typed: typed.clone(), schema: json_schema::compile(typed).map_err(wrong)? }))
+        Ok(Some(Rules { typed: typed.clone(), schema: json_schema::compile(typed, Formats::Refused).map_err(wrong)? }))
     }
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Entry {
     /// Below this, the purse is refilled ahead of need.
     low_water: AtomicU64,
     urgent: AtomicBool,
+    /// Whether its last report was not answered.
+    unanswered: AtomicBool,
     drifted: AtomicBool,
     waiting: AtomicUsize,
     line: Mutex<VecDeque<Waiter>>,
@@ -184,6 +186,7 @@ impl Entry {
             limit: AtomicU64::new(claim.limit.0),
             low_water: AtomicU64::new(0),
             urgent: AtomicBool::new(false),
+            unanswered: AtomicBool::new(false),
             drifted: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             line: Mutex::default(),
@@ -277,6 +280,7 @@ impl Entry {
     /// The store gave no answer: nobody waits any longer.
     pub(super) fn store_away(self: &Arc<Self>) {
         self.urgent.store(false, Ordering::SeqCst);
+        self.unanswered.store(true, Ordering::Relaxed);
         self.serve(|_, _| Some(Verdict::StoreAway));
     }
 
@@ -354,9 +358,11 @@ impl Entry {
         idle || self.purse.totals().granted >= GRANTED_MAX
     }
 
-    /// The next report. Hands back what is idle when `hand_back` is set, or when others starve.
+    /// The next report. Hands back what is idle when `hand_back` is set, or when others starve. While nobody answers nothing goes
+    /// back: what is here is all there is.
     pub(super) fn report(&self, incarnation: u64, hand_back: bool) -> SyncRequest {
         self.urgent.store(false, Ordering::SeqCst);
+        let hand_back = hand_back && !self.unanswered.load(Ordering::Relaxed);
         let wanted = self.ask_for_line();
         let facts = self.facts();
         let retired = self.purse.is_retired();
@@ -385,6 +391,7 @@ impl Entry {
 
     /// Takes an answer in, and serves the line.
     pub(super) fn merge(self: &Arc<Self>, merged: Merged) {
+        self.unanswered.store(false, Ordering::Relaxed);
         self.purse.merge_granted(merged.totals.granted);
         let mut facts = self.facts();
         // A purse that was just opened has the newest configuration, whatever clocks said when the stored limit was set.
@@ -415,7 +422,7 @@ impl Entry {
 
     pub(super) fn status(&self) -> AccountStatus {
         let facts = self.facts();
-        let Merged { totals: before, limit, charged, debt, free, .. } = facts.merged;
+        let Merged { totals: before, limit, charged, debt, free, credited, .. } = facts.merged;
         let limit = if facts.seen { limit } else { self.limit.load(Ordering::Relaxed) };
         drop(facts);
         let totals = self.purse.totals();
@@ -429,6 +436,7 @@ impl Entry {
             reserved: NanoUsd(self.purse.open()),
             debt: NanoUsd(debt.saturating_add(totals.debt.saturating_sub(before.debt))),
             free: NanoUsd(free),
+            credited: NanoUsd(credited),
         }
     }
 

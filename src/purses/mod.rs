@@ -12,7 +12,7 @@ mod syncer;
 
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     path::Path,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
@@ -21,6 +21,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use foldhash::quality::RandomState;
 use jiff::Timestamp;
 use tokio::{
     sync::Notify,
@@ -113,6 +114,25 @@ pub struct AccountStatus {
     pub debt: NanoUsd,
     /// What the authority could still grant.
     pub free: NanoUsd,
+    /// What operators gave back of what was spent: as much more may be.
+    pub credited: NanoUsd,
+}
+
+impl AccountStatus {
+    /// What was spent, debt included.
+    #[must_use]
+    pub fn spent(&self) -> NanoUsd {
+        self.charged.saturating_add(self.debt)
+    }
+
+    /// The spent share of all that may be spent, which is the limit and what was credited; 0 where that is nothing.
+    #[must_use]
+    pub fn spent_share(&self) -> f64 {
+        match self.limit.saturating_add(self.credited) {
+            NanoUsd::ZERO => 0.0,
+            spendable => self.spent().as_usd() / spendable.as_usd(),
+        }
+    }
 }
 
 /// The purses of this process.
@@ -139,7 +159,7 @@ struct Shared {
     journal: Journal,
     incarnation: u64,
     pace: Pace,
-    shards: Vec<RwLock<HashMap<Arc<str>, Arc<Entry>>>>,
+    shards: Vec<Shard>,
     hasher: RandomState,
     count: AtomicUsize,
     next_purse: AtomicU32,
@@ -216,7 +236,7 @@ impl Purses {
             incarnation,
             pace,
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             count: AtomicUsize::new(0),
             next_purse: AtomicU32::new(0),
             urgent: Mutex::default(),
@@ -243,6 +263,19 @@ impl Purses {
         self.reserve_by(claims, bound, self.deadline()).await
     }
 
+    /// Like [`Purses::reserve`], from what is at hand: `None` when it does not suffice, or nothing can be reserved.
+    #[must_use]
+    pub fn try_reserve(&self, claims: &[Claim], bound: NanoUsd) -> Option<Reservation> {
+        self.check(claims).ok()?;
+        let mut holds = Vec::with_capacity(claims.len());
+        for claim in in_order(claims) {
+            let entry = self.shared.entry(claim).ok()?;
+            holds.push(entry.take(bound.0.min(NANO_USD_MAX)).ok()?);
+            self.shared.refill_if_low(&entry);
+        }
+        self.book(claims, holds, bound).ok()
+    }
+
     /// Until when a call that begins now may wait for money, in all its steps together.
     #[must_use]
     pub fn deadline(&self) -> Instant {
@@ -259,21 +292,31 @@ impl Purses {
         bound: NanoUsd,
         deadline: Instant,
     ) -> Result<Reservation, Refused> {
-        let shared = &self.shared;
-        if claims.len() > journal::PARTS_MAX {
-            return Err(Refused::TooManyAccounts);
-        }
-        if shared.closing.load(Ordering::SeqCst) {
-            return Err(shared.unavailable());
-        }
+        self.check(claims)?;
         let mut holds = Vec::with_capacity(claims.len());
         // One order for all calls: two calls cannot hold what the other waits for.
         for claim in in_order(claims) {
-            holds.extend(shared.hold(claim, bound.0.min(NANO_USD_MAX), deadline).await?);
+            holds.extend(self.shared.hold(claim, bound.0.min(NANO_USD_MAX), deadline).await?);
         }
+        self.book(claims, holds, bound)
+    }
+
+    /// Whether anything can be reserved at all.
+    fn check(&self, claims: &[Claim]) -> Result<(), Refused> {
+        if claims.len() > journal::PARTS_MAX {
+            return Err(Refused::TooManyAccounts);
+        }
+        if self.shared.closing.load(Ordering::SeqCst) {
+            return Err(self.shared.unavailable());
+        }
+        Ok(())
+    }
+
+    /// Writes down what is held.
+    fn book(&self, claims: &[Claim], holds: Vec<Hold>, bound: NanoUsd) -> Result<Reservation, Refused> {
         let strict = claims.iter().any(|claim| claim.enforce && !claim.open_on_loss);
-        let attempt = shared.intend(bound.0, &holds, strict)?;
-        Ok(Reservation { shared: Arc::clone(shared), attempt, holds, bound, settled: false })
+        let attempt = self.shared.intend(bound.0, &holds, strict)?;
+        Ok(Reservation { shared: Arc::clone(&self.shared), attempt, holds, bound, settled: false })
     }
 
     /// How much of `wanted` could be reserved in every enforcing claim now; asks the authority at most once per account.
@@ -290,6 +333,14 @@ impl Purses {
     #[must_use]
     pub fn accounts(&self) -> Vec<AccountStatus> {
         self.shared.entries().iter().map(|entry| entry.status()).collect()
+    }
+
+    /// Has the account's purse report at once, where there is one: an operator changed the account.
+    pub fn report(&self, account: &str) {
+        let shard = self.shared.shard(account).read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = shard.get(account) {
+            self.shared.kick(entry);
+        }
     }
 
     /// All accounts that the authority knows, in the order of their keys.
@@ -321,10 +372,10 @@ impl Purses {
         self.shared.incarnation
     }
 
-    /// Whether the store answered last time.
+    /// Whether the store answered last time, and all of it.
     #[must_use]
     pub fn store_up(&self) -> bool {
-        self.shared.store_up.load(Ordering::Relaxed)
+        self.shared.is_whole()
     }
 
     /// Reservations that were dropped without being settled: bugs.
@@ -495,6 +546,10 @@ impl Shared {
     }
 
     /// Puts an account at the head of the next flight. A store that is away is only asked at each tick.
+    fn is_whole(&self) -> bool {
+        self.store_up.load(Ordering::Relaxed) && self.authority.is_whole()
+    }
+
     fn kick(&self, entry: &Arc<Entry>) {
         if self.store_up.load(Ordering::Relaxed) && entry.mark_urgent() {
             self.urgent.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(entry));
@@ -557,7 +612,7 @@ impl Shared {
     }
 }
 
-type Shard = RwLock<HashMap<Arc<str>, Arc<Entry>>>;
+type Shard = RwLock<HashMap<Arc<str>, Arc<Entry>, RandomState>>;
 
 fn exhausted(claim: &Claim) -> Refused {
     Refused::Exhausted { budget: Arc::clone(&claim.budget), resets_at: claim.resets_at }

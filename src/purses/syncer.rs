@@ -95,13 +95,13 @@ impl Syncer {
     async fn report_leftover(&self, leftover: &Leftover) -> Result<(), StoreError> {
         let reports = leftover.reports();
         for chunk in reports.chunks(FLIGHT_MAX) {
-            let replies = self.send(chunk.to_vec()).await?;
+            let replies: Vec<SyncReply> = self.send(chunk.to_vec()).await?.into_iter().collect::<Result<_, _>>()?;
             // What cannot be true is not believed: then all that was granted counts as spent.
             let disbelieved = chunk.iter().zip(&replies).filter(|(_, reply)| **reply == SyncReply::BadReport);
             let forfeits: Vec<AccountSync> = disbelieved.map(|(report, _)| forfeit(report)).collect();
             if !forfeits.is_empty() {
                 tracing::error!(purses = forfeits.len(), "a journal contradicts the store; its purses count as spent");
-                self.send(forfeits).await?;
+                self.send(forfeits).await?.into_iter().collect::<Result<Vec<_>, _>>()?;
             }
             let lost = replies.iter().filter(|reply| **reply == SyncReply::NoAccount).count();
             if lost > 0 {
@@ -172,9 +172,9 @@ impl Syncer {
         entry.move_up();
     }
 
-    /// Finds out whether a store that was away is back, where nothing else would tell.
+    /// Finds out whether a store that was away, or a part of it, is back, where nothing else would tell.
     async fn probe(&self) {
-        if self.shared.store_up.load(Ordering::Relaxed) {
+        if self.shared.is_whole() {
             return;
         }
         let answer = timeout(STORE_TIMEOUT, self.shared.authority.sync(Vec::new())).await;
@@ -208,7 +208,11 @@ impl Syncer {
                 return;
             };
             for ((entry, closed), reply) in chunk.iter().zip(closes).zip(replies) {
-                self.take_in(entry, closed, reply);
+                match reply {
+                    Ok(reply) => self.take_in(entry, closed, reply),
+                    // Its part of the store is away.
+                    Err(_) => entry.store_away(),
+                }
             }
         }
     }
@@ -274,7 +278,7 @@ impl Syncer {
         }
     }
 
-    async fn send(&self, reports: Vec<AccountSync>) -> Result<Vec<SyncReply>, StoreError> {
+    async fn send(&self, reports: Vec<AccountSync>) -> Result<Vec<Result<SyncReply, StoreError>>, StoreError> {
         if reports.is_empty() {
             return Ok(Vec::new());
         }

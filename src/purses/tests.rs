@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     ledger::{
         account::{self, AccountState, Server},
-        sync::RowId,
+        sync::{RowId, SyncReply},
     },
     store::ports::{AccountSync, Answer, Held},
 };
@@ -26,6 +26,8 @@ struct Memory {
     hanging: AtomicBool,
     panics: AtomicBool,
     stingy: AtomicBool,
+    /// The accounts of this budget are on a part of it that is away.
+    cut: Mutex<Option<&'static str>>,
     flights: AtomicUsize,
     /// How often an answer lets others go first.
     yields: AtomicUsize,
@@ -51,20 +53,27 @@ impl Memory {
 }
 
 impl Authority for Memory {
-    fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<crate::ledger::sync::SyncReply>> {
+    fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<Result<SyncReply, StoreError>>> {
         Box::pin(async move {
             self.answer().await?;
             let server = Server { now_ms: now_ms(), run: "memory", learn_ms: 0, wiped: false };
             let mut accounts = self.accounts.lock().unwrap();
             let each = requests.iter().map(|sync| {
+                if self.cut.lock().unwrap().is_some_and(|budget| sync.account.starts_with(budget)) {
+                    return Err(StoreError::Unavailable("switched off".to_owned()));
+                }
                 let mut request = sync.request;
                 if self.stingy.load(Ordering::SeqCst) {
                     (request.need, request.target) = (0, 0);
                 }
-                account::sync(accounts.entry(Arc::clone(&sync.account)).or_default(), &request, server)
+                Ok(account::sync(accounts.entry(Arc::clone(&sync.account)).or_default(), &request, server))
             });
             Ok(each.collect())
         })
+    }
+
+    fn is_whole(&self) -> bool {
+        self.cut.lock().unwrap().is_none()
     }
 
     fn accounts(&self, _: Option<Arc<str>>, _: usize) -> Answer<'_, Vec<StoredAccount>> {
@@ -178,6 +187,22 @@ async fn all_accounts_are_reserved_or_none() {
     let spent: Vec<_> =
         purses.stored().await.unwrap().iter().map(|a| (a.account.to_string(), a.held, a.charged)).collect();
     assert_eq!(spent, [("a/all/total".into(), 10, 10), ("b/all/total".into(), 10, 10)]);
+}
+
+#[tokio::test]
+async fn what_is_at_hand_is_reserved_at_once_in_all_accounts_or_in_none() {
+    let (_temp, purses) = embedded();
+    let claims = [claim("a", 1000), claim("b", 10)];
+    assert!(purses.try_reserve(&claims, NanoUsd(1)).is_none(), "nothing was granted yet");
+    purses.reserve(&claims, NanoUsd(10)).await.unwrap().settle(NanoUsd(4));
+
+    let held = purses.try_reserve(&claims, NanoUsd(6)).expect("what was settled lower is at hand");
+    assert_eq!(reserved(&purses), 12);
+    assert!(purses.try_reserve(&claims, NanoUsd(1)).is_none(), "`b` is spent");
+    assert_eq!(reserved(&purses), 12);
+    held.settle(NanoUsd(6));
+    purses.close().await;
+    assert!(purses.try_reserve(&claims[..1], NanoUsd(1)).is_none(), "closed");
 }
 
 #[tokio::test]
@@ -414,6 +439,38 @@ async fn purses_go_on_without_the_store_and_empty_ones_refuse_or_borrow() {
     purses.close().await;
     assert_eq!(memory.account("open/all/total").debt(), 100);
     assert_eq!(memory.account("closed/all/total").held(), 400);
+}
+
+#[tokio::test]
+async fn where_a_part_of_the_store_is_away_its_accounts_keep_what_they_hold_and_others_go_on() {
+    let memory = Arc::new(Memory::default());
+    let (_temp, purses) = over(&memory, Duration::from_millis(5), PATIENCE);
+    let (cut, well) = ([claim("cut", 10_000)], [claim("well", 1000)]);
+    let some_flights = async || {
+        let before = memory.flights.load(Ordering::SeqCst);
+        until("reports go out", || memory.flights.load(Ordering::SeqCst) >= before + 3).await;
+    };
+    let held = purses.reserve(&cut, NanoUsd(600)).await.unwrap();
+    *memory.cut.lock().unwrap() = Some("cut");
+    some_flights().await;
+
+    held.settle(NanoUsd(100));
+    some_flights().await;
+    let idle = purses.accounts()[0].granted.0 - 100;
+    assert!(idle >= 500, "nothing goes back that would get nowhere: {idle}");
+    purses.reserve(&cut, NanoUsd(idle)).await.unwrap().settle(NanoUsd(idle));
+    let refused = purses.reserve(&cut, NanoUsd(1)).await.unwrap_err();
+    assert!(matches!(refused, Refused::StoreUnavailable { .. }), "{refused:?}");
+    for _ in 0..10 {
+        purses.reserve(&well, NanoUsd(100)).await.unwrap().settle(NanoUsd(100));
+    }
+    assert_eq!(purses.reserve(&well, NanoUsd(1)).await.unwrap_err(), self::refused("well"));
+    assert!(!purses.store_up(), "it is told");
+
+    *memory.cut.lock().unwrap() = None;
+    purses.reserve(&cut, NanoUsd(100)).await.unwrap().settle(NanoUsd(100));
+    purses.close().await;
+    assert_eq!(memory.account("cut/all/total").charged(), 200 + idle);
 }
 
 #[tokio::test]

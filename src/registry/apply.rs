@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::{
     Book, Declared, Deployment, Event, Files, Kind, NotedTrial, Registered, Rollout, RolloutState, Scheduled, Seal,
-    Shelf, Stages, TRAIL_MAX, TrialDeed, What, compare_versions, content_sha256,
+    Shelf, Stages, TRAIL_MAX, TrialDeed, What, changed_partials, compare_versions, content_sha256,
     experiments::{self, Bench},
-    short,
+    partials, short,
 };
 
 /// Versions of one model or prompt.
@@ -196,7 +196,7 @@ fn seal(book: &mut Book, sealed: &SealedVersion, reseal: bool, now: Timestamp, w
     let shelf = book.shelf_mut(*kind, name);
     match shelf.seals.get(version) {
         Some(seal) if seal.sha256 == *sha256 => return Ok(()),
-        Some(seal) if !reseal => return Err(changed(*kind, name, version, &seal.sha256, seal.at)),
+        Some(seal) if !reseal => return Err(changed(*kind, name, version, seal, partials)),
         Some(_) => {
             let what = What::Resealed;
             let reason = format!("{} from now on", short(sha256));
@@ -209,13 +209,14 @@ fn seal(book: &mut Book, sealed: &SealedVersion, reseal: bool, now: Timestamp, w
     Ok(())
 }
 
-/// What is said of a version whose content is another one than it was.
-pub(super) fn changed(kind: Kind, name: &str, version: &str, sha256: &str, at: Timestamp) -> Refusal {
+/// What is said of a version whose content is another one than `known`, and includes `now`.
+fn changed(kind: Kind, name: &str, version: &str, known: &Seal, now: &BTreeMap<String, String>) -> Refusal {
     Refusal::Conflict(format!(
-        "{version} of the {} `{name}` was registered as {} on {}; a version never changes: give what you changed a new name",
+        "{}{version} of the {} `{name}` was registered as {} on {}; a version never changes: give what you changed a new name",
+        changed_partials(&known.partials, now),
         kind.noun(),
-        short(sha256),
-        at.strftime("%Y-%m-%d")
+        short(&known.sha256),
+        known.at.strftime("%Y-%m-%d")
     ))
 }
 
@@ -253,10 +254,10 @@ impl Desk<'_> {
         }
         let sha256 = content_sha256(&new.content);
         let version = new.version.clone().unwrap_or_else(|| self.next_name());
-        if let Some((known, at)) = self.known_as(&version) {
-            return match known == sha256 {
+        if let Some(known) = self.known_as(&version) {
+            return match known.sha256 == sha256 {
                 true => Ok(Some(version)),
-                false => Err(changed(self.kind, self.name, &version, &known, at)),
+                false => Err(changed(self.kind, self.name, &version, &known, &partials(&new.content))),
             };
         }
         if let Some(parent) = &new.parent {
@@ -289,7 +290,7 @@ impl Desk<'_> {
     /// `wanted`, or the first of `wanted-2`, `wanted-3`, … that no other content has.
     pub(super) fn free_name(&self, wanted: &str, sha256: &str) -> String {
         let numbered = (2..).map(|n: u32| format!("{wanted}-{n}"));
-        let is_free = |name: &String| self.known_as(name).is_none_or(|(known, _)| known == sha256);
+        let is_free = |name: &String| self.known_as(name).is_none_or(|known| known.sha256 == sha256);
         std::iter::once(wanted.to_owned()).chain(numbered).find(is_free).expect("a version has finitely many names")
     }
 
@@ -299,11 +300,16 @@ impl Desk<'_> {
     }
 
     /// The hash under which a version is known, and since when.
-    fn known_as(&self, version: &str) -> Option<(String, Timestamp)> {
-        let registered = self.shelf.versions.get(version).map(|known| (known.sha256.clone(), known.created_at));
-        let sealed = || self.shelf.seals.get(version).map(|seal| (seal.sha256.clone(), seal.at));
-        let declared = || Some((self.declared?.versions.get(version)?.clone(), self.now));
-        registered.or_else(sealed).or_else(declared)
+    fn known_as(&self, version: &str) -> Option<Seal> {
+        let seal = |sha256: &String, at, content| Seal { sha256: sha256.clone(), at, partials: partials(content) };
+        let registered = self.shelf.versions.get(version);
+        let registered = registered.map(|known| seal(&known.sha256, known.created_at, &known.content));
+        let declared = || {
+            let declared = self.declared?;
+            let content = declared.contents.get(version).unwrap_or(&Value::Null);
+            Some(seal(declared.versions.get(version)?, self.now, content))
+        };
+        registered.or_else(|| self.shelf.seals.get(version).cloned()).or_else(declared)
     }
 
     /// A version that can serve here: registered, or in the file.

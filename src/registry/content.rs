@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::wire::revision::sha256;
 
-/// Where a version of a file has the texts that it includes, by their path.
+/// Where a version has the texts that it includes, by their path.
 pub const PARTIALS: &str = "partials";
 
 /// Compact JSON with sorted keys. Keys without a value are left out: a file may write them or not.
@@ -34,6 +34,17 @@ pub fn content_sha256(content: &Value) -> String {
 pub fn partials(content: &Value) -> BTreeMap<String, String> {
     let texts = content.get(PARTIALS).and_then(Value::as_object).into_iter().flatten();
     texts.filter_map(|(path, text)| Some((path.clone(), sha256(text.as_str()?)))).collect()
+}
+
+/// Which files, included in the same version before and now, are not what they were, for a message to begin with; empty where none.
+#[must_use]
+pub fn changed_partials(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> String {
+    let is_changed = |path: &&String| now.get(*path).is_some_and(|sha256| *sha256 != before[*path]);
+    let changed: Vec<String> = before.keys().filter(is_changed).map(|path| format!("prompts/{path}")).collect();
+    match changed.is_empty() {
+        true => String::new(),
+        false => format!("{}, which it includes, changed: ", changed.join(" and ")),
+    }
 }
 
 /// The first digits of a hash, as messages name it: `sha256:ab12cd34`.

@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 
 pub use self::{
     apply::{Applied, Command, Deed, NewVersion, Refusal, SealedVersion},
-    content::{PARTIALS, canonical, compare_versions, content_sha256, partials, short},
+    content::{PARTIALS, canonical, changed_partials, compare_versions, content_sha256, partials, short},
     diff::{Difference, Field, differences, unified},
     experiments::{Epoch, Halted, NotedTrial, Trial, TrialDeed, TrialEvent, TrialState, TrialWhat},
     rollout::{Rollout, RolloutState, Stage, Stages},
@@ -88,7 +88,7 @@ pub struct Shelf {
 /// A version that came through the API.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Registered {
-    /// What a file would say of it.
+    /// What a file would say of it, with the texts that it includes ([`PARTIALS`]): gateways have other files, and those change.
     pub content: Value,
     /// [`content_sha256`] of it, 64 hex digits.
     pub sha256: String,

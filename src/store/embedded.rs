@@ -134,10 +134,13 @@ impl Drop for Embedded {
 }
 
 impl Authority for Embedded {
-    fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<SyncReply>> {
+    fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<Result<SyncReply, StoreError>>> {
         let (reply, answer) = oneshot::channel();
         let sent = self.send(Job::Sync(requests, reply));
-        Box::pin(async move { sent.and(answer.await.unwrap_or_else(|_| Err(thread_gone()))) })
+        Box::pin(async move {
+            let replies = sent.and(answer.await.unwrap_or_else(|_| Err(thread_gone())))?;
+            Ok(replies.into_iter().map(Ok).collect())
+        })
     }
 
     fn accounts(&self, after: Option<Arc<str>>, count_max: usize) -> Answer<'_, Vec<StoredAccount>> {
@@ -419,12 +422,12 @@ mod tests {
         let open = || Embedded::open(Arc::new(DataDir::open(dir.path()).unwrap())).unwrap();
         let store = open();
         let replies = store.sync(vec![for_account("a", request(1, Totals::default(), 700))]).await.unwrap();
-        assert_eq!(granted(replies[0]), 700);
+        assert_eq!(granted(replies[0].clone().unwrap()), 700);
         drop(store);
 
         let store = open();
         let replies = store.sync(vec![for_account("a", request(2, Totals::default(), 700))]).await.unwrap();
-        assert_eq!(granted(replies[0]), 300);
+        assert_eq!(granted(replies[0].clone().unwrap()), 300);
         let listed = store.accounts(None, 10).await.unwrap();
         let expected = StoredAccount {
             account: "a".into(),

@@ -82,11 +82,17 @@ pub struct Damaged {
 pub trait Authority: Send + Sync {
     /// Merges each report into its account and grants what is free: [`crate::ledger::account::sync`], durably, before the
     /// answer. Replies stand in the order of the requests. Idempotent: after an error, it is not known which requests took
-    /// effect, and sending them again is right.
+    /// effect, and sending them again is right. Where only a part of the store is away, only the requests that it concerns
+    /// get an error.
     ///
     /// An account is opened by a report that may create it; limit and version travel with every report. No report at all
     /// only finds out whether the authority answers.
-    fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<SyncReply>>;
+    fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<Result<SyncReply, StoreError>>>;
+
+    /// Whether no part of it is away, as far as is known.
+    fn is_whole(&self) -> bool {
+        true
+    }
 
     /// Accounts in the order of their keys, beginning after `after`, at most `count_max` of them.
     fn accounts(&self, after: Option<Arc<str>>, count_max: usize) -> Answer<'_, Vec<StoredAccount>>;

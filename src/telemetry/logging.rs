@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{record::Record, telemetry::metrics};
 
@@ -20,25 +20,27 @@ const BATCHES_MAX: usize = 16;
 const BATCH_BYTES: usize = 128 * 1024;
 const BATCH_AGE: Duration = Duration::from_millis(50);
 
-/// Starts logging once per process. `TOLLGATE_LOG` (or `RUST_LOG`) filters, such as `info` or `tollgate=debug`, else
-/// `default_filter` does; `TOLLGATE_LOG_FORMAT=json|text` overrides the choice by terminal.
+/// Starts logging once per process. `TOLLGATE_LOG` (or `RUST_LOG`) filters by target and level, such as `info` or
+/// `warn,tollgate=debug`, else `default_filter` does; `TOLLGATE_LOG_FORMAT=json|text` overrides the choice by terminal.
 ///
 /// The JSON writer escapes control characters, so no logged value can forge a line.
 pub fn init(default_filter: &str) {
-    let filter = EnvFilter::try_from_env("TOLLGATE_LOG")
-        .or_else(|_| EnvFilter::try_from_default_env())
-        .unwrap_or_else(|_| EnvFilter::new(default_filter));
+    let said = |name| std::env::var(name).ok()?.parse::<Targets>().ok();
+    let filter = said("TOLLGATE_LOG").or_else(|| said("RUST_LOG"));
+    let filter = filter.unwrap_or_else(|| default_filter.parse().expect("a filter of ours"));
     let text = match std::env::var("TOLLGATE_LOG_FORMAT").as_deref() {
         Ok("text") => true,
         Ok("json") => false,
         _ => std::io::stderr().is_terminal(),
     };
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let (registry, lines) =
+        (tracing_subscriber::registry(), tracing_subscriber::fmt::layer().with_writer(std::io::stderr));
     // A second start in one process (tests) keeps the first subscriber, which is what we want.
     let _ = if text {
-        logs.with_target(false).compact().try_init()
+        registry.with(lines.with_target(false).compact().with_filter(filter)).try_init()
     } else {
-        logs.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
+        let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
+        registry.with(lines.with_filter(filter)).try_init()
     };
 }
 

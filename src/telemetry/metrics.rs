@@ -114,7 +114,10 @@ fn describe() {
     describe_histogram!(PER_OUTPUT_TOKEN, Unit::Seconds, "Time per output token after the first, streams only");
     describe_histogram!(OVERHEAD, Unit::Seconds, "Time that the gateway added before the upstream was called");
     describe_counter!(TOKENS, "Tokens by direction: input, cached, cache_write, output, reasoning");
-    describe_gauge!(SPENT_RATIO, "Spent share of a budget in its current period; the fullest account of the budget");
+    describe_gauge!(
+        SPENT_RATIO,
+        "Spent share of a budget's limit and credits in its current period; the fullest account of the budget"
+    );
     describe_gauge!(BUDGET_STARTED, Unit::Seconds, "When a budget's current period began, in seconds since 1970");
     describe_gauge!(BUDGET_RESETS, Unit::Seconds, "When a budget's current period ends, in seconds since 1970");
     describe_counter!(REFUSALS, "Calls that the gateway refused, by error code");

@@ -258,8 +258,8 @@ struct Pools {
 }
 
 impl Pools {
-    fn new(roots: &RootCertStore, connect_timeout_ms: &Arc<AtomicU64>) -> Result<Pools, rustls::Error> {
-        let tls = tls::client_config(roots.clone())?;
+    fn new(roots: Arc<RootCertStore>, connect_timeout_ms: &Arc<AtomicU64>) -> Result<Pools, rustls::Error> {
+        let tls = tls::client_config(roots)?;
         let https = HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http().enable_all_versions();
         let http1 = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
         let connector = |https| Connector { https, timeout_ms: Arc::clone(connect_timeout_ms) };
@@ -282,7 +282,7 @@ pub struct Client(Arc<Shared>);
 
 struct Shared {
     connect_timeout_ms: Arc<AtomicU64>,
-    public_roots: RootCertStore,
+    public_roots: Arc<RootCertStore>,
     public: Pools,
     /// Plain HTTP/1, which needs no roots.
     lines: Arc<Lines>,
@@ -297,8 +297,8 @@ impl Client {
     /// When TLS can't be configured.
     pub fn new(connect_timeout: Duration) -> Result<Client, ClientError> {
         let connect_timeout_ms = Arc::new(AtomicU64::new(as_millis(connect_timeout)));
-        let public_roots = tls::public_roots();
-        let public = Pools::new(&public_roots, &connect_timeout_ms)?;
+        let public_roots = Arc::new(tls::public_roots());
+        let public = Pools::new(Arc::clone(&public_roots), &connect_timeout_ms)?;
         let lines = Lines::new(public.connector.clone());
         Ok(Client(Arc::new(Shared { connect_timeout_ms, public_roots, public, lines, by_ca: RwLock::default() })))
     }
@@ -335,15 +335,17 @@ impl Client {
         if !same_origin(request.uri(), &provider.base_url) {
             return Err(SendError::new(SendErrorKind::Unsent, "request leads to another origin than the provider's"));
         }
-        let of_ca;
-        let pools = match &provider.ca {
-            None => &self.0.public,
+        if is_plain(&request) {
+            return self.0.lines.send(request).await;
+        }
+        // Boxed, since the future of a plain exchange would have to hold the room for it.
+        match &provider.ca {
+            None => Box::pin(exchange(&self.0.public, request)).await,
             Some(ca) => {
-                of_ca = self.pools_of(ca).map_err(|error| SendError::new(SendErrorKind::Tls, error))?;
-                &of_ca
+                let pools = self.pools_of(ca).map_err(|error| SendError::new(SendErrorKind::Tls, error))?;
+                Box::pin(async move { exchange(&pools, request).await }).await
             }
-        };
-        self.exchange(pools, request).await
+        }
     }
 
     /// Sends one request of the gateway's own to anybody, trusting the public roots.
@@ -351,33 +353,7 @@ impl Client {
     /// # Errors
     /// As [`Client::send`].
     pub async fn send_anywhere(&self, request: Request<UpstreamBody>) -> Result<Response<Received>, SendError> {
-        self.exchange(&self.0.public, request).await
-    }
-
-    async fn exchange(
-        &self,
-        pools: &Pools,
-        mut request: Request<UpstreamBody>,
-    ) -> Result<Response<Received>, SendError> {
-        *request.version_mut() = Version::HTTP_11;
-        if is_plain(&request) {
-            return self.0.lines.send(request).await;
-        }
-        request.headers_mut().remove(header::HOST);
-        let connection = capture_connection(&mut request);
-        let response = pools.for_request(&request).request(request).await.map_err(classify)?;
-        if let Some(watch) = response.extensions().get::<Arc<Watch>>() {
-            watch.answered();
-        }
-        let checked = check_head(&response);
-        // To a server of HTTP/1.0 hyper would send no body at all the next time, where its length is not known.
-        if (checked.is_err() || response.version() < Version::HTTP_11)
-            && let Some(connected) = connection.connection_metadata().as_ref()
-        {
-            connected.poison();
-        }
-        checked.map_err(|violation| SendError::new(SendErrorKind::Protocol, violation))?;
-        Ok(response.map(BodyExt::boxed_unsync))
+        if is_plain(&request) { self.0.lines.send(request).await } else { exchange(&self.0.public, request).await }
     }
 
     #[cfg(test)]
@@ -396,12 +372,32 @@ impl Client {
         if let Some((_, pools)) = by_ca.get(ca).filter(|(known, _)| *known == pem) {
             return Ok(pools.clone());
         }
-        let mut roots = self.0.public_roots.clone();
+        let mut roots = RootCertStore::clone(&self.0.public_roots);
         tls::add_pem_roots(&mut roots, &pem).map_err(|error| ClientError::CaRoots(ca.to_owned(), error))?;
-        let pools = Pools::new(&roots, &self.0.connect_timeout_ms)?;
+        let pools = Pools::new(Arc::new(roots), &self.0.connect_timeout_ms)?;
         by_ca.insert(ca.to_owned(), (pem, pools.clone()));
         Ok(pools)
     }
+}
+
+/// One exchange over a pooled connection.
+async fn exchange(pools: &Pools, mut request: Request<UpstreamBody>) -> Result<Response<Received>, SendError> {
+    *request.version_mut() = Version::HTTP_11;
+    request.headers_mut().remove(header::HOST);
+    let connection = capture_connection(&mut request);
+    let response = pools.for_request(&request).request(request).await.map_err(classify)?;
+    if let Some(watch) = response.extensions().get::<Arc<Watch>>() {
+        watch.answered();
+    }
+    let checked = check_head(&response);
+    // To a server of HTTP/1.0 hyper would send no body at all the next time, where its length is not known.
+    if (checked.is_err() || response.version() < Version::HTTP_11)
+        && let Some(connected) = connection.connection_metadata().as_ref()
+    {
+        connected.poison();
+    }
+    checked.map_err(|violation| SendError::new(SendErrorKind::Protocol, violation))?;
+    Ok(response.map(BodyExt::boxed_unsync))
 }
 
 impl fmt::Debug for Client {

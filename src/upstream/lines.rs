@@ -112,6 +112,7 @@ impl Lines {
         mut request: Request<UpstreamBody>,
     ) -> Result<Response<Received>, SendError> {
         let origin = self.origin(request.uri())?;
+        *request.version_mut() = Version::HTTP_11;
         request.headers_mut().insert(header::HOST, origin.host.clone());
         *request.uri_mut() = request.uri().path_and_query().cloned().map_or_else(Uri::default, Uri::from);
         loop {
@@ -119,7 +120,8 @@ impl Lines {
             let reused = kept.is_some();
             let mut line = match kept {
                 Some(line) => line,
-                None => self.connect(&origin).await?,
+                // Boxed, since the future of every call would have to hold the room for it.
+                None => Box::pin(self.connect(&origin)).await?,
             };
             match line.exchange(request).await {
                 Ok(response) => return answer(line, response, origin),

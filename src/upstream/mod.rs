@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::{
     body::Source,
-    config::snapshot::{Provider, ProviderKind},
+    config::snapshot::{Provider, ProviderKind, Simulated},
     policy::tokens,
     upstream::{
         client::{BodyError, Client, ClientError, SendError, SendErrorKind, UpstreamBody},
@@ -59,20 +59,24 @@ impl Upstream {
         provider: &Arc<Provider>,
         request: Request<UpstreamBody>,
     ) -> Result<(response::Parts, Source), SendError> {
-        let ProviderKind::Simulated(settings) = &provider.kind else {
-            let (head, body) = self.client.send(provider, request).await?.into_parts();
-            return Ok((head, Source::Http(body)));
-        };
-        let (head, body) = request.into_parts();
-        let body = body
-            .collect()
-            .await
-            .map_err(|error: BodyError| SendError::new(SendErrorKind::RequestBody, error))?
-            .to_bytes();
-        // Boxed, since the future of every real exchange would have to hold the room for it.
-        let (head, body) = Box::pin(simulated::respond(settings, count, &head, body)).await.into_parts();
-        Ok((head, Source::Local(body.map_err(io::Error::other).boxed_unsync())))
+        if let ProviderKind::Simulated(settings) = &provider.kind {
+            // Boxed, since the future of every real exchange would have to hold the room for it.
+            return Box::pin(simulate(settings, request)).await;
+        }
+        let (head, body) = self.client.send(provider, request).await?.into_parts();
+        Ok((head, Source::Http(body)))
     }
+}
+
+async fn simulate(
+    settings: &Simulated,
+    request: Request<UpstreamBody>,
+) -> Result<(response::Parts, Source), SendError> {
+    let (head, body) = request.into_parts();
+    let body =
+        body.collect().await.map_err(|error: BodyError| SendError::new(SendErrorKind::RequestBody, error))?.to_bytes();
+    let (head, body) = simulated::respond(settings, count, &head, body).await.into_parts();
+    Ok((head, Source::Local(body.map_err(io::Error::other).boxed_unsync())))
 }
 
 /// The simulated provider's tokenizer.

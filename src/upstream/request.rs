@@ -20,6 +20,7 @@ use crate::{
 /// Anthropic wants its API's version named: <https://docs.anthropic.com/en/api/versioning>.
 const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
 const ANTHROPIC_VERSION_DEFAULT: HeaderValue = HeaderValue::from_static("2023-06-01");
+const TIMEOUT: HeaderName = HeaderName::from_static("x-tollgate-timeout");
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// How a request's body is to travel.
@@ -128,7 +129,7 @@ fn provider_key<'p>(provider: &'p Provider, call: &str) -> Option<&'p str> {
 /// The client's own time limit, `x-tollgate-timeout: 30s` (also `500ms`, `2m`), where it is given and makes sense.
 #[must_use]
 pub fn client_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("x-tollgate-timeout")?.to_str().ok()?.trim();
+    let text = headers.get(TIMEOUT)?.to_str().ok()?.trim();
     let (number, scale) = match text {
         t if t.ends_with("ms") => (t.strip_suffix("ms")?, 0.001),
         t if t.ends_with('s') => (t.strip_suffix('s')?, 1.0),

@@ -60,7 +60,7 @@ pub fn add_pem_roots(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), RootsE
 ///
 /// # Errors
 /// When the crypto provider lacks what TLS 1.2 or 1.3 needs.
-pub fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
+pub fn client_config(roots: Arc<RootCertStore>) -> Result<ClientConfig, rustls::Error> {
     Ok(ClientConfig::builder_with_provider(crypto_provider())
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)

@@ -6,18 +6,21 @@
 //! - Codex: `originator: codex_cli_rs` (`codex_exec`, `codex_vscode`, …), which also begins its `user-agent`
 //!   (`get_codex_user_agent` in the sources of `openai/codex`).
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, header};
 
 /// How their `user-agent` begins.
 const USER_AGENTS: [&str; 2] = ["claude-cli/", "codex_"];
+const ORIGINATOR: HeaderName = HeaderName::from_static("originator");
+const ANTHROPIC_BETA: HeaderName = HeaderName::from_static("anthropic-beta");
 
 /// Whether a coding agent makes the call.
 #[must_use]
 pub fn is_coding_agent(headers: &HeaderMap) -> bool {
-    let said = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let beta = || headers.get_all("anthropic-beta").iter().filter_map(|value| value.to_str().ok());
-    USER_AGENTS.iter().any(|agent| said("user-agent").starts_with(agent))
-        || said("originator").starts_with("codex_")
+    let said = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let beta = || headers.get_all(ANTHROPIC_BETA).iter().filter_map(|value| value.to_str().ok());
+    let user_agent = said(header::USER_AGENT);
+    USER_AGENTS.iter().any(|agent| user_agent.starts_with(agent))
+        || said(ORIGINATOR).starts_with("codex_")
         || beta().flat_map(|betas| betas.split(',')).any(|beta| beta.trim().starts_with("claude-code-"))
 }
 

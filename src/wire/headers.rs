@@ -108,13 +108,18 @@ pub fn accept_encoding(client: Option<&HeaderValue>) -> HeaderValue {
 /// A whole number as a header's value. `HeaderValue::from` would allocate twice.
 #[must_use]
 pub fn number(number: u64) -> HeaderValue {
-    let (mut digits, mut at, mut left) = ([0; 20], 20, number);
+    HeaderValue::from_str(digits(number, &mut [0; 20])).expect("digits")
+}
+
+/// A whole number as text, in `room`.
+pub fn digits(number: u64, room: &mut [u8; 20]) -> &str {
+    let (mut at, mut left) = (room.len(), number);
     loop {
         at -= 1;
-        digits[at] = b'0' + (left % 10) as u8;
+        room[at] = b'0' + (left % 10) as u8;
         left /= 10;
         if left == 0 {
-            return HeaderValue::from_bytes(&digits[at..]).expect("digits");
+            return std::str::from_utf8(&room[at..]).expect("digits");
         }
     }
 }

@@ -6,7 +6,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::{Value, json};
 
 use crate::support::{
-    DEADLINE, Gateway, KEY, Reply, Upstream, eventually,
+    Call, DEADLINE, Gateway, KEY, Reply, Upstream, eventually,
     gateway::Setup,
     redis::RedisServer,
     upstream::{Request, chat_completion},
@@ -324,4 +324,81 @@ async fn of_a_fleet_one_gateway_tells_what_all_of_them_find() {
     upstream.script(Reply::json(401, &error("invalid_api_key")));
     fleet[1].hello("upstream/m").send().await.expect(401);
     wait_until("each tells of its own provider", DEADLINE, || receiver.request_count() == 3).await;
+}
+
+#[tokio::test]
+async fn what_one_gateway_of_a_fleet_cannot_deliver_another_one_tells() {
+    let (upstream, refusing, taking) = (provider().await, receiver().await, receiver().await);
+    refusing.script(Reply::bytes(404, "text/plain", "no such hook"));
+    let store = RedisServer::start();
+    let budget = "name: month, scope: { team: red }, limit: 0.10 USD, per: month, alerts: [50%], clamp: off";
+    let member = |receiver: &Upstream| {
+        budgeted(&upstream, budget)
+            .top("store", &store.url())
+            .top("ledger", "{ sync: 100ms }")
+            .top("alerts", &alerts(receiver, ""))
+    };
+    let (first, second) = (member(&refusing).run().await, member(&taking).run().await);
+    let count = async |gateway: &Gateway, result: &str| {
+        gateway.metrics().await.value("tollgate_alerts_total", &[("result", result)])
+    };
+
+    spend(&first, 5).await;
+    eventually("the first has claimed it in vain", DEADLINE, || count(&first, "failed"), |failed| *failed == 1.0).await;
+    spend(&second, 1).await;
+    let body = taking.next_request().await.json();
+
+    assert!(said(&body).starts_with("raised budget/month/team=red/"), "{body}");
+    eventually("it is told", DEADLINE, || count(&second, "sent"), |sent| *sent == 1.0).await;
+    assert_eq!((count(&second, "left").await, refusing.request_count(), taking.request_count()), (1.0, 1, 1));
+}
+
+#[tokio::test]
+async fn while_redis_does_not_answer_each_gateway_of_a_fleet_tells() {
+    let (upstream, receiver) = (provider().await, receiver().await);
+    let store = RedisServer::start();
+    let budget = "name: month, scope: { team: red }, limit: 0.10 USD, per: month, alerts: [50%], clamp: off";
+    let member = |on: &str| {
+        budgeted(&upstream, budget)
+            .top("store", &store.url())
+            .top("ledger", "{ sync: 100ms }")
+            .top("alerts", &alerts(&receiver, &format!(", on: [{on}]")))
+    };
+    let fleet = [member("credentials").run().await, member("credentials").run().await];
+    spend(&fleet[0], 5).await;
+    spend(&fleet[1], 1).await;
+    for gateway in &fleet {
+        let spent = || async { gateway.metrics().await.value("tollgate_budget_spent_ratio", &[("budget", "month")]) };
+        eventually("it knows what was spent", DEADLINE, spent, |ratio| *ratio >= 0.5).await;
+    }
+
+    store.signal("STOP");
+    for gateway in &fleet {
+        gateway.replace_config(&member("budget").text());
+    }
+    let (one, other) = (receiver.next_request().await.json(), receiver.next_request().await.json());
+
+    assert!(said(&one).starts_with("raised budget/month/"), "{one}");
+    assert_eq!(said(&one), said(&other));
+    for gateway in &fleet {
+        assert!(gateway.log_text().contains("it may be told twice"), "{}", gateway.log_text());
+    }
+}
+
+#[tokio::test]
+async fn a_credit_note_ends_the_alert_of_a_budget() {
+    let (upstream, receiver) = (provider().await, receiver().await);
+    let budget = "name: month, scope: { team: red }, limit: 0.01 USD, per: month, alerts: [100%], clamp: off";
+    let gateway = budgeted(&upstream, budget).top("alerts", &alerts(&receiver, "")).run().await;
+    spend(&gateway, 1).await;
+    let raised = receiver.next_request().await.json();
+
+    let note = json!({"amount_nanousd": 5_000_000, "reason": "a provider's fault"});
+    let path = "/api/budgets/month/credit";
+    let credit = || Call::new(gateway.admin, "POST", path).json(&note).header("idempotency-key", "a").send_owned();
+    eventually("the store knows what can be credited", DEADLINE, credit, |reply| reply.status == 200).await;
+    let resolved = receiver.next_request().await.json();
+
+    assert_eq!((&raised["state"], &raised["severity"]), (&json!("raised"), &json!("critical")));
+    assert_eq!((&resolved["state"], &resolved["key"]), (&json!("resolved"), &raised["key"]));
 }

@@ -92,6 +92,18 @@ async fn calls_and_ratings_become_a_verdict_that_a_pipeline_can_wait_for() {
         assert!(!export.text().contains("user-"), "no row is about one user: {}", export.text());
     }
 
+    let page = gateway.admin_get("/experiments?lang=de").await.expect(200).text();
+    let figures = page.split("<table id=\"units-").find(|part| part.contains("+") && part.contains("data-v=\"0\""));
+    let figures = figures.and_then(|part| part.split("</table>").next()).unwrap_or_else(|| panic!("{page}"));
+    let last_day = figures.rsplit("<tr>").next().unwrap_or_default();
+    let drawn: u64 = last_day
+        .split("<td class=\"n\" data-v=\"")
+        .skip(1)
+        .map(|cell| cell.split('"').next().unwrap().parse::<u64>().unwrap())
+        .sum();
+    assert_eq!(drawn, 300, "all units stand in the table behind the chart: {figures}");
+    assert!(page.contains("Teilnehmer je Variante"), "{page}");
+
     let url = format!("http://{}", gateway.admin);
     let told = gateway.command(&["experiments", "report", "tone", "--gate", "--url", &url]).output().unwrap();
     let said = String::from_utf8_lossy(&told.stdout).into_owned();
@@ -176,6 +188,17 @@ async fn versions_stand_side_by_side_with_their_difference() {
     let relative = two["cost_per_call"]["relative"]["value"].as_f64().unwrap_or_else(|| panic!("{found}"));
     assert!((relative - 1.0).abs() < 0.1, "twice the price: {found}");
     assert!(one["latency"]["estimate"].is_object() && one["cost_per_call"]["difference"].is_null(), "{found}");
+    let page = gateway.admin_get("/models/compare?name=support&from=v1&to=v2&lang=de").await.expect(200).text();
+    for words in
+        ["Was ihre Aufrufe taten", "cost_per_call", " % (", "<del>upstream&#x2f;m</del>", "<ins>upstream&#x2f;n</ins>"]
+    {
+        assert!(page.contains(words), "{words}: {page}");
+    }
+    let same = gateway.admin_get("/models/compare?name=support&from=v1&to=v1").await.expect(200).text();
+    assert!(same.contains("choose two") && !same.contains("cost_per_call"), "{same}");
+    gateway.admin_get("/models/compare?name=support&from=v1&to=v9").await.expect(404);
+    gateway.admin_get("/prompts/compare?name=none").await.expect(404);
+    gateway.admin_get("/models/compare?name=support&since=soon").await.expect(400);
     let url = format!("http://{}", gateway.admin);
     let told = gateway.command(&["models", "compare", "support", "v1", "v2", "--url", &url]).output().unwrap();
     assert!(String::from_utf8_lossy(&told.stdout).contains("cost_per_call"), "{told:?}");

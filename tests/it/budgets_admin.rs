@@ -229,6 +229,29 @@ async fn a_credit_note_lets_calls_go_on_once() {
 }
 
 #[tokio::test]
+async fn a_credit_note_counts_in_the_spent_ratio_as_it_does_in_the_listing() {
+    let upstream = Upstream::answering(|_| billing()).await;
+    let gateway = Gateway::before(&upstream)
+        .price("upstream/m", "input: 0 USD/1M, output: 10 USD/1M, max_output: 16384")
+        .budget("name: all, scope: { team: red }, per: total, clamp: off, limit: 0.01 USD")
+        .run()
+        .await;
+    let ratio = || async { gateway.metrics().await.value("tollgate_budget_spent_ratio", &[("budget", "all")]) };
+    paid(&gateway).send().await.expect(200);
+    eventually("it is charged", DEADLINE, ratio, |ratio| *ratio == 0.4).await;
+
+    let wish = json!({"amount_nanousd": COST, "reason": "a provider's fault"});
+    let credit = || async { post(&gateway, "credit", &wish).header("idempotency-key", "a").send().await.status };
+    eventually("the store knows what can be credited", DEADLINE, credit, |status| *status == 200).await;
+
+    let listed = gateway.admin_get("/api/budgets").await.json()[0].clone();
+    let amount = |field: &str| listed[field].as_f64().expect("an amount");
+    let share = 1.0 - amount("left_nanousd") / (amount("limit_nanousd") + amount("credited_nanousd"));
+    assert!((share - 4.0 / 14.0).abs() < 1e-9, "{listed}");
+    eventually("the gauge says the same", DEADLINE, ratio, |ratio| (ratio - share).abs() < 1e-9).await;
+}
+
+#[tokio::test]
 async fn a_damaged_account_is_rebuilt_from_a_figure_and_its_living_holders() {
     let (redis, upstream) = (RedisServer::start(), Upstream::answering(|_| billing()).await);
     let gateway = member(&upstream, &redis, "1 USD").run().await;

@@ -145,6 +145,36 @@ async fn a_report_that_is_kept_is_listed_and_shown() {
     let pages = gateway.admin_get("/evaluations?lang=de").await.expect(200).text();
     assert!(pages.contains(&id) && pages.contains("Evaluationen"), "{pages}");
     gateway.admin_get("/evaluations/none").await.expect(404);
+    assert!(!page.contains("action=\"/evaluations/compare\""), "there is no other one yet");
+}
+
+#[tokio::test]
+async fn reports_that_are_kept_stand_side_by_side() {
+    let (setup, gateway, url) = simulated().await;
+    write(&setup, "suite.yaml", SUITE);
+    let admin = format!("http://{}", gateway.admin);
+    for run in ["one", "other"] {
+        eval(&setup, &["run", "suite.yaml", "--url", &url, "-o", run, "--upload", "--admin-url", &admin]).await;
+    }
+    let listed = gateway.admin_get("/api/evaluations?suite=shop").await.expect(200).json();
+    let [second, first] = [0, 1].map(|at| listed[at]["id"].as_str().unwrap_or_else(|| panic!("{listed}")).to_owned());
+
+    let page = gateway.admin_get(&format!("/evaluations/{second}")).await.expect(200).text();
+    assert!(page.contains(&format!("<option value=\"{first}\">")), "{page}");
+    let path = format!("/evaluations/compare?first={first}&second={second}");
+    let both = gateway.admin_get(&path).await.expect(200).text();
+    assert!(
+        both.contains("+0.000") && both.contains("rouge_l") && !both.contains("Cases that only one passed"),
+        "{both}"
+    );
+    let across = format!("{path}&first_candidate=v1&second_candidate=v2&lang=de");
+    let across = gateway.admin_get(&across).await.expect(200).text();
+    for words in ["v2 gegen v1", "+1,000", "nur beim zweiten bestanden", "<ins>", "&lt;script&gt;refund"] {
+        assert!(across.contains(words), "{words}: {across}");
+    }
+    let none = gateway.admin_get(&format!("{path}&first_candidate=v9")).await.expect(200).text();
+    assert!(none.contains("They cannot be compared.") && none.contains("no candidate `v9`"), "{none}");
+    gateway.admin_get(&format!("/evaluations/compare?first={first}")).await.expect(404);
 }
 
 #[tokio::test]

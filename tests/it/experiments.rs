@@ -174,6 +174,82 @@ async fn a_fallback_keeps_the_assigned_variant() {
     assert_eq!((record.text("variant"), record.text("provider")), ("only", "spare"));
 }
 
+#[tokio::test]
+async fn a_user_is_in_one_experiment_of_a_layer_whatever_other_layers_do() {
+    let upstream = Upstream::run().await;
+    let half =
+        |layer: &str| format!("model: support, layer: {layer}, share: 50%, variants: {{ only: {{ weight: 1 }} }}");
+    let gateway = Gateway::before(&upstream)
+        .model("support", "target: upstream/m")
+        .experiment("tone", &half("words"))
+        .experiment("length", &half("words"))
+        .experiment("model", &half("machine"))
+        .run()
+        .await;
+
+    let users: Vec<Call> = (0..100).map(|number| gateway.hello("support").user(&format!("user-{number}"))).collect();
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    for reply in Call::send_all(gateway.listen, &users).await {
+        let mut variants: Vec<&str> = reply.header("x-tollgate-variant").expect("one at least").split(',').collect();
+        variants.sort_unstable();
+        *seen.entry(variants.join(" ")).or_default() += 1;
+    }
+
+    // The layer `words` is given away whole, and `machine` deals by itself.
+    let all = ["length=only", "length=only model=only", "model=only tone=only", "tone=only"];
+    assert_eq!(seen.keys().map(String::as_str).collect::<Vec<_>>(), all, "{seen:?}");
+    // A quarter of 100, give or take four standard deviations.
+    assert!(seen.values().all(|count| count.abs_diff(25) < 18), "{seen:?}");
+}
+
+#[tokio::test]
+async fn coding_agents_are_left_alone_where_a_variant_has_another_prompt() {
+    let upstream = Upstream::run().await;
+    let gateway = Gateway::before(&upstream)
+        .model("support", "target: upstream/m")
+        .model("forced", "target: upstream/m")
+        .model("plain", "target: upstream/m")
+        .prompt("greeting", "system: \"Be warm.\"")
+        .experiment("tone", "model: support, variants: { warm: { weight: 1, prompt: greeting@v1 } }")
+        .experiment(
+            "harm",
+            "model: forced, coding_agents: force, variants: { warm: { weight: 1, prompt: greeting@v1 } }",
+        )
+        .experiment(
+            "heat",
+            "model: plain, variants: { control: { weight: 1 }, hot: { weight: 1, parameters: { temperature: 1 } } }",
+        )
+        .run()
+        .await;
+    let by_agent = |model: &str| gateway.hello(model).header("user-agent", "claude-cli/1.0.118 (external, cli)");
+
+    let left_alone = by_agent("support").send().await.expect(200);
+    assert_eq!(left_alone.header("x-tollgate-variant"), None);
+    assert_eq!(upstream.next_request().await.json()["messages"].as_array().map(Vec::len), Some(1));
+    assert_eq!(gateway.next_record().await.text("experiment"), "");
+    let anybody = gateway.hello("support").send().await.expect(200);
+    assert_eq!(anybody.header("x-tollgate-variant"), Some("tone=warm"));
+    upstream.next_request().await;
+    let forced = by_agent("forced").send().await.expect(200);
+    assert_eq!(forced.header("x-tollgate-variant"), Some("harm=warm"));
+    assert_eq!(upstream.next_request().await.json()["messages"][0]["content"], "Be warm.");
+
+    // Where only parameters differ they take part, and a session stays in one variant whoever is its user.
+    let variant = async |user: usize, session: &str| {
+        let call = by_agent("plain").user(&format!("user-{user}")).header("x-tollgate-session", session);
+        call.send().await.expect(200).header("x-tollgate-variant").expect("a variant").to_owned()
+    };
+    let first = variant(0, "s-1").await;
+    for user in 1..20 {
+        assert_eq!(variant(user, "s-1").await, first);
+    }
+    let mut others = Vec::new();
+    for session in 2..22 {
+        others.push(variant(0, &format!("s-{session}")).await);
+    }
+    assert!(others.contains(&"heat=hot".to_owned()) && others.contains(&"heat=control".to_owned()), "{others:?}");
+}
+
 /// The variants of two thousand users, asked on a few connections.
 async fn two_thousand(gateway: &Gateway) -> BTreeMap<String, String> {
     const CONNECTIONS: usize = 8;

@@ -62,6 +62,33 @@ async fn what_is_said_of_a_call_is_shown_with_it_and_never_forwarded() {
 }
 
 #[tokio::test]
+async fn a_rating_that_is_sent_twice_counts_once() {
+    let upstream = Upstream::run().await;
+    let gateway = recording(&upstream)
+        .model("support", "target: upstream/m")
+        .experiment("tone", "model: support, variants: { only: { weight: 1 } }, goal: { metric: stars }")
+        .run()
+        .await;
+    let call = gateway.hello("support").user("ann").send().await.expect(200);
+    let call = call.header("x-tollgate-call").unwrap();
+
+    // In three requests, and twice in one.
+    let of = |source: &str, value: u64| json!({"call": call, "metric": "stars", "value": value, "source": source});
+    for body in [json!(of("user", 4)), json!(of("user", 4)), json!([of("user", 4), of("user", 4)])] {
+        saying(&gateway, &body).send().await.expect(202);
+    }
+    saying(&gateway, &of("judge", 2)).send().await.expect(202);
+
+    let rows = kept(&gateway, 2).await;
+    assert_eq!(rows.len(), 2, "one of each source: {rows:?}");
+    let report = || async { gateway.admin_get("/api/experiments/tone/report").await.expect(200).json() };
+    let is_rated = |report: &Value| report["arms"][0]["metrics"]["stars"]["units"] == json!(1);
+    let report = eventually("it is in the report", DEADLINE, report, is_rated).await;
+    let stars = &report["arms"][0]["metrics"]["stars"];
+    assert_eq!(stars["value"], json!(3.0), "the mean of 4 and 2, each once: {report}");
+}
+
+#[tokio::test]
 async fn feedback_that_cannot_be_taken_says_why() {
     let upstream = Upstream::run().await;
     let gateway = recording(&upstream).run().await;

@@ -6,7 +6,9 @@ use futures_util::{StreamExt as _, stream};
 use serde_json::json;
 
 use crate::support::{
-    DEADLINE, Gateway, KEY, Reply, Upstream, eventually, rounds,
+    DEADLINE, Gateway, KEY, Reply, Upstream, eventually,
+    metrics::Metrics,
+    rounds,
     upstream::{DONE, USAGE, chunk, usage_chunk},
     wait_until,
 };
@@ -175,4 +177,55 @@ async fn every_log_line_is_one_json_object_whatever_a_client_sends() {
         assert!(parsed.is_ok_and(|line| line.is_object()), "not one JSON object: {line:?}");
         assert!(!line.contains('\u{1b}'), "{line:?}");
     }
+}
+
+/// How often a provider was tried: `ok`, `error`, `timeout`, `unreachable`, `abandoned`.
+fn attempts(metrics: &Metrics, provider: &str) -> [f64; 5] {
+    ["ok", "error", "timeout", "unreachable", "abandoned"]
+        .map(|result| metrics.value("tollgate_upstream_attempts_total", &[("provider", provider), ("result", result)]))
+}
+
+#[tokio::test]
+async fn an_attempt_that_was_given_up_before_its_head_is_counted_once_when_its_call_ends() {
+    let (busy, silent) = (Upstream::always(Reply::bodyless(503)).await, Upstream::always(Reply::hang()).await);
+    let gateway = Gateway::bare()
+        .provider_at("busy", &busy.url())
+        .provider_at("silent", &silent.url())
+        .top("routing", "{ attempts: 2, retry_budget: 100%, eject: off }")
+        .model("m", "target: busy/m, fallbacks: [ silent/m ]")
+        .key("dev", KEY, "")
+        .run()
+        .await;
+
+    let call = tokio::spawn(gateway.hello("m").send_owned());
+    silent.next_request().await;
+    let meanwhile = gateway.metrics().await;
+    assert_eq!((attempts(&meanwhile, "busy"), attempts(&meanwhile, "silent")), ([0.0; 5], [0.0; 5]));
+    call.abort();
+    let record = gateway.next_record().await;
+
+    assert_eq!((record.text("outcome"), record.number("attempts")), ("abandoned", 2));
+    let metrics = gateway.metrics().await;
+    assert_eq!(attempts(&metrics, "busy"), [0.0, 1.0, 0.0, 0.0, 0.0], "{}", metrics.text);
+    assert_eq!(attempts(&metrics, "silent"), [0.0, 0.0, 0.0, 0.0, 1.0], "{}", metrics.text);
+}
+
+#[tokio::test]
+async fn an_attempt_that_was_given_up_for_a_fallback_is_counted_beside_it() {
+    let (silent, spare) = (Upstream::always(Reply::hang()).await, Upstream::run().await);
+    let gateway = Gateway::bare()
+        .provider_at("silent", &silent.url())
+        .provider_at("spare", &spare.url())
+        .top("routing", "{ attempts: 2, retry_budget: 100%, eject: off, timeouts: { first_byte: 1s } }")
+        .model("m", "target: silent/m, fallbacks: [ spare/m ]")
+        .key("dev", KEY, "")
+        .run()
+        .await;
+
+    gateway.hello("m").send().await.expect(200);
+    gateway.next_record().await;
+
+    let metrics = gateway.metrics().await;
+    assert_eq!(attempts(&metrics, "silent"), [0.0, 0.0, 1.0, 0.0, 0.0], "{}", metrics.text);
+    assert_eq!(attempts(&metrics, "spare"), [1.0, 0.0, 0.0, 0.0, 0.0], "{}", metrics.text);
 }

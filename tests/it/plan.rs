@@ -4,9 +4,10 @@ use serde_json::{Value, json};
 use tollgate::record::{Assigned, CallRow};
 
 use crate::support::{
-    Gateway,
+    Call, Gateway, Upstream,
     calls::{self, row},
     gateway::Setup,
+    redis::RedisServer,
 };
 
 const CURRENT: &str = r#"
@@ -166,4 +167,69 @@ async fn exit_codes_tell_refusals_and_mistakes_apart() {
     assert_eq!((refusing, calm, wrong), (Some(1), Some(0), Some(2)), "{said}");
     assert!(same.starts_with("Nothing changes.\n") && same.contains("0 would be refused"), "{same}");
     assert!(said.contains("providers"), "{said}");
+}
+
+/// What a gateway has from its store beside its file is on both sides of a plan.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_is_made_with_what_was_pushed_and_what_was_registered() {
+    let (upstream, mut redis) = (Upstream::run().await, RedisServer::start());
+    let setup = Gateway::before(&upstream).model("support", "target: upstream/m, prompt: greeting");
+    let gateway = setup.prompt("greeting", "system: \"One.\"").top("store", &redis.url()).run().await;
+    let file = |name: &str| gateway.config_path().with_file_name(name);
+    let run = |arguments: &[&str]| {
+        let output = gateway.command(&[arguments, &["--config", "tollgate.yaml"]].concat()).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (text(output.stdout), text(output.stderr), output.status.code())
+    };
+    std::fs::write(file("routing.yaml"), "limits: [{ name: all, scope: { key: \"*\" }, requests: 600/min }]\n")
+        .unwrap();
+    assert_eq!(run(&["config", "push", "routing.yaml", "--author", "ann"]).2, Some(0));
+    for (path, body) in [("versions", json!({"version": "v2", "system": "Two."})), ("deploy", json!({"version": "v2"}))]
+    {
+        Call::new(gateway.admin, "POST", &format!("/api/prompts/greeting/{path}")).json(&body).send().await.expect(200);
+    }
+    let current = std::fs::read_to_string(gateway.config_path()).unwrap();
+    std::fs::write(
+        file("same.yaml"),
+        format!("{current}\nlimits: [{{ name: mine, scope: {{ key: \"*\" }}, requests: 1/min }}]\n"),
+    )
+    .unwrap();
+    let live = current
+        .replace("greeting: { live: v1, versions: {", "greeting: { live: v3, versions: { v3: { system: Three. },");
+    assert_ne!(live, current, "{current}");
+    std::fs::write(file("live.yaml"), live).unwrap();
+
+    let (same, said, code) = run(&["plan", "same.yaml"]);
+    let (live, _, _) = run(&["plan", "live.yaml", "--json"]);
+
+    assert_eq!(code, Some(0), "{said}");
+    assert!(same.starts_with("Over both configurations\n  pushed revision 1 (ann, 20"), "{same}");
+    assert!(same.contains("): limits; FILE does not count in limits\n  registry revision "), "{same}");
+    assert!(same.contains("\nNothing changes.\n"), "{same}");
+    let live: Value = serde_json::from_str(&live).unwrap();
+    assert_eq!(live["changes"].as_array().map(Vec::len), Some(2), "the prompt, and the model that injects it: {live}");
+    assert_eq!(live["in_force"]["pushed"]["sections"], json!(["limits"]));
+    let prompt = live["changes"].as_array().unwrap().iter().find(|change| change["section"] == "prompt").unwrap();
+    let fields = prompt["fields"].as_array().unwrap();
+    assert!(fields.contains(&json!({"field": "live", "before": "v2", "after": "v3"})), "{live}");
+
+    let body = json!({"version": "v1", "rollout": {"stages": ["10%", "100%"]}});
+    Call::new(gateway.admin, "POST", "/api/prompts/greeting/deploy").json(&body).send().await.expect(200);
+    let (ended, _, _) = run(&["plan", "live.yaml"]);
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(ended.lines().any(|line| words(line) == "- roll-out v2 -> v1, 10% of users"), "{ended}");
+
+    redis.kill();
+    let (kept, _, code) = run(&["plan", "same.yaml"]);
+    assert!(code == Some(0) && kept.contains("  warning: the pushed configuration cannot be read: "), "{kept}");
+    assert!(
+        kept.contains("; the one that was last good here is taken\n") && kept.contains("Nothing changes."),
+        "{kept}"
+    );
+    let (alone, _, code) = run(&["plan", "same.yaml", "--data-dir", "elsewhere"]);
+    assert!(
+        code == Some(0) && alone.contains("; what was pushed and what was registered are not part of this plan"),
+        "{alone}"
+    );
+    assert!(alone.contains("+ limit mine is added"), "{alone}");
 }

@@ -1,6 +1,9 @@
 //! Realtime: a tunnel opens only on its own route, only after the upstream's 101, and nothing slips through before.
 
-use crate::support::{DEADLINE, Gateway, KEY, PROVIDER_KEY, RawClient, Reply, Upstream, upstream::openai, wait_until};
+use crate::support::{
+    DEADLINE, Gateway, KEY, PROVIDER_KEY, RawClient, Reply, Upstream, eventually, metrics::Metrics, upstream::openai,
+    wait_until,
+};
 
 fn upgrade(target: &str) -> String {
     format!(
@@ -105,4 +108,43 @@ async fn a_session_needs_a_key() {
 
     assert_eq!(client.response_to("GET").await.expect("a response").status, 401);
     assert_eq!(upstream.request_count(), 0);
+}
+
+#[tokio::test]
+async fn a_session_is_one_attempt_that_is_counted_when_it_ends() {
+    let upstream = Upstream::always(Reply::upgrade_echo()).await;
+    let gateway = Gateway::transparent(&upstream).run().await;
+    let open = async || {
+        let mut client = RawClient::connect(gateway.listen).await;
+        client.send(upgrade(SESSION)).await;
+        client
+    };
+    let attempts = |metrics: &Metrics| {
+        ["ok", "error", "unreachable", "abandoned"].map(|result| {
+            metrics.value("tollgate_upstream_attempts_total", &[("provider", "upstream"), ("result", result)])
+        })
+    };
+    let counted = async |what: &str, wanted: [f64; 4]| {
+        eventually(what, DEADLINE, || gateway.metrics(), |metrics| attempts(metrics) == wanted).await;
+    };
+
+    let mut client = open().await;
+    assert_eq!(client.any_head().await.expect("a response").0, 101);
+    counted("an open session is not counted", [0.0; 4]).await;
+    drop(client);
+    counted("it is over", [1.0, 0.0, 0.0, 0.0]).await;
+
+    upstream.script(Reply::json(426, &serde_json::json!({})));
+    assert_eq!(open().await.response_to("GET").await.expect("a response").status, 426);
+    counted("it was refused", [1.0, 1.0, 0.0, 0.0]).await;
+
+    upstream.script(Reply::raw("").cut());
+    assert_eq!(open().await.response_to("GET").await.expect("a response").status, 502);
+    counted("nobody answered", [1.0, 1.0, 1.0, 0.0]).await;
+
+    upstream.script(Reply::hang());
+    let client = open().await;
+    wait_until("the upstream is asked", DEADLINE, || upstream.request_count() == 4).await;
+    drop(client);
+    counted("the client left before the upstream had agreed", [1.0, 1.0, 1.0, 1.0]).await;
 }

@@ -142,6 +142,46 @@ async fn what_is_live_survives_a_restart_and_the_command_line_says_and_changes_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registered_version_keeps_the_partials_that_it_came_with() {
+    let (upstream, redis) = (Upstream::run().await, RedisServer::start());
+    let member = |tone: &str| {
+        let setup = setup(&upstream).top("store", &redis.url());
+        let folder = setup.directory().join("prompts");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("outer.md"), "{% include 'tone.md' %} Always.").unwrap();
+        std::fs::write(folder.join("tone.md"), tone).unwrap();
+        setup.run()
+    };
+    let (first, second) = (member("Be kind.").await, member("Be curt.").await);
+    let text = "Two. {% include 'outer.md' %}";
+    let added = add(&first, "v2", text).await.expect(200).json();
+    assert_eq!(add(&first, "v2", text).await.expect(200).json()["changed"], json!(false));
+    deploy(&first, "v2").await;
+    for gateway in [&first, &second] {
+        serves(gateway, "greeting@v2").await;
+        assert!(last_body(&upstream).contains("Two. Be kind. Always."), "{}", last_body(&upstream));
+    }
+
+    std::fs::write(first.config_path().with_file_name("prompts").join("tone.md"), "Be loud.").unwrap();
+    let why = add(&first, "v2", text).await.expect(409).text();
+    assert!(why.contains("prompts/tone.md, which it includes, changed: v2 of the prompt"), "{why}");
+    add(&first, "v3", text).await.expect(200);
+    deploy(&first, "v3").await;
+    serves(&second, "greeting@v3").await;
+    assert!(last_body(&upstream).contains("Two. Be loud. Always."), "{}", last_body(&upstream));
+    post(&second, "/api/prompts/greeting/rollback", &json!({})).await.expect(200);
+    serves(&first, "greeting@v2").await;
+    assert!(last_body(&upstream).contains("Two. Be kind. Always."), "{}", last_body(&upstream));
+
+    let sha256 = |shelf: &Value| shelf["versions"][1]["sha256"].clone();
+    assert_eq!(sha256(&shelf(&second).await), sha256(&added["now"]));
+    let why = add(&first, "v4", "{% include 'none.md' %}").await.expect(422).text();
+    assert!(why.contains("prompts/none.md cannot be included") && why.contains("its text under `partials`"), "{why}");
+    let own = json!({"version": "v4", "system": "{% include 'none.md' %}", "partials": {"none.md": "Mine."}});
+    post(&first, "/api/prompts/greeting/versions", &own).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_version_changes_neither_through_the_api_nor_in_the_file() {
     let upstream = Upstream::run().await;
     let gateway = setup(&upstream).run().await;
@@ -270,4 +310,69 @@ async fn a_form_of_the_dashboard_decides_what_is_live_and_says_why_not() {
     let sorry = send("name=greeting&action=deploy&version=v9").await.expect(404).text();
     assert!(sorry.contains("Das wurde nicht getan.") && sorry.contains("no version `v9`"), "{sorry}");
     assert!(gateway.admin_get("/models").await.expect(200).text().contains("as the file says"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forms_of_the_dashboard_lead_a_roll_out_on_and_call_a_plan_off() {
+    let upstream = Upstream::run().await;
+    let gateway = setup(&upstream).run().await;
+    add(&gateway, "v2", "Version two.").await.expect(200);
+    let send = |form: &'static str| {
+        let call = Call::new(gateway.admin, "POST", "/prompts?lang=de");
+        call.body("application/x-www-form-urlencoded", form).send_owned()
+    };
+    let page = || async { gateway.admin_get("/prompts?lang=de").await.expect(200).text() };
+    let rollout = json!({ "version": "v2", "rollout": { "stages": ["10%", "50%", "100%"] } });
+    post(&gateway, "/api/prompts/greeting/deploy", &rollout).await.expect(200);
+    assert!(page().await.contains("Weiter zu 50%"));
+
+    let done = send("name=greeting&action=advance&stage=1&reason=calm").await.expect(303);
+    assert_eq!(done.header("location"), Some("/prompts?lang=de#greeting"));
+    send("name=greeting&action=advance&stage=1").await.expect(303);
+    assert_eq!(shelf(&gateway).await["rollout"]["stage"], 2, "who presses twice goes on once");
+    assert!(page().await.contains("Weiter zu 100%"));
+    send("name=greeting&action=advance&stage=2").await.expect(303);
+    let now = shelf(&gateway).await;
+    assert_eq!((&now["live"], &now["rollout"]), (&json!("v2"), &Value::Null), "the last stage has no time");
+    send("name=greeting&action=advance&stage=2").await.expect(409);
+
+    let plan = json!({ "version": "v1", "at": "2999-01-31T08:00:00Z" });
+    post(&gateway, "/api/prompts/greeting/deploy", &plan).await.expect(200);
+    assert!(page().await.contains("Plan absagen"));
+    send("name=greeting&action=call_off").await.expect(303);
+    assert_eq!(shelf(&gateway).await["scheduled"], Value::Null);
+    assert!(!page().await.contains("Plan absagen"));
+    let sorry = send("name=greeting&action=call_off").await.expect(409).text();
+    assert!(sorry.contains("Das wurde nicht getan."), "{sorry}");
+}
+
+#[tokio::test]
+async fn who_may_only_look_is_shown_a_roll_out_without_its_buttons_and_figures_without_the_texts() {
+    const VIEWER: &str = "viewer-token-0123456789abcdef";
+    const OPERATOR: &str = "operator-token-0123456789abcdef";
+    let upstream = Upstream::run().await;
+    let tokens = format!(
+        r#"{{ listen: "127.0.0.1:0", admin: "127.0.0.1:0", admin_tokens: [ {{ name: vera, secret: "{VIEWER}", role: viewer }},
+             {{ name: otto, secret: "{OPERATOR}", role: operator }} ] }}"#
+    );
+    let versions = "live: v1, versions: { v1: { target: upstream/m }, v2: { target: upstream/n } }";
+    let gateway = Gateway::before(&upstream).top("server", &tokens).entry("models", "support", versions).run().await;
+    let rollout = json!({ "version": "v2", "rollout": { "stages": ["10%", "100%"] } });
+    let deploy = Call::new(gateway.admin, "POST", "/api/models/support/deploy").key(OPERATOR);
+    deploy.json(&rollout).send().await.expect(200);
+    let shown = |path: &'static str, token: &str| Call::new(gateway.admin, "GET", path).key(token).send_owned();
+
+    let (seen, operated) = (shown("/models", VIEWER).await.text(), shown("/models", OPERATOR).await.text());
+    assert!(seen.contains("Roll-out from v1 to v2") && !seen.contains("method=\"post\""), "{seen}");
+    assert!(operated.contains("On to 100%") && operated.contains("Abort the roll-out"), "{operated}");
+    let compare = "/models/compare?name=support&from=v1&to=v2";
+    let (seen, operated) = (shown(compare, VIEWER).await.expect(200), shown(compare, OPERATOR).await.expect(200));
+    assert!(
+        !seen.text().contains("upstream&#x2f;n") && operated.text().contains("<ins>upstream&#x2f;n</ins>"),
+        "{}",
+        operated.text()
+    );
+    let forbidden = Call::new(gateway.admin, "POST", "/models").key(VIEWER);
+    let form = "name=support&action=advance&stage=1";
+    forbidden.body("application/x-www-form-urlencoded", form).send().await.expect(403);
 }

@@ -7,7 +7,7 @@ use tollgate::{
 };
 
 use crate::support::{
-    Gateway,
+    Gateway, Upstream,
     calls::{self, BEGIN_MS, DAY_MS, row},
     gateway::Setup,
 };
@@ -170,6 +170,47 @@ async fn another_models_price_is_taken_for_each_call() {
     );
     assert!(table.contains("another tokenizer counts the same text differently"), "{table}");
     assert_eq!(code, Some(2), "{said}");
+}
+
+#[tokio::test]
+async fn the_dashboard_and_the_api_say_what_calls_would_have_cost_too() {
+    let upstream = Upstream::run().await;
+    let setup = Gateway::before(&upstream).top("records", "sqlite").top("data_dir", "data");
+    let now_ms = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap();
+    let logged = november().into_iter().enumerate().map(|(n, row)| CallRow { received_ms: now_ms - n as u64, ..row });
+    calls::write(&directory(&setup).join("data"), logged.collect()).await;
+    let gateway = setup.run().await;
+    let get = |path: &'static str| gateway.admin_get(path);
+
+    let found = get("/api/costs/what-if?model=gpt-4o-mini&instead_of=gpt-4o&since=1d").await.expect(200).json();
+    assert_eq!(
+        (&found["model"], &found["total"], &found["is_cut"]),
+        (
+            &json!("openai/gpt-4o-mini"),
+            &json!({"target": "", "calls": 10, "cost_nanousd": 32_500_000, "would_nanousd": 1_950_000}),
+            &json!(false)
+        )
+    );
+    let page = get("/costs?model=gpt-4o-mini&since=1d&lang=de").await.expect(200).text();
+    for words in [
+        "Mit openai&#x2f;gpt-4o-mini hätten 15 Aufrufe",
+        "−0,0306 $",
+        "<th scope=\"row\">openai&#x2f;gpt-4o</th>",
+        "6,0 %",
+    ] {
+        assert!(page.contains(words), "{words}: {page}");
+    }
+    let form = get("/costs").await.expect(200).text();
+    assert!(form.contains("<option>cheap</option>") && !form.contains("would have cost $"), "{form}");
+    let refused = get("/costs?model=no-such-model").await.expect(200).text();
+    assert!(refused.contains("role=\"alert\"") && refused.contains("`no-such-model` has no price"), "{refused}");
+    let nothing = get("/costs?model=gpt-4o&team=nobody").await.expect(200).text();
+    assert!(nothing.contains("No call is like that."), "{nothing}");
+    for wrong in
+        ["/api/costs/what-if?model=no-such-model", "/api/costs/what-if", "/api/costs/what-if?model=gpt-4o&tag=x"]
+    {
+        get(wrong).await.expect(400);
+    }
 }
 
 #[tokio::test]

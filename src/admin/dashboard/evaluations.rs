@@ -4,8 +4,12 @@ use axum::extract::Path;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::visit::{Shown, Visit, word};
-use crate::store::ports::StoreError;
+use super::{
+    figures,
+    language::Language,
+    visit::{Shown, Visit, word},
+};
+use crate::store::{ports::StoreError, records::evaluations::EvaluationHead};
 
 /// Evaluations of one page.
 const PAGE: usize = 50;
@@ -19,7 +23,6 @@ pub(super) async fn list(visit: Visit) -> Shown {
     let suite = visit.parameter("suite").map(str::to_owned);
     let found = calls.log.evaluations(suite, after, PAGE).await;
     let found = found.map_err(|error: StoreError| visit.store_away(&error))?;
-    let row = |head: &crate::store::records::evaluations::EvaluationHead| json!({ "id": head.id, "suite": head.suite, "candidate": head.candidate, "created_ms": head.created_ms });
     let rows: Vec<Value> = found.rows.iter().map(row).collect();
     let suite = visit.parameter("suite");
     Ok(visit.page("evaluations.html", json!({ "log": true, "rows": rows, "next": found.next, "suite": suite })))
@@ -31,17 +34,25 @@ pub(super) async fn show(visit: Visit, Path(id): Path<String>) -> Shown {
     let found = calls.log.evaluation(id.as_str().into()).await;
     let found = found.map_err(|error: StoreError| visit.store_away(&error))?;
     let nothing = || visit.sorry(StatusCode::NOT_FOUND, word("There is no such evaluation."), &id);
-    let report = found.and_then(|found| serde_json::from_str(&found.report).ok()).ok_or_else(nothing)?;
-    Ok(visit.page("evaluation.html", json!({ "report": shown(report), "id": id })))
+    let report: Value = found.and_then(|found| serde_json::from_str(&found.report).ok()).ok_or_else(nothing)?;
+    let suite = report["suite"].as_str().map(str::to_owned);
+    let of_suite = calls.log.evaluations(suite, None, PAGE).await;
+    let of_suite = of_suite.map_err(|error: StoreError| visit.store_away(&error))?;
+    let others: Vec<Value> = of_suite.rows.iter().filter(|head| *head.id != *id).map(row).collect();
+    Ok(visit.page("evaluation.html", json!({ "report": shown(report, visit.language), "id": id, "others": others })))
+}
+
+fn row(head: &EvaluationHead) -> Value {
+    json!({ "id": head.id, "suite": head.suite, "candidate": head.candidate, "created_ms": head.created_ms })
 }
 
 /// The report with what the page needs and cannot work out: scores in words, and no more cases than can be read.
-fn shown(mut report: Value) -> Value {
+fn shown(mut report: Value, language: Language) -> Value {
     let scorers = report["scorers"].as_array().cloned().unwrap_or_default();
     let candidates = report["candidates"].as_array().cloned().unwrap_or_default();
     let mut scores = Vec::new();
     for scorer in &scorers {
-        scores.extend(candidates.iter().map(|candidate| score(&report, scorer, candidate)));
+        scores.extend(candidates.iter().map(|candidate| score(&report, scorer, candidate, language)));
     }
     report["scores"] = json!(scores);
     if let Some(cases) = report["cases"].as_array_mut() {
@@ -53,7 +64,7 @@ fn shown(mut report: Value) -> Value {
     report
 }
 
-fn score(report: &Value, scorer: &Value, candidate: &Value) -> Value {
+fn score(report: &Value, scorer: &Value, candidate: &Value, language: Language) -> Value {
     let (id, unit) = (&scorer["id"], scorer["unit"].as_str().unwrap_or_default());
     let metric = match unit {
         "seconds" => "latency",
@@ -69,32 +80,32 @@ fn score(report: &Value, scorer: &Value, candidate: &Value) -> Value {
         "scorer": id,
         "candidate": candidate["name"],
         "is_baseline": candidate["name"] == report["baseline"],
-        "mean": words(&found["mean"]["value"], unit, false),
-        "low": words(&found["mean"]["low"], unit, false),
-        "high": words(&found["mean"]["high"], unit, false),
+        "mean": words(&found["mean"]["value"], unit, false, language),
+        "low": words(&found["mean"]["low"], unit, false, language),
+        "high": words(&found["mean"]["high"], unit, false, language),
         "passed": found["passed"],
         "cases": found["cases"],
         "unscored": found["unscored"],
-        "difference": words(&against["difference"]["value"], unit, true),
-        "difference_low": words(&against["difference"]["low"], unit, true),
-        "difference_high": words(&against["difference"]["high"], unit, true),
-        "p_value": against["p_value"].as_f64().map(|p| format!("{p:.3}")),
+        "difference": words(&against["difference"]["value"], unit, true, language),
+        "difference_low": words(&against["difference"]["low"], unit, true, language),
+        "difference_high": words(&against["difference"]["high"], unit, true, language),
+        "p_value": against["p_value"].as_f64().map(|p| figures::decimal(p, 3, language)),
     })
 }
 
 /// A figure in its unit; with its sign where it is a difference.
-fn words(value: &Value, unit: &str, signed: bool) -> Option<String> {
+pub(super) fn words(value: &Value, unit: &str, signed: bool, language: Language) -> Option<String> {
     let value = value.as_f64()?;
     let sign = match (signed, value < 0.0) {
         (true, false) => "+",
         (_, true) => "−",
         (false, false) => "",
     };
-    let value = value.abs();
+    let number = |decimals| figures::decimal(value.abs(), decimals, language);
     Some(match unit {
-        "seconds" => format!("{sign}{value:.2} s"),
-        "usd" => format!("{sign}{value:.6} USD"),
-        _ => format!("{sign}{value:.3}"),
+        "seconds" => format!("{sign}{} s", number(2)),
+        "usd" => format!("{sign}{} USD", number(6)),
+        _ => format!("{sign}{}", number(3)),
     })
 }
 
@@ -120,7 +131,7 @@ mod tests {
             "differences": [{"metric": "latency", "candidate": "v2", "difference": {"value": -0.5, "low": -1.0, "high": 0.125}}],
             "cases": [{"rows": [{"scores": {"exact": {"pass": false}}}]}, {"rows": []}],
         });
-        let shown = shown(report);
+        let shown = shown(report, Language::English);
         assert_eq!((&shown["scores"][0]["mean"], &shown["scores"][0]["difference"]), (&json!("0.500"), &Value::Null));
         assert_eq!((&shown["scores"][1]["mean"], &shown["scores"][1]["difference"]), (&Value::Null, &json!("−0.50 s")));
         assert_eq!(shown["scores"][1]["difference_high"], "+0.12 s");
@@ -129,6 +140,6 @@ mod tests {
 
     #[test]
     fn a_report_without_anything_in_it_is_shown_all_the_same() {
-        assert_eq!(shown(json!({}))["scores"], json!([]));
+        assert_eq!(shown(json!({}), Language::German)["scores"], json!([]));
     }
 }

@@ -136,7 +136,7 @@ async fn found(visit: &Visit, snapshot: &Snapshot, experiment: &Experiment) -> R
     let Some(analyst) = &visit.admin.analyst else { return Ok(None) };
     let trial = snapshot.registry.book.experiments.get(&*experiment.name);
     let course = trial.map(Course::of).unwrap_or_default();
-    let found = findings::of(analyst, experiment, &course, visit.language).await;
+    let found = findings::of(analyst, experiment, &course, visit).await;
     found.map_err(|trouble| match trouble {
         Trouble::Store(error) => visit.store_away(&error),
         Trouble::Counting => visit.store_away(&StoreError::Unavailable(trouble.to_string())),

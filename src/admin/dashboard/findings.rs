@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{figures, language::Language};
+use super::{
+    figures,
+    language::Language,
+    units::{self, Growth},
+    visit::Visit,
+};
 use crate::{
     analysis::{Analyst, Course, Findings, figures::Trouble},
     policy::{
-        experiment::Experiment,
+        experiment::{Experiment, Phase},
         stats::{
             self, Estimate, Kind,
             guardrail::State,
@@ -20,7 +25,7 @@ use crate::{
 };
 
 /// How long a page waits for figures; it shows what was counted before, or that counting goes on.
-const PATIENCE: Duration = Duration::from_millis(300);
+pub(super) const PATIENCE: Duration = Duration::from_millis(300);
 /// What is shown of every experiment.
 const ALWAYS: [&str; 4] = ["error_rate", "cost_per_call", "latency", "tokens"];
 /// The drawing's width, in its own units, and the room that is left at both ends.
@@ -42,6 +47,7 @@ pub(super) struct Shown {
     rows: Vec<Row>,
     guardrails: Vec<Guarded>,
     forest: Option<Forest>,
+    growth: Option<Growth>,
 }
 
 /// One metric over the arms.
@@ -52,9 +58,10 @@ struct Row {
     cells: Vec<Cell>,
 }
 
+/// What a metric is of one arm, alone and against the first one; empty where it is not known.
 #[derive(Debug, Serialize)]
-struct Cell {
-    value: String,
+pub(super) struct Cell {
+    pub(super) value: String,
     interval: String,
     difference: String,
 }
@@ -90,21 +97,24 @@ pub(super) async fn of(
     analyst: &Analyst,
     experiment: &Experiment,
     course: &Course,
-    language: Language,
+    visit: &Visit,
 ) -> Result<Option<Shown>, Trouble> {
-    let words = match language {
+    let words = match visit.language {
         Language::English => stats::Language::English,
         Language::German => stats::Language::German,
     };
     match analyst.findings(experiment, course, words, PATIENCE).await {
-        Ok(findings) => Ok(Some(shown(experiment, &findings, language))),
+        Ok(findings) => Ok(Some(shown(experiment, &findings, visit))),
         Err(Trouble::Counting) => Ok(None),
         Err(trouble) => Err(trouble),
     }
 }
 
-fn shown(experiment: &Experiment, Findings { report, counted }: &Findings, language: Language) -> Shown {
+fn shown(experiment: &Experiment, Findings { report, counted }: &Findings, visit: &Visit) -> Shown {
+    let language = visit.language;
     let goal = experiment.goal.as_ref().map(|goal| goal.metric.as_str());
+    // Of one that is over, nothing comes after its last unit.
+    let until_ms = if experiment.phase == Phase::Over { 0 } else { visit.now_ms() };
     let kind = serde_json::to_value(&report.verdict.outcome).unwrap_or_default();
     let guardrails = report.arms.iter().flat_map(|arm| {
         arm.guardrails.iter().map(|guardrail| Guarded {
@@ -133,6 +143,7 @@ fn shown(experiment: &Experiment, Findings { report, counted }: &Findings, langu
         rows: rows(experiment, &report.arms, language),
         guardrails: guardrails.collect(),
         forest: goal.and_then(|goal| forest(goal, &report.arms, language)),
+        growth: units::growth(experiment, &counted.arms, until_ms),
     }
 }
 
@@ -155,7 +166,7 @@ fn rows(experiment: &Experiment, arms: &[ArmReport], language: Language) -> Vec<
     names.into_iter().map(row).filter(has_value).collect()
 }
 
-fn cell(metric: &str, found: Option<&MetricReport>, language: Language) -> Cell {
+pub(super) fn cell(metric: &str, found: Option<&MetricReport>, language: Language) -> Cell {
     let Some(MetricReport { kind, value: Some(value), estimate, difference, relative, .. }) = found else {
         return Cell { value: String::new(), interval: String::new(), difference: String::new() };
     };

@@ -25,8 +25,11 @@ mod playground;
 mod preview;
 mod prompts;
 mod registered;
+mod runs;
 mod sums;
 mod templates;
+mod units;
+mod versions;
 mod visit;
 mod waterfall;
 
@@ -55,9 +58,12 @@ pub(super) fn router() -> Router<Admin> {
         .route("/costs", get(costs::show))
         .route("/models", get(models::show).post(registered::decide_model))
         .route("/prompts", get(prompts::show).post(registered::decide_prompt))
+        .route("/models/compare", get(versions::of_model))
+        .route("/prompts/compare", get(versions::of_prompt))
         .route("/prompts/preview", get(preview::show))
         .route("/experiments", get(experiments::show).post(experiments::decide))
         .route("/evaluations", get(evaluations::list))
+        .route("/evaluations/compare", get(runs::show))
         .route("/evaluations/{id}", get(evaluations::show))
         .route("/playground", get(playground::show))
         .route("/playground/send", post(playground::send))

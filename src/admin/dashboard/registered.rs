@@ -107,6 +107,9 @@ pub(super) struct Decision {
     version: String,
     #[serde(default)]
     reason: String,
+    /// The stage that was seen, from 1: who presses a button twice goes on once.
+    #[serde(default)]
+    stage: usize,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -114,7 +117,9 @@ pub(super) struct Decision {
 enum Action {
     Deploy,
     RollBack,
+    Advance,
     Abort,
+    CallOff,
 }
 
 impl Standing {
@@ -222,7 +227,7 @@ pub(super) async fn decide_prompt(visit: Visit, actor: Actor, form: Form<Decisio
 
 /// Does it, and leads back to the page.
 async fn decide(visit: &Visit, actor: &Actor, kind: Kind, decision: Decision) -> Shown {
-    let Decision { name, action, version, reason } = decision;
+    let Decision { name, action, version, reason, stage } = decision;
     let what = word("That was not done.");
     if reason.len() > REASON_BYTES_MAX {
         return Err(visit.sorry(StatusCode::UNPROCESSABLE_ENTITY, what, "a reason has at most 1000 bytes"));
@@ -230,7 +235,9 @@ async fn decide(visit: &Visit, actor: &Actor, kind: Kind, decision: Decision) ->
     let deed = match action {
         Action::Deploy => Deed::Deploy { version, reason: reason.clone() },
         Action::RollBack => Deed::Rollback { reason: reason.clone() },
+        Action::Advance => Deed::AdvanceRollout { stage: stage.saturating_sub(1) },
         Action::Abort => Deed::AbortRollout { reason: reason.clone() },
+        Action::CallOff => Deed::CancelSchedule,
     };
     let place = percent_encoded(&name);
     let command = Command::To { kind, name, deed };

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{figures, language::Language, templates};
 use crate::{
-    admin::{Admin, guard::Access},
+    admin::{Admin, guard::Access, problem::Problem},
     config::snapshot::Role,
     store::{ports::StoreError, records::Calls},
 };
@@ -101,6 +101,12 @@ impl Visit {
     pub(super) fn sorry(&self, status: StatusCode, what: &str, why: &str) -> Sorry {
         let page = json!({ "what": self.language.say(what), "why": why });
         Sorry(Box::new(self.page_with(status, "sorry.html", page)))
+    }
+
+    /// What the API would have refused.
+    pub(super) fn refused(&self, problem: Problem) -> Sorry {
+        let (status, why) = problem.into_parts();
+        self.sorry(status, word("That cannot be shown."), &why)
     }
 
     /// A store does not answer.

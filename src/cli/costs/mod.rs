@@ -19,15 +19,14 @@ use jiff::{Timestamp, civil::Date, tz::TimeZone};
 
 use super::calls::{CallsError, Place, moment, open, pair};
 use crate::{
+    analysis::what_if::{moment_of, price_of, usage_of},
     config::Snapshot,
     policy::pricing::{Catalog, Price},
-    record::{CallRow, UsageSource, stored_id},
+    record::{CallRow, stored_id},
     store::records::{
         month,
         ports::{CallLog, Filter},
     },
-    units::Tokens,
-    wire::usage::Usage,
 };
 
 /// Calls fetched at a time.
@@ -180,11 +179,6 @@ fn day_of_call(row: &CallRow) -> Date {
     month::day_of(row.received_ms)
 }
 
-/// A moment from milliseconds since 1970.
-pub(super) fn moment_of(ms: u64) -> Timestamp {
-    i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or_default()
-}
-
 // === Books ===
 
 impl Books<'_> {
@@ -201,31 +195,13 @@ impl Books<'_> {
         }
     }
 
-    /// The price of a model: an alias of the configuration (its live version's first target), `provider/model`, or a model's name at
-    /// the one provider that the catalog has it of. With it, what it is the price of.
+    /// The price of a model, and what it is the price of: see [`what_if::price_of`](crate::analysis::what_if::price_of).
     fn price(&self, name: &str) -> Result<(String, Arc<Price>), CostsError> {
-        let configured = self.snapshot.and_then(|snapshot| {
-            let alias = snapshot.models.get(name).and_then(|model| model.versions.get(&model.live));
-            let target = alias.and_then(|version| version.targets.first()).map(|(target, _)| target.clone());
-            let target = target.or_else(|| snapshot.target(name).map(|resolved| resolved.target.clone()))?;
-            Some((format!("{}/{}", target.provider.name, target.model), target.price?))
-        });
-        if let Some(found) = configured {
-            return Ok(found);
-        }
-        let catalog = self.snapshot.map_or_else(Catalog::builtin, |snapshot| snapshot.prices.clone());
-        let mut listings = catalog.listings(name);
-        // Makers sell their own models at several places; the maker's own price is the one that is meant.
-        let own = ["openai", "anthropic", "google", "mistral", "deepseek", "x-ai"];
-        listings.sort_by_key(|listing| {
-            own.iter().position(|maker| listing.row.starts_with(&format!("{maker}/"))).unwrap_or(own.len())
-        });
-        match listings.into_iter().next() {
-            Some(listing) => Ok((listing.row, listing.price)),
-            None => Err(CostsError::Wrong(anyhow::anyhow!(
+        price_of(name, self.snapshot).ok_or_else(|| {
+            CostsError::Wrong(anyhow::anyhow!(
                 "`{name}` has no price; `tollgate prices show {name}` says what is known"
-            ))),
-        }
+            ))
+        })
     }
 
     /// The price at which a recorded call's target is charged now.
@@ -239,22 +215,6 @@ impl Books<'_> {
             }
         }
     }
-}
-
-/// The token figures of a recorded call; `None` where they are not known, since its bound was charged, or nothing was.
-pub(super) fn usage_of(row: &CallRow) -> Option<Usage> {
-    let is_known = !matches!(row.usage_source, UsageSource::Bound | UsageSource::None);
-    is_known.then_some(Usage {
-        input: Tokens(row.input_tokens),
-        cached: Tokens(row.cached_tokens),
-        cache_write: Tokens(row.cache_write_tokens),
-        cache_write_1h: Tokens(row.cache_write_1h_tokens),
-        input_audio: Tokens(row.input_audio_tokens),
-        cached_audio: Tokens(row.cached_audio_tokens),
-        output: Tokens(row.output_tokens),
-        reasoning: Tokens(row.reasoning_tokens),
-        output_audio: Tokens(row.output_audio_tokens),
-    })
 }
 
 /// A share in percent: `12.3%`; a dash where there is no whole.

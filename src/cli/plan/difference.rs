@@ -16,11 +16,13 @@ use crate::{
         snapshot::{Budget, Model, ModelVersion, Prompt, Provider, ProviderKind, Target, Unpriced},
     },
     policy::{
-        experiment::{Experiment, Unit},
+        experiment::{Experiment, Phase, Unit},
         keys::{Caller, KeyDigest, ModelAccess},
         limits::{Limit, Rate},
+        prompt::Variable,
         scope::{Match, Scope},
     },
+    registry,
 };
 
 /// Things by section and name, each with its fields.
@@ -104,13 +106,15 @@ pub(super) fn facts(snapshot: &Snapshot) -> Facts {
         facts.insert(("provider", name.to_string()), provider(provider_of));
     }
     for (name, model_of) in &snapshot.models {
-        facts.insert(("model", name.to_string()), model(model_of));
-        for experiment_of in &model_of.experiments {
-            facts.insert(("experiment", experiment_of.name.to_string()), experiment(name, experiment_of));
-        }
+        let rollout = rollout(snapshot, registry::Kind::Models, name);
+        facts.insert(("model", name.to_string()), model(model_of).into_iter().chain(rollout).collect());
+    }
+    for (name, experiment_of) in &snapshot.experiments {
+        facts.insert(("experiment", name.to_string()), experiment(experiment_of));
     }
     for (name, prompt_of) in &snapshot.prompts {
-        facts.insert(("prompt", name.to_string()), prompt(prompt_of));
+        let rollout = rollout(snapshot, registry::Kind::Prompts, name);
+        facts.insert(("prompt", name.to_string()), prompt(prompt_of).into_iter().chain(rollout).collect());
     }
     for budget_of in &snapshot.budgets {
         facts.insert(("budget", budget_of.name.to_string()), budget(budget_of));
@@ -205,9 +209,27 @@ fn version_fields(version: &ModelVersion) -> Vec<(String, Fact)> {
 
 fn prompt(prompt: &Prompt) -> BTreeMap<String, Fact> {
     let versions = prompt.versions.iter().flat_map(|(version, template)| {
-        template.sources().map(move |(part, text)| (format!("{version}.{part}"), shown(excerpt(&text))))
+        let parts = template.sources().map(move |(part, text)| (format!("{version}.{part}"), shown(excerpt(&text))));
+        let partial =
+            move |(path, text): (&String, &String)| (format!("{version}.partials.{path}"), shown(excerpt(text)));
+        let variable = move |one: &Variable| (format!("{version}.variables.{}", one.name), variable(one));
+        parts.chain(template.partials().iter().map(partial)).chain(template.variables().iter().map(variable))
     });
     versions.chain([("live".to_owned(), shown(&prompt.live))]).collect()
+}
+
+fn variable(variable: &Variable) -> Fact {
+    let default = variable.default.as_ref().map(|default| format!("default {default}"));
+    let rules = variable.schema.as_ref().map(|schema| format!("rules {schema}"));
+    let parts: Vec<String> = [variable.kind.name().to_owned()].into_iter().chain(default).chain(rules).collect();
+    shown(parts.join(", "))
+}
+
+/// A roll-out on its way, which a file that decides what is live would end.
+fn rollout(snapshot: &Snapshot, kind: registry::Kind, name: &str) -> Option<(String, Fact)> {
+    let rollout = snapshot.registry.rollout(kind, name)?;
+    let text = format!("{} -> {}, {}% of users", rollout.from, rollout.to, rollout.weight());
+    Some(("roll-out".to_owned(), shown(text)))
 }
 
 /// The beginning of a text, with what tells it from another one of the same beginning.
@@ -224,7 +246,7 @@ fn excerpt(text: &str) -> String {
     }
 }
 
-fn experiment(model: &str, experiment: &Experiment) -> BTreeMap<String, Fact> {
+fn experiment(experiment: &Experiment) -> BTreeMap<String, Fact> {
     let unit = match &experiment.unit {
         Unit::User => "user".to_owned(),
         Unit::Key => "key".to_owned(),
@@ -241,7 +263,23 @@ fn experiment(model: &str, experiment: &Experiment) -> BTreeMap<String, Fact> {
             [weight].into_iter().chain(version).chain(target).chain(prompt).chain(parameters).collect();
         (variant.name.to_string(), shown(parts.join(", ")))
     });
-    variants.chain([("model".to_owned(), shown(model)), ("unit".to_owned(), shown(unit))]).collect()
+    let state = match experiment.phase {
+        Phase::Running => None,
+        phase => Some(debugged(phase)),
+    };
+    let others = fields([
+        ("model", Some(shown(&experiment.model))),
+        ("unit", Some(shown(unit))),
+        ("state", state),
+        ("control", Some(shown(&experiment.control))),
+        ("layer", experiment.layer.as_ref().map(shown)),
+        (
+            "share",
+            Some(shown(format!("{}%", (experiment.share * 1e4).round() / 100.0))).filter(|_| experiment.share < 1.0),
+        ),
+        ("halted", Some(shown(experiment.halted.join(", "))).filter(|_| !experiment.halted.is_empty())),
+    ]);
+    variants.chain(others).collect()
 }
 
 /// A scope in the words of the configuration.
@@ -376,8 +414,13 @@ mod tests {
             ("routing: { attempts: 2 }", "", "Changed setting routing.attempts value: 2 -> 3"),
             (
                 "experiments: { e: { model: m, variants: { a: { weight: 50 } } } }",
-                "experiments: { e: { model: m, variants: { a: { weight: 90 } } } }",
-                "Changed experiment e a: weight 50 -> weight 90",
+                "experiments: { e: { model: m, share: 20%, variants: { a: { weight: 90 } } } }",
+                "Changed experiment e a: weight 50 -> weight 90, share: - -> 20%",
+            ),
+            (
+                "prompts: { p: { versions: { v1: { system: \"{{ n }}{% include 'a' %}\", partials: { a: x }, variables: { n: { type: integer, default: 1 } } } } } }",
+                "prompts: { p: { versions: { v1: { system: \"{{ n }}{% include 'a' %}\", partials: { a: y }, variables: { n: { type: integer, min: 0 } } } } } }",
+                "Changed prompt p v1.partials.a: \"x\" -> \"y\", v1.variables.n: integer, default 1 -> integer, rules {\"minimum\":0}",
             ),
         ];
         for (old, new, expected) in table {

@@ -1,6 +1,7 @@
 //! `tollgate plan FILE`: what a reload with FILE would change.
 //!
-//! Reads two configurations and the call log; asks no running gateway and changes nothing.
+//! Reads two configurations, what lies over both of them in the store, and the call log; asks no running gateway and changes
+//! nothing.
 
 mod difference;
 mod replay;
@@ -20,15 +21,20 @@ use self::{
     difference::{Change, Kind},
     replay::{Moves, StoredKeys, Verdict},
 };
-use super::{FAILED, UNREACHABLE, WRONG, calls, fail};
+use super::{
+    FAILED, UNREACHABLE, WRONG, calls, fail,
+    follow::{self, Laid},
+};
 use crate::{
-    config::{self, ConfigError, Loaded, watch::needs_restart},
+    config::{self, ConfigError, Layers, Loaded, Snapshot, watch::needs_restart},
     record::{CallRow, Outcome, UserIds},
     store::{
         keys::{self, KeyStore},
+        ports::StoreError,
         records::ports::Filter,
     },
     units::NanoUsd,
+    wire::revision::Revision,
 };
 
 /// What to compare.
@@ -39,7 +45,7 @@ pub struct PlanArguments {
     /// The current one; default as for `serve`
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Directory of the log and the keys, instead of the current configuration's
+    /// Directory of the log, the keys and the registry, instead of the current configuration's
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Recorded calls since then: a time, or how long ago (30m, 2h, 7d)
@@ -60,6 +66,7 @@ const PAGE: usize = 1000;
 
 /// What a reload would do.
 struct Plan {
+    in_force: InForce,
     changes: Vec<Change>,
     restart: Vec<&'static str>,
     moves: Vec<Moves>,
@@ -68,6 +75,22 @@ struct Plan {
     refused: BTreeMap<(&'static str, Arc<str>, Arc<str>), u64>,
     /// By model: calls, nano-USD before and after.
     priced: BTreeMap<Arc<str>, (u64, u64, u64)>,
+}
+
+/// The two configurations, with the same over both.
+struct Compared {
+    old: Loaded,
+    new: Loaded,
+    /// Why that may not be what lies over the gateways' configuration.
+    troubles: Vec<String>,
+}
+
+/// What lies over both configurations.
+#[derive(Debug)]
+struct InForce {
+    pushed: Option<config::pushed::InForce>,
+    registered: Option<Arc<Revision>>,
+    troubles: Vec<String>,
 }
 
 /// Recorded calls.
@@ -84,24 +107,56 @@ struct Traffic {
 /// Shows the plan.
 #[must_use]
 pub fn run(arguments: &PlanArguments) -> ExitCode {
-    let load = |path: Option<&std::path::Path>| config::load(path);
-    let (old, new) = match (load(arguments.config.as_deref()), load(Some(&arguments.file))) {
-        (Ok(old), Ok(new)) => (old, new),
-        (Err(error @ ConfigError::Problems(_)), _) | (_, Err(error @ ConfigError::Problems(_))) => {
-            // Each problem names its own file and line.
-            let _ = writeln!(io::stderr(), "{error}");
-            return ExitCode::from(WRONG);
-        }
-        (Err(error), _) | (_, Err(error)) => return fail(&error.into(), WRONG),
-    };
     let runtime = super::log_runtime();
-    let traffic = runtime.block_on(traffic(&old, arguments));
-    let plan = Plan::of(&old, &new, &stored_keys(&old, arguments), traffic);
+    let compared = match runtime.block_on(compared(arguments)) {
+        Ok(compared) => compared,
+        Err(error) => return refused(&error),
+    };
+    let traffic = runtime.block_on(traffic(&compared.old, arguments));
+    let stored = stored_keys(&compared.old, arguments);
+    let plan = Plan::of(compared, &stored, traffic);
     let text = if arguments.json { format!("{:#}\n", plan.json()) } else { plan.text() };
     if let Err(error) = io::stdout().write_all(text.as_bytes()) {
         return fail(&error.into(), UNREACHABLE);
     }
     if arguments.fail_on_refusals && !plan.refused.is_empty() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
+}
+
+fn refused(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<ConfigError>() {
+        Some(problems @ ConfigError::Problems(_)) => {
+            // Each problem names its own file and line.
+            let _ = writeln!(io::stderr(), "{problems}");
+            ExitCode::from(WRONG)
+        }
+        Some(_) => fail(error, WRONG),
+        None => fail(error, UNREACHABLE),
+    }
+}
+
+/// Reads the current configuration as its gateway would at a start, and FILE as that would at a reload. Where the store does not
+/// answer, what the files say without it is still worth a comparison.
+///
+/// # Errors
+/// When one of them is wrong, or the store is away and the current one makes no sense without it.
+async fn compared(arguments: &PlanArguments) -> anyhow::Result<Compared> {
+    let path = arguments.config.as_deref();
+    let laid = match config::bootstrap(path) {
+        Ok(mut bootstrap) => {
+            bootstrap.data_dir = arguments.data_dir.clone().unwrap_or(bootstrap.data_dir);
+            follow::load_from(path, &bootstrap).await
+        }
+        Err(error) => Err(error.into()),
+    };
+    let Laid { loaded: old, troubles } = match laid {
+        Err(error) if error.is::<StoreError>() => {
+            let trouble = format!("{error}; what was pushed and what was registered are not part of this plan");
+            Laid { loaded: config::load(path).map_err(|_| error)?, troubles: vec![trouble] }
+        }
+        laid => laid?,
+    };
+    let new = config::load_with(Some(&arguments.file), &Layers::of(&old.snapshot))?;
+    Ok(Compared { old, new, troubles })
 }
 
 /// The calls of the current configuration's log; a plan without any still says what changes.
@@ -151,14 +206,15 @@ fn stored_keys(old: &Loaded, arguments: &PlanArguments) -> StoredKeys {
 }
 
 impl Plan {
-    fn of(old: &Loaded, new: &Loaded, stored: &StoredKeys, traffic: Traffic) -> Plan {
-        let (old, new) = (&old.snapshot, &new.snapshot);
+    fn of(compared: Compared, stored: &StoredKeys, traffic: Traffic) -> Plan {
+        let (old, new) = (&compared.old.snapshot, &compared.new.snapshot);
         let changes = difference::changes(&difference::facts(old), &difference::facts(new));
         let plain = old.calls.users == UserIds::Plain;
         let moves = replay::moves(old, new, &traffic.rows, plain);
         let before = replay::judge(old, stored, &traffic.rows);
         let after = replay::judge(new, stored, &traffic.rows);
         let mut plan = Plan {
+            in_force: InForce::of(new, compared.troubles),
             changes,
             restart: needs_restart(old, new),
             moves,
@@ -187,7 +243,7 @@ impl Plan {
     // === text ===
 
     fn text(&self) -> String {
-        let mut text = String::new();
+        let mut text = self.in_force.text();
         for change in &self.changes {
             text += &change_text(change);
         }
@@ -281,6 +337,7 @@ impl Plan {
             json!({"model": model, "calls": calls, "before_nanousd": was, "after_nanousd": would})
         });
         json!({
+            "in_force": self.in_force.json(),
             "changes": self.changes.iter().map(change).collect::<Vec<Value>>(),
             "restart": self.restart,
             "variants": self.moves.iter().map(moves).collect::<Vec<Value>>(),
@@ -291,6 +348,57 @@ impl Plan {
             "priced": priced.collect::<Vec<Value>>(),
         })
     }
+}
+
+impl InForce {
+    fn of(new: &Snapshot, troubles: Vec<String>) -> InForce {
+        InForce { pushed: new.pushed.clone(), registered: new.registry.revision.clone(), troubles }
+    }
+
+    /// Empty where nothing lies over the files.
+    fn text(&self) -> String {
+        let mut lines = Vec::new();
+        if let Some(pushed) = &self.pushed {
+            let mut line = format!("pushed revision {}: {}", by(&pushed.revision), pushed.sections.join(", "));
+            if !pushed.replaced.is_empty() {
+                line += &format!("; FILE does not count in {}", pushed.replaced.join(", "));
+            }
+            lines.push(line);
+        }
+        lines.extend(self.registered.as_deref().map(|revision| format!("registry revision {}", by(revision))));
+        lines.extend(self.troubles.iter().map(|trouble| format!("warning: {trouble}")));
+        match lines.is_empty() {
+            true => String::new(),
+            false => format!("Over both configurations\n  {}\n\n", lines.join("\n  ")),
+        }
+    }
+
+    fn json(&self) -> Value {
+        let revision = |revision: &Revision| {
+            json!({
+                "revision": revision.number,
+                "author": revision.author,
+                "at": revision.at.to_string(),
+                "message": revision.message,
+            })
+        };
+        let pushed = self.pushed.as_ref().map(|pushed| {
+            let mut value = revision(&pushed.revision);
+            value["sections"] = json!(pushed.sections);
+            value["replaced"] = json!(pushed.replaced);
+            value
+        });
+        json!({
+            "pushed": pushed,
+            "registry": self.registered.as_deref().map(revision),
+            "troubles": self.troubles,
+        })
+    }
+}
+
+/// `7 (ann, 2026-11-23)`.
+fn by(revision: &Revision) -> String {
+    format!("{} ({}, {})", revision.number, revision.author, revision.at.strftime("%Y-%m-%d"))
 }
 
 impl Kind {

@@ -11,7 +11,7 @@ use std::{
 use jiff::Timestamp;
 
 use crate::{
-    cli::costs::{moment_of, usage_of},
+    analysis::what_if::{moment_of, usage_of},
     config::{
         Snapshot,
         snapshot::{Auth, BudgetMode, Target, Unpriced},
@@ -23,6 +23,7 @@ use crate::{
         scope::Facts,
     },
     record::CallRow,
+    registry::Kind,
     units::NanoUsd,
 };
 
@@ -103,7 +104,8 @@ impl Judge<'_> {
         if !access.allows(&model.name, None) {
             return Err("model_not_allowed");
         }
-        let mut wanted = pinned.unwrap_or(&model.live);
+        let rolled_out = self.snapshot.registry.choose(Kind::Models, &model.name, &row.user).unwrap_or(&model.live);
+        let mut wanted = pinned.unwrap_or(rolled_out);
         let mut instead = None;
         for experiment in model.experiments.iter().filter(|_| pinned.is_none()) {
             let variant = unit(experiment, row).and_then(|unit| experiment.assign(unit));

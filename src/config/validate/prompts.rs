@@ -150,7 +150,8 @@ impl Check<'_, '_, '_> {
         Some(())
     }
 
-    /// Reads all files that the parts include, and those that these include. A wrong tag in a part itself is left to the compiler.
+    /// Takes all files that the parts include, and those that these include, from what the version brings along, or else from the
+    /// folder. A wrong tag in a part itself is left to the compiler.
     fn partials(&mut self, at: &Path, typed: &file::PromptVersion, source: &mut TemplateSource) -> Option<()> {
         let named = [
             ("system", &source.system),
@@ -177,11 +178,13 @@ impl Check<'_, '_, '_> {
                     continue;
                 }
                 let place = format!("{name}, line {}", include.line);
-                let read = match self.sources.file_within(FOLDER, &include.path) {
+                let own = typed.partials.get(&include.path).cloned();
+                let read = match own.map_or_else(|| self.sources.file_within(FOLDER, &include.path), Ok) {
                     Ok(read) => read,
                     Err(error) => {
                         let path = shown(&include.path);
-                        self.problem(&at, format!("{place}: the file {FOLDER}/{path} cannot be included: {error}"));
+                        let what = format!("the file {FOLDER}/{path} cannot be included: {error}");
+                        self.problem(&at, format!("{place}: {what}; write it, or its text under `partials`"));
                         return None;
                     }
                 };
@@ -194,6 +197,9 @@ impl Check<'_, '_, '_> {
                 texts.push((at.clone(), format!("{FOLDER}/{}", include.path), read.clone()));
                 source.partials.insert(include.path, read);
             }
+        }
+        for path in typed.partials.keys().filter(|path| !source.partials.contains_key(*path)) {
+            self.problem(&at.key("partials").key(path), "is included by nothing; take it out");
         }
         Some(())
     }

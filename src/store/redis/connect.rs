@@ -78,7 +78,12 @@ impl Connection {
 }
 
 /// Connects to one server as the URL's user.
-async fn server(url: &RedisUrl, host: &(String, u16), db: i64, limit: Duration) -> RedisResult<MultiplexedConnection> {
+pub(super) async fn server(
+    url: &RedisUrl,
+    host: &(String, u16),
+    db: i64,
+    limit: Duration,
+) -> RedisResult<MultiplexedConnection> {
     connect(url, host, login(url).set_db(db), limit).await
 }
 

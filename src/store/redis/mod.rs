@@ -1,7 +1,7 @@
 //! The authority on Redis: one Lua function over one hash per account, so that many processes share strict limits.
 //!
 //! The function, `sync.lua`, does line by line what [`crate::ledger::account::sync`] does. Reports that are sent together go
-//! out in one pipeline; each touches one key, so a Cluster is as good as a single server. Where `wait_replicas` is set, a
+//! out in one pipeline, in a Cluster in one to each node; each touches one key, so a Cluster is as good as a single server. Where `wait_replicas` is set, a
 //! grant is passed on only once that many replicas have it: `WAIT` follows on the same connection, which nothing else uses.
 //!
 //! What Redis answers is checked, never trusted: numbers that cannot be are an error, not money.
@@ -9,9 +9,11 @@
 mod advice;
 mod birth;
 pub mod claims;
+mod cluster;
 pub mod config;
 mod connect;
 pub mod limits;
+mod nodes;
 mod reply;
 
 use std::{
@@ -33,6 +35,7 @@ use tokio::{
 use self::{
     birth::{Birth, Change},
     connect::Connection,
+    nodes::Nodes,
 };
 use super::ports::{AccountSync, Answer, Authority, Held, StoreError, StoredAccount};
 use crate::{
@@ -81,6 +84,8 @@ pub struct Redis {
     learn_ms: u64,
     /// One flight at a time, on a connection of its own: `WAIT` holds up whatever shares it.
     reports: Mutex<Line>,
+    /// Where the reports to a Cluster go, in place of that connection.
+    nodes: Option<Nodes>,
     listings: Mutex<Option<Connection>>,
     replicas_up: AtomicBool,
     /// Accounts that could not be read when they were last reported to.
@@ -118,12 +123,14 @@ impl Redis {
             wait_replicas,
             learn_ms: LEARN_MIN_MS.saturating_add(sync_ms.saturating_mul(3)),
             reports: Mutex::default(),
+            nodes: (url.topology == Topology::Cluster).then(|| Nodes::new(&url)),
             listings: Mutex::default(),
             replicas_up: AtomicBool::new(true),
             damaged: std::sync::Mutex::default(),
             url,
         };
-        store.look_around().await?;
+        // Boxed: once per process, and else room in the future of all that begins it.
+        Box::pin(store.look_around()).await?;
         Ok(store)
     }
 
@@ -153,7 +160,14 @@ impl Redis {
         Ok(())
     }
 
-    /// The reports' answers, in their order.
+    async fn report(&self, requests: &[AccountSync]) -> Result<Vec<Result<SyncReply, StoreError>>, StoreError> {
+        let Some(nodes) = &self.nodes else {
+            return Ok(self.fly(requests, Clock::Server).await?.into_iter().map(Ok).collect());
+        };
+        self.fly_apart(nodes, &mut self.reports.lock().await.birth, requests).await
+    }
+
+    /// The reports' answers, in their order: all of them or none.
     async fn fly(&self, requests: &[AccountSync], clock: Clock<'_>) -> Result<Vec<SyncReply>, StoreError> {
         let mut place = self.reports.lock().await;
         // A flight that fails or is given up loses its connection, not what is known of the store.
@@ -172,9 +186,13 @@ impl Redis {
             Ok((connection, answers))
         };
         let (connection, answers) = self.within(FLIGHT_TIMEOUT, flight).await?;
-        let replies = self.read(requests, answers)?;
+        if !answers.is_empty() {
+            self.note_replicas(answers.iter().all(|answer| answer.acknowledged));
+        }
+        let replies: Result<_, StoreError> =
+            requests.iter().zip(&answers).map(|(sync, answer)| self.read(sync, answer)).collect();
         place.connection = Some(connection);
-        Ok(replies)
+        replies
     }
 
     /// Whether accounts that these reports make may have been lost: asked only where one may be made.
@@ -202,7 +220,7 @@ impl Redis {
         Ok(birth.insert(read).is_young())
     }
 
-    /// Sends all reports: in one pipeline to one server, in one each to the nodes of a Cluster.
+    /// Sends all reports in one pipeline to one server.
     async fn carry(
         &self,
         connection: &mut Connection,
@@ -214,14 +232,7 @@ impl Redis {
             connection.ask(&redis::cmd("TIME"), 0).await?.extract_error()?;
             return Ok(Vec::new());
         }
-        if self.url.topology != Topology::Cluster {
-            return self.carry_together(connection, requests, facts).await;
-        }
-        let each = requests.iter().map(|request| {
-            let mut connection = connection.clone();
-            async move { self.carry_together(&mut connection, std::slice::from_ref(request), facts).await }
-        });
-        Ok(try_join_all(each).await?.into_iter().flatten().collect())
+        self.carry_together(connection, requests, facts).await?.into_iter().collect()
     }
 
     async fn carry_together(
@@ -229,7 +240,7 @@ impl Redis {
         connection: &mut Connection,
         requests: &[AccountSync],
         facts: &Facts<'_>,
-    ) -> Result<Vec<Answered>, RedisError> {
+    ) -> Result<Vec<Result<Answered, RedisError>>, RedisError> {
         let Some(first) = requests.first() else { return Ok(Vec::new()) };
         let key = self.key(&first.account);
         let mut answers = connection.send(&self.pipeline(requests, facts, false), &key).await?;
@@ -237,6 +248,11 @@ impl Redis {
             // A server that was restarted, or a node that never saw it. Sending again is harmless, since all is totals.
             answers = connection.send(&self.pipeline(requests, facts, true), &key).await?;
         }
+        self.answered(answers)
+    }
+
+    /// What the function said to each report, and, where replicas count, whether they have it.
+    fn answered(&self, mut answers: Vec<Value>) -> Result<Vec<Result<Answered, RedisError>>, RedisError> {
         let acknowledged = match self.wait_replicas {
             0 => true,
             wanted => {
@@ -246,7 +262,7 @@ impl Redis {
         };
         let answered =
             |value: Value| Ok(Answered { text: redis::from_redis_value(value.extract_error()?)?, acknowledged });
-        answers.into_iter().map(answered).collect()
+        Ok(answers.into_iter().map(answered).collect())
     }
 
     /// The reports' calls and, where replicas count, the wait for them: on the same connection, or it would wait for nothing.
@@ -259,9 +275,13 @@ impl Redis {
             pipeline.add_command(self.call(command, script, request, facts));
         }
         if self.wait_replicas > 0 {
-            pipeline.cmd("WAIT").arg(self.wait_replicas).arg(WAIT_MS);
+            self.add_wait(&mut pipeline);
         }
         pipeline
+    }
+
+    fn add_wait(&self, pipeline: &mut Pipeline) {
+        pipeline.cmd("WAIT").arg(self.wait_replicas).arg(WAIT_MS);
     }
 
     fn call(&self, command: &str, script: &str, sync: &AccountSync, facts: &Facts<'_>) -> Cmd {
@@ -284,18 +304,11 @@ impl Redis {
         call
     }
 
-    fn read(&self, requests: &[AccountSync], answers: Vec<Answered>) -> Result<Vec<SyncReply>, StoreError> {
-        if !answers.is_empty() {
-            self.note_replicas(answers.iter().all(|answer| answer.acknowledged));
-        }
-        let each = requests.iter().zip(answers).map(|(sync, answer)| {
-            let reply = reply::parse(&answer.text).ok_or_else(|| {
-                StoreError::Damaged(format!("{} answered what cannot be: is it the ledger's?", self.url))
-            })?;
-            self.note_damage(&sync.account, reply == reply::Reply::Damaged);
-            Ok(reply.for_purse(&sync.request, answer.acknowledged))
-        });
-        each.collect()
+    fn read(&self, sync: &AccountSync, answer: &Answered) -> Result<SyncReply, StoreError> {
+        let reply = reply::parse(&answer.text)
+            .ok_or_else(|| StoreError::Damaged(format!("{} answered what cannot be: is it the ledger's?", self.url)))?;
+        self.note_damage(&sync.account, reply == reply::Reply::Damaged);
+        Ok(reply.for_purse(&sync.request, answer.acknowledged))
     }
 
     /// One line per account that becomes unreadable.
@@ -450,6 +463,10 @@ impl Redis {
         Ok(accounts)
     }
 
+    fn unavailable(&self, error: &RedisError) -> StoreError {
+        unavailable(&self.url, error)
+    }
+
     async fn within<T>(
         &self,
         limit: Duration,
@@ -466,7 +483,7 @@ async fn within<T>(
     work: impl Future<Output = Result<T, RedisError>>,
 ) -> Result<T, StoreError> {
     match timeout(limit, work).await {
-        Ok(done) => done.map_err(|error| StoreError::Unavailable(format!("{url}: {}", explained(&error)))),
+        Ok(done) => done.map_err(|error| unavailable(url, &error)),
         Err(_) => {
             let waited_ms = limit.as_millis();
             Err(StoreError::Unavailable(format!("{url}: no answer within {waited_ms} ms")))
@@ -475,8 +492,12 @@ async fn within<T>(
 }
 
 impl Authority for Redis {
-    fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<SyncReply>> {
-        Box::pin(async move { self.fly(&requests, Clock::Server).await })
+    fn sync(&self, requests: Vec<AccountSync>) -> Answer<'_, Vec<Result<SyncReply, StoreError>>> {
+        Box::pin(async move { self.report(&requests).await })
+    }
+
+    fn is_whole(&self) -> bool {
+        self.nodes.as_ref().is_none_or(Nodes::are_whole)
     }
 
     fn accounts(&self, after: Option<Arc<str>>, count_max: usize) -> Answer<'_, Vec<StoredAccount>> {
@@ -496,6 +517,10 @@ impl Authority for Redis {
     fn replace(&self, account: Arc<str>, damaged: BTreeMap<String, String>, state: AccountState) -> Answer<'_, bool> {
         Box::pin(async move { self.put(&account, &damaged, &state).await })
     }
+}
+
+fn unavailable(url: &RedisUrl, error: &RedisError) -> StoreError {
+    StoreError::Unavailable(format!("{url}: {}", explained(error)))
 }
 
 /// An error, with its mend where that is not plain.

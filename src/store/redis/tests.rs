@@ -9,12 +9,13 @@ use std::{io::Read as _, net::TcpListener, time::Instant};
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use self::server::RedisServer;
-use super::{config::ConfigStore, *};
+use super::{claims::RedisClaims, config::ConfigStore, *};
 use crate::{
     ledger::{
         account::{self, Server},
         sync::{Merged, NANO_USD_MAX, RowId, SyncRequest, Totals},
     },
+    policy::alerts::State,
     store::{embedded::Tables, ports::PushOutcome},
     wire::revision::{self, Head, Revision},
 };
@@ -45,7 +46,12 @@ fn of(account: &str, request: SyncRequest) -> AccountSync {
 }
 
 async fn ask(store: &Redis, account: &str, request: SyncRequest) -> Result<SyncReply, StoreError> {
-    store.sync(vec![of(account, request)]).await.map(|replies| replies[0])
+    store.sync(vec![of(account, request)]).await?.remove(0)
+}
+
+/// The answers to reports that go together, each of which has one.
+async fn ask_all(store: &Redis, reports: Vec<AccountSync>) -> Vec<SyncReply> {
+    store.sync(reports).await.unwrap().into_iter().map(Result::unwrap).collect()
 }
 
 #[track_caller]
@@ -249,7 +255,7 @@ async fn reports_that_go_together_are_answered_in_their_order() {
     let store = open(&server.url()).await;
     let reports: Vec<AccountSync> =
         (0..500).map(|n| of(&format!("a{}", n % 250), request(n, Totals::default(), n + 1))).collect();
-    let replies = store.sync(reports).await.unwrap();
+    let replies = ask_all(&store, reports).await;
     let first: Vec<u64> = replies[..250].iter().map(|reply| merged(Ok(*reply)).totals.granted).collect();
     assert_eq!(first, (1..=250).collect::<Vec<u64>>());
     assert!(replies[250..].iter().all(|reply| merged(Ok(*reply)).totals.granted > 250));
@@ -313,14 +319,14 @@ async fn an_account_that_cannot_be_read_is_refused_and_others_go_on() {
     let server = RedisServer::start();
     let store = open(&server.url()).await;
     let reports = || vec![of("a", request(1, Totals::default(), 1)), of("b", request(1, Totals::default(), 1))];
-    store.sync(reports()).await.unwrap();
+    ask_all(&store, reports()).await;
     for (field, value) in [("limit", "lots"), ("archived", "0"), ("schema", "2"), ("0000000000000001.0", "1 2 3")] {
         server.command(&["HSET", &store.key("a"), field, value]);
-        let replies = store.sync(reports()).await.unwrap();
+        let replies = ask_all(&store, reports()).await;
         assert_eq!(replies[0], SyncReply::BadReport, "{field}");
         assert_eq!(merged(Ok(replies[1])).totals.granted, 1);
         server.command(&["DEL", &store.key("a")]);
-        store.sync(reports()).await.unwrap();
+        ask_all(&store, reports()).await;
     }
 }
 
@@ -333,7 +339,7 @@ async fn accounts_are_listed_in_order_and_by_page() {
     let mut names: Vec<String> = (0..40).map(|n| format!("b/user=u{n}/2026-11")).collect();
     names.extend(["b/user=*}:{x/2026-11".to_owned(), "b/user=ä ö\n/2026-11".to_owned()]);
     let charged = Totals { charged: 3, debt: 1, ..granted(5) };
-    store.sync(names.iter().map(|name| of(name, request(1, charged, 5))).collect()).await.unwrap();
+    ask_all(&store, names.iter().map(|name| of(name, request(1, charged, 5))).collect()).await;
     names.sort();
     let mut listed: Vec<StoredAccount> = Vec::new();
     loop {
@@ -358,7 +364,7 @@ async fn a_damaged_account_is_replaced_by_what_can_be_read_and_listens_before_it
     let server = RedisServer::start();
     let store = open(&server.url()).await;
     let charged = Totals { charged: 30, ..granted(100) };
-    store.sync(vec![of("a", request(1, charged, 100)), of("a", request(2, granted(50), 50))]).await.unwrap();
+    ask_all(&store, vec![of("a", request(1, charged, 100)), of("a", request(2, granted(50), 50))]).await;
     let id = RowId { incarnation: 1, purse: 0 };
     store.note("a".into(), id, "who".to_owned()).await.unwrap();
     let key = store.key("a");
@@ -629,6 +635,39 @@ async fn a_lie_is_an_error_and_never_money() {
     }
 }
 
+// === claims ===
+
+#[tokio::test]
+async fn an_alert_that_its_gateway_could_not_deliver_is_taken_over_by_one_other() {
+    const REPEAT: Duration = Duration::from_hours(4);
+    let server = RedisServer::start();
+    let claims = || RedisClaims::new(RedisUrl::parse(&server.url()).unwrap());
+    let (one, other, third) = (claims(), claims(), claims());
+    let claimed = async |claims: &RedisClaims, state| claims.claim("a", state, REPEAT).await.unwrap();
+    let taken = async |claims: &RedisClaims| claims.take_over("a", REPEAT).await.unwrap();
+    let gone = async || while !server.command(&["KEYS", "*:held"]).trim().is_empty() {};
+
+    assert_eq!((claimed(&one, State::Raised).await, claimed(&other, State::Raised).await), (true, false));
+    assert!(!taken(&other).await, "it is on its way");
+    one.settle("a", false, REPEAT).await.unwrap();
+    gone().await;
+    assert_eq!((taken(&other).await, taken(&third).await), (true, false));
+    // Nobody hears of the one that took it over again.
+    server.command(&["DEL", server.command(&["KEYS", "*:held"]).trim()]);
+    assert!(taken(&third).await);
+    third.settle("a", true, REPEAT).await.unwrap();
+    assert!(!taken(&one).await, "it was told");
+
+    assert_eq!((claimed(&one, State::Resolved).await, claimed(&other, State::Resolved).await), (true, false));
+    assert!(!taken(&other).await, "what is over is not told to have begun");
+    let open = || server.command(&["KEYS", "*"]).lines().any(|key| !key.ends_with(":held"));
+    while open() {}
+    assert!(claimed(&other, State::Raised).await, "what begins again is a new alert");
+    other.settle("a", false, REPEAT).await.unwrap();
+    gone().await;
+    assert!(taken(&one).await);
+}
+
 // === replicas, Sentinels, a Cluster ===
 
 #[tokio::test]
@@ -752,7 +791,7 @@ async fn in_a_cluster_each_account_has_its_node() {
     let reports =
         |incarnation: u64| names.iter().map(|name| of(name, request(incarnation, Totals::default(), 600))).collect();
     for (incarnation, expected) in [(1, 600), (2, 400)] {
-        let replies = store.sync(reports(incarnation)).await.unwrap();
+        let replies = ask_all(&store, reports(incarnation)).await;
         assert!(replies.iter().all(|reply| merged(Ok(*reply)).totals.granted == expected), "{replies:?}");
     }
     let keys = |node: &RedisServer| node.command(&["DBSIZE"]).parse::<usize>().unwrap();
@@ -760,4 +799,88 @@ async fn in_a_cluster_each_account_has_its_node() {
     let listed = store.accounts(None, 100).await.unwrap();
     assert_eq!(listed.iter().map(|account| account.account.to_string()).collect::<Vec<_>>(), names);
     assert!(listed.iter().all(|account| account.held == 1000));
+}
+
+/// Whether each report was answered.
+fn answered(replies: &[Result<SyncReply, StoreError>]) -> Vec<bool> {
+    replies.iter().map(|reply| matches!(reply, Ok(SyncReply::Merged(_)))).collect()
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_holds_up_no_account_of_others() {
+    let nodes = RedisServer::cluster(0);
+    for node in &nodes {
+        node.command(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]);
+    }
+    let store = open(&format!("redis+cluster://127.0.0.1:{}", nodes[0].port)).await;
+    let names: Vec<String> = (0..30).map(|n| format!("a/user=u{n:02}/total")).collect();
+    let slot =
+        |name: &String| nodes[0].command(&["CLUSTER", "KEYSLOT", &store.key(name)]).trim().parse::<u16>().unwrap();
+    let healthy: Vec<bool> = names.iter().map(|name| slot(name) <= 10_922).collect();
+    assert!(healthy.contains(&true) && healthy.contains(&false), "{healthy:?}");
+    let reports = |held: u64| names.iter().map(|name| of(name, request(1, granted(held), held + 10))).collect();
+    let all = |replies: Vec<Result<SyncReply, StoreError>>| answered(&replies).iter().all(|answered| *answered);
+    assert!(all(store.sync(reports(0)).await.unwrap()) && store.is_whole());
+
+    nodes[2].signal("STOP");
+    for held in [10, 20, 30] {
+        let replies = store.sync(reports(held)).await.unwrap();
+        assert_eq!(answered(&replies), healthy);
+        let mut granted = replies.iter().flatten().map(|reply| merged(Ok(*reply)).totals.granted);
+        assert!(granted.all(|granted| granted == held + 10), "{replies:?}");
+        assert!(!store.is_whole());
+    }
+    let begun = Instant::now();
+    assert_eq!(answered(&store.sync(reports(40)).await.unwrap()), healthy);
+    assert!(begun.elapsed() < FLIGHT_TIMEOUT / 2, "nobody waits for it: {:?}", begun.elapsed());
+
+    nodes[2].signal("CONT");
+    let begun = Instant::now();
+    while !all(store.sync(reports(50)).await.unwrap()) {
+        assert!(begun.elapsed() < PATIENCE, "it does not come back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(store.is_whole());
+    nodes.iter().for_each(|node| node.signal("STOP"));
+    while store.sync(reports(60)).await.is_ok() {
+        assert!(begun.elapsed() < 2 * PATIENCE, "it is not noticed that all are away");
+    }
+    assert!(store.sync(Vec::new()).await.is_err());
+    nodes.iter().for_each(|node| node.signal("CONT"));
+    while store.sync(Vec::new()).await.is_err() {
+        assert!(begun.elapsed() < 3 * PATIENCE, "it is not noticed that they are back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn reports_follow_an_account_that_moves_to_another_node() {
+    let nodes = RedisServer::cluster(0);
+    let store = open(&format!("redis+cluster://127.0.0.1:{}", nodes[0].port)).await;
+    let slot = |name: &String| nodes[0].command(&["CLUSTER", "KEYSLOT", &store.key(name)]).trim().to_owned();
+    let on_first = |name: &String| slot(name).parse::<u16>().unwrap() <= 5460;
+    let name = (0..).map(|n| format!("a/user=u{n}/total")).find(on_first).unwrap();
+    let slot = slot(&name);
+    assert_eq!(merged(ask(&store, &name, request(1, Totals::default(), 10)).await).totals.granted, 10);
+
+    let id = |node: &RedisServer| node.command(&["CLUSTER", "MYID"]).trim().to_owned();
+    let (from, to) = (id(&nodes[0]), id(&nodes[1]));
+    assert_eq!(nodes[1].command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from]), "OK");
+    assert_eq!(nodes[0].command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to]), "OK");
+    let port = nodes[1].port.to_string();
+    assert_eq!(nodes[0].command(&["MIGRATE", "127.0.0.1", &port, &store.key(&name), "0", "5000"]), "OK");
+    let known = |held: u64, need: u64| SyncRequest { create: false, ..request(1, granted(held), need) };
+    // To the account it is another server, to which it listens first.
+    let asked = merged(ask(&store, &name, known(10, 20)).await);
+    assert_eq!((asked.totals.granted, asked.learning), (10, true), "the new node is asked");
+    eventually(&store, &name, known(10, 20), |merged| merged.totals.granted == 20).await;
+
+    for node in [&nodes[1], &nodes[0], &nodes[2]] {
+        assert_eq!(node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to]), "OK");
+    }
+    for need in [30, 40] {
+        // A connection that was closed meanwhile is no node that is away.
+        nodes.iter().for_each(|node| drop(node.command(&["CLIENT", "KILL", "TYPE", "normal"])));
+        assert_eq!(merged(ask(&store, &name, known(need - 10, need)).await).totals.granted, need);
+    }
 }

@@ -1,5 +1,7 @@
 //! Alerts on their way to a webhook: a bounded queue and one task that sends, patiently and in order.
 //!
+//! In a fleet, an alert that all of its gateways find is told by the one that claims it; the others watch for a while whether it does.
+//!
 //! What is worth an alert is found by [`crate::gateway::alarms`]; when it is told is decided by [`crate::policy::alerts`]. What
 //! other parts notice meanwhile, such as a refused configuration, they leave in [`signals`].
 
@@ -17,7 +19,11 @@ use std::{
 
 use http::StatusCode;
 use jiff::Timestamp;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 
 use crate::{
     policy::{
@@ -38,6 +44,10 @@ const REFUSALS_MAX: usize = 20;
 /// About four minutes in all: a receiver that restarts is back by then.
 const PATIENCE: Patience =
     Patience { timeout: Duration::from_secs(10), attempts_max: 10, may_go_better: delivery::webhook_may_recover };
+/// How often it is asked whether an alert that was left to another gateway is to be told by this one after all.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// For how long: until whoever claimed it has delivered it, given it up, or lost the claim by not being heard of.
+const WATCHED: Duration = Duration::from_mins(8);
 
 // === what goes out ===
 
@@ -51,13 +61,19 @@ struct Alert {
     message: Message,
 }
 
-/// Whether this gateway is the one that tells, some time later; or why nobody knows.
-pub type Asking<'a> = Pin<Box<dyn Future<Output = Result<bool, String>> + Send + 'a>>;
+/// An answer, some time later; or why nobody knows.
+pub type Asking<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send + 'a>>;
 
 /// Decides which gateway of a fleet tells of what all of them find.
 pub trait Claims: Send + Sync {
     /// Whether this gateway tells that `alert` (a condition's key) is in `state`. It is repeated after `repeat`.
-    fn claim<'a>(&'a self, alert: &'a str, state: State, repeat: Duration) -> Asking<'a>;
+    fn claim<'a>(&'a self, alert: &'a str, state: State, repeat: Duration) -> Asking<'a, bool>;
+
+    /// Whether this gateway tells it in the place of one that had claimed it, and could not or was not heard of again.
+    fn take_over<'a>(&'a self, alert: &'a str, repeat: Duration) -> Asking<'a, bool>;
+
+    /// Says what became of an alert that this gateway claimed. What was not delivered can be taken over.
+    fn settle<'a>(&'a self, alert: &'a str, is_delivered: bool, repeat: Duration) -> Asking<'a, ()>;
 }
 
 /// An alert on its way.
@@ -84,7 +100,8 @@ impl Outbox {
     pub fn start(post: Arc<dyn Post>, source: Arc<str>, claims: Option<Arc<dyn Claims>>) -> (Outbox, JoinHandle<()>) {
         let (queue, alerts) = mpsc::channel(QUEUE_MAX);
         let outbox = Outbox { queue, waiting: Arc::default(), source };
-        let task = tokio::spawn(send_all(alerts, post, claims, outbox.waiting.clone()));
+        let sender = Sender { post, claims, left: VecDeque::new() };
+        let task = tokio::spawn(sender.send_all(alerts, outbox.waiting.clone()));
         (outbox, task)
     }
 
@@ -138,46 +155,124 @@ fn log(message: &Message) {
     }
 }
 
-async fn send_all(
-    mut alerts: mpsc::Receiver<Waiting>,
+/// Sends one alert after the other.
+struct Sender {
     post: Arc<dyn Post>,
     claims: Option<Arc<dyn Claims>>,
-    waiting: Arc<AtomicUsize>,
-) {
-    while let Some(next) = alerts.recv().await {
-        if is_ours(claims.as_deref(), &next).await {
-            send(&*post, &next.webhook, &next.alert).await;
-        } else {
-            metrics::alert("left");
+    /// What other gateways have claimed, the oldest first.
+    left: VecDeque<Left>,
+}
+
+/// An alert that another gateway has claimed.
+struct Left {
+    key: String,
+    waiting: Waiting,
+    watched_until: Instant,
+}
+
+impl Sender {
+    /// Ends when no alert can come any more.
+    async fn send_all(mut self, mut alerts: mpsc::Receiver<Waiting>, waiting: Arc<AtomicUsize>) {
+        loop {
+            tokio::select! {
+                next = alerts.recv() => {
+                    let Some(next) = next else { return };
+                    self.take(next).await;
+                    waiting.fetch_sub(1, Ordering::AcqRel);
+                }
+                () = sleep(ASK_AGAIN), if !self.left.is_empty() => self.ask_again().await,
+            }
         }
-        waiting.fetch_sub(1, Ordering::AcqRel);
     }
-}
 
-/// Whether this gateway tells it. While nobody knows, it does: an alert twice is better than none.
-async fn is_ours(claims: Option<&dyn Claims>, next: &Waiting) -> bool {
-    let message = &next.alert.message;
-    let Some(claims) = claims.filter(|_| message.condition.is_the_fleets()) else { return true };
-    let key = message.condition.key();
-    claims.claim(&key, message.state, next.repeat).await.unwrap_or_else(|error| {
-        tracing::warn!(alert.key = key, error, "the store does not say who tells of an alert; it may be told twice");
-        true
-    })
-}
-
-async fn send(post: &dyn Post, webhook: &Webhook, alert: &Alert) {
-    if format::request(webhook, alert, Timestamp::now()).is_none() {
-        return;
+    /// Tells an alert or leaves it to another gateway. While nobody knows whose it is, it is told: twice is better than never.
+    async fn take(&mut self, next: Waiting) {
+        let condition = &next.alert.message.condition;
+        let Some(claims) = self.claims.clone().filter(|_| condition.is_the_fleets()) else {
+            self.send(&next).await;
+            return;
+        };
+        let key = condition.key();
+        // This is the last word on it.
+        self.left.retain(|left| left.key != key);
+        match claims.claim(&key, next.alert.message.state, next.repeat).await {
+            Ok(true) => self.tell(&*claims, &key, &next).await,
+            Ok(false) => {
+                metrics::alert("left");
+                self.watch(key, next);
+            }
+            Err(error) => {
+                tracing::warn!(
+                    alert.key = key,
+                    error,
+                    "the store does not say who tells of an alert; it may be told twice"
+                );
+                self.send(&next).await;
+            }
+        }
     }
-    // Signed anew each time, since receivers refuse old signatures.
-    let request = || format::request(webhook, alert, Timestamp::now()).expect("it was one just now");
-    match post::deliver(post, PATIENCE, request).await {
-        Ok(_) => metrics::alert("sent"),
-        Err(error) => {
+
+    /// Tells what this gateway has claimed, and says whether it has arrived.
+    async fn tell(&self, claims: &dyn Claims, key: &str, next: &Waiting) {
+        let is_delivered = self.send(next).await;
+        if next.alert.message.state == State::Resolved {
+            return;
+        }
+        if let Err(error) = claims.settle(key, is_delivered, next.repeat).await {
+            tracing::warn!(
+                alert.key = key,
+                error,
+                "the store does not take what became of an alert; it may be told twice"
+            );
+        }
+    }
+
+    /// Remembers what another gateway tells, unless nothing is lost with it.
+    fn watch(&mut self, key: String, waiting: Waiting) {
+        if waiting.alert.message.state == State::Resolved {
+            return;
+        }
+        if self.left.len() >= QUEUE_MAX {
+            self.left.pop_front();
+        }
+        self.left.push_back(Left { key, waiting, watched_until: Instant::now() + WATCHED });
+    }
+
+    /// Takes over what other gateways have claimed and not delivered.
+    async fn ask_again(&mut self) {
+        let Some(claims) = self.claims.clone() else { return };
+        let mut is_away = false;
+        for left in std::mem::take(&mut self.left) {
+            // Of a store that does not answer, one question at a time is enough.
+            let answer = if is_away { Ok(false) } else { claims.take_over(&left.key, left.waiting.repeat).await };
+            is_away |= answer.is_err();
+            if answer == Ok(true) {
+                tracing::info!(
+                    alert.key = left.key,
+                    "an alert that another gateway did not deliver is told by this one"
+                );
+                self.tell(&*claims, &left.key, &left.waiting).await;
+            } else if Instant::now() < left.watched_until {
+                self.left.push_back(left);
+            }
+        }
+    }
+
+    /// Whether it has arrived, as far as there is anything to send.
+    async fn send(&self, next: &Waiting) -> bool {
+        let Waiting { webhook, alert, .. } = next;
+        if format::request(webhook, alert, Timestamp::now()).is_none() {
+            return true;
+        }
+        // Signed anew each time, since receivers refuse old signatures.
+        let request = || format::request(webhook, alert, Timestamp::now()).expect("it was one just now");
+        let delivered = post::deliver(&*self.post, PATIENCE, request).await;
+        metrics::alert(if delivered.is_ok() { "sent" } else { "failed" });
+        if let Err(error) = &delivered {
             let key = alert.message.condition.key();
             tracing::error!(alert.key = key, %error, "an alert could not be delivered; look at `alerts:`");
-            metrics::alert("failed");
         }
+        delivered.is_ok()
     }
 }
 

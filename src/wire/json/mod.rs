@@ -236,7 +236,10 @@ fn note(word: &[u8]) -> u128 {
     let (Some(&first), Some(&last)) = (word.first(), word.last()) else {
         return 0;
     };
-    if word.len() <= NOTED_BYTES_MAX * 6 && word.contains(&b'\\') && memchr::memmem::find(word, b"\\u").is_some() {
+    if word.len() <= NOTED_BYTES_MAX * 6
+        && memchr::memchr(b'\\', word).is_some()
+        && memchr::memmem::find(word, b"\\u").is_some()
+    {
         // It may be any word. (An escape takes at most six bytes for one, so what is longer than this is no short word.)
         return u128::MAX;
     }

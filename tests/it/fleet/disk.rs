@@ -1,17 +1,20 @@
-//! A disk that is full, or may not be written: strict budgets refuse, others go on, and afterwards everything is as it was.
+//! A disk that is full, or may not be written: strict budgets refuse, others go on, and afterwards everything is as it was. One that is
+//! slow: whoever has money does not wait for it.
 //!
-//! The data directory is a small file system in a mount namespace of its own: nothing of it is left once its holder has ended.
+//! The data directory is a small file system in a mount namespace of its own: nothing of it is left once its holder has ended. What is
+//! slow is what waits for a disk, the C library's `fsync` and `fdatasync`: others take their place in the gateway's process.
 
 use std::{
     fs::{File, OpenOptions},
     io::{BufRead as _, BufReader, Write as _},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use crate::support::{
     Budget, DEADLINE, Gateway, KEY, Upstream, eventually,
-    fleet::{BOUND, billed, billing_upstream, costing, member, team_budget},
+    fleet::{BOUND, Load, billed, billing_upstream, costing, member, percentile, statuses, team_budget},
     gateway::Setup,
     redis::RedisServer,
     wait_until,
@@ -204,4 +207,79 @@ async fn a_data_directory_that_may_not_be_written_is_refused_at_the_start_and_ke
     let gateway = setup.start().await;
     let charged = |budget: &Budget| budget.charged_nanousd as u64 == BOUND;
     eventually("the ledger opens clean", DEADLINE, || gateway.budget("all"), charged).await;
+}
+
+/// What a sync of a slow disk takes. Less than a second: after that a store counts as away.
+const SLOW: Duration = Duration::from_millis(600);
+/// As the system's own, but slow while there is a file of the name that `SLOW_DISK` says.
+const SLOW_SYNCS: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <unistd.h>
+static int slow(const char *name, int fd) {
+    const char *mark = getenv("SLOW_DISK");
+    if (mark && access(mark, F_OK) == 0) usleep(600000);
+    return ((int (*)(int))dlsym(RTLD_NEXT, name))(fd);
+}
+int fsync(int fd) { return slow("fsync", fd); }
+int fdatasync(int fd) { return slow("fdatasync", fd); }
+"#;
+
+/// The gateway's disk, and the file that makes it slow.
+fn on_a_slow_disk(setup: Setup) -> (Setup, PathBuf) {
+    let [source, library, mark] = ["slow.c", "slow.so", "slow"].map(|name| setup.directory().join(name));
+    std::fs::write(&source, SLOW_SYNCS).unwrap();
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
+    assert!(compiled.expect("a C compiler, as Rust's own linker").success());
+    let text = |path: &PathBuf| path.to_str().expect("UTF-8").to_owned();
+    (setup.env("LD_PRELOAD", &text(&library)).env("SLOW_DISK", &text(&mark)), mark)
+}
+
+/// Reliability 19.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_slow_disk_calls_with_leased_money_do_not_wait_for_it() {
+    let upstream = billing_upstream().await;
+    let setup = member(&upstream, "embedded")
+        .top("records", "sqlite")
+        .top("ledger", "{ sync: 100ms, budget_wait: 10s }")
+        .budget(&team_budget("limit: 1000 USD"))
+        .budget("name: each, scope: { user: \"*\" }, per: total, clamp: off, limit: 500 USD");
+    let (setup, mark) = on_a_slow_disk(setup);
+    let gateways = [setup.run().await];
+    // Calls a thousand times as dear as the ones that are measured leave purses that last.
+    let load = Load::start(&gateways, 8, Duration::ZERO, |_| costing(1000));
+    let begun = Instant::now();
+    let warm = || begun.elapsed() > Duration::from_millis(1200) && load.count(|outcome| outcome.is(200)) > 100;
+    wait_until("the purses hold much", DEADLINE, warm).await;
+    File::create(&mark).unwrap();
+    load.stop().await;
+
+    let small = |_| {
+        let mut body = costing(1);
+        body["max_tokens"] = 1.into();
+        body
+    };
+    let load = Load::start(&gateways, 4, Duration::from_millis(10), small);
+    let new_account = gateways[0].chat(&costing(1)).user("new");
+    let begun = Instant::now();
+    new_account.send().await.expect(200);
+    let waited = begun.elapsed();
+    wait_until("many syncs are waited for", DEADLINE, || begun.elapsed() > 4 * SLOW).await;
+    let outcomes = load.stop().await;
+
+    let [half, most] = [50, 99].map(|percent| percentile(&outcomes, percent));
+    eprintln!("{} calls, p50 {half:?}, p99 {most:?}; a new account took {waited:?}", outcomes.len());
+    assert!(waited >= SLOW, "money is granted once that is on the disk: {waited:?}");
+    assert_eq!(statuses(&outcomes).into_keys().collect::<Vec<_>>(), [200]);
+    assert!(most < SLOW, "calls wait for the disk: {most:?}");
+
+    std::fs::remove_file(mark).unwrap();
+    let exact = |budget: &Budget| budget.reserved_nanousd == 0 && budget.charged_nanousd as u64 == billed(&upstream);
+    eventually("the books are the provider's", DEADLINE, || gateways[0].budget("all"), exact).await;
+    let metrics = || gateways[0].metrics();
+    let metrics = eventually("the log has every call", DEADLINE, metrics, |metrics| {
+        metrics.value("tollgate_records_waiting", &[]) == 0.0
+    });
+    assert_eq!(metrics.await.value("tollgate_records_dropped_total", &[]), 0.0);
 }

@@ -8,8 +8,8 @@ use serde_json::json;
 use crate::support::{
     DEADLINE, Gateway, Reply, Upstream, eventually,
     fleet::{
-        Books, Load, Outcome, USD, attempt, billed, billing_upstream, books, costing, fleet, member, percentile,
-        quiet_books, statuses, team_budget,
+        Books, Load, Outcome, USD, accounts, attempt, billed, billing_upstream, books, costing, fleet, member,
+        percentile, quiet_books, statuses, team_budget,
     },
     proxy::{Mode, Proxy},
     redis::RedisServer,
@@ -168,6 +168,56 @@ async fn calls_with_leased_money_take_as_long_as_ever_whatever_redis_does() {
 
     let books = quiet_books(&redis).await;
     assert_eq!((books.charged, books.debt), (billed(&upstream), 0));
+}
+
+/// A node that is stopped and has no replica: nobody takes its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn accounts_on_other_nodes_of_a_cluster_go_on_while_one_is_stopped() {
+    const USERS: usize = 12;
+    let (nodes, upstream) = (RedisServer::cluster(0), billing_upstream().await);
+    for node in &nodes {
+        node.command(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]);
+    }
+    let gateway = member(&upstream, &format!("redis+cluster://127.0.0.1:{}", nodes[0].port))
+        .budget("name: each, scope: { user: \"*\" }, per: total, clamp: off, limit: 10 USD")
+        .top("ledger", "{ sync: 100ms, budget_wait: 10s }")
+        .run()
+        .await;
+    let status = async |user: &str| {
+        let call = gateway.chat(&costing(1000)).user(user);
+        call.send().await.status
+    };
+    let users: Vec<String> = (0..USERS).map(|number| format!("u{number}")).collect();
+    for user in &users {
+        assert_eq!(status(user).await, 200);
+    }
+    let on_stopped = accounts(&[&nodes[2]]);
+    let is_on_stopped = |user: &&String| on_stopped.keys().any(|key| key.contains(&format!("user={user}/")));
+    let (stopped, others): (Vec<&String>, Vec<&String>) = users.iter().partition(is_on_stopped);
+    assert!(!stopped.is_empty() && !others.is_empty(), "{stopped:?} {others:?}");
+
+    nodes[2].signal("STOP");
+    for user in &stopped {
+        eventually("what is held of it is spent", DEADLINE, || status(user), |status| *status == 503).await;
+    }
+    for _ in 0..30 {
+        for user in &others {
+            assert_eq!(status(user).await, 200, "{user}");
+        }
+    }
+    assert_eq!(store_up(&gateway).await, 0.0, "it is told that a part is away");
+    nodes[2].signal("CONT");
+    for user in &stopped {
+        eventually("its accounts go on", DEADLINE, || status(user), |status| *status == 200).await;
+    }
+
+    let all: Vec<&RedisServer> = nodes.iter().collect();
+    let charged = || async { accounts(&all).values().map(|books| books.charged).sum::<u64>() };
+    eventually("the books are the provider's", DEADLINE, charged, |charged| *charged == billed(&upstream)).await;
+    eventually("all of the store is back", DEADLINE, || store_up(&gateway), |up| *up == 1.0).await;
+    let said = |line: &str| gateway.log_text().matches(line).count();
+    assert_eq!((said("a node of the Cluster is away"), said("a node of the Cluster is back")), (1, 1));
+    assert_eq!(said("the budget store is away"), 0, "{}", gateway.log_text());
 }
 
 /// A call that its purse cannot pay asks for its bound, then for the bound of its counted prompt, then for what is left: all of

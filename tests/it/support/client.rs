@@ -1,13 +1,14 @@
 //! Clients: one that speaks HTTP/1.1 and JSON for the ordinary tests, one that says exact bytes for the hostile ones.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use super::{
-    soon,
+    DEADLINE, soon,
     wire::{Framing, Headers, Wire},
+    within,
 };
 
 /// A request to be sent on a connection of its own.
@@ -182,20 +183,27 @@ impl Streaming {
 #[derive(Debug)]
 pub(crate) struct RawClient {
     wire: Wire<TcpStream>,
+    /// How long it waits for a response's head.
+    patience: Duration,
 }
 
 impl RawClient {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = soon("a connection", TcpStream::connect(address)).await.expect("the gateway listens");
         stream.set_nodelay(true).expect("a TCP socket");
-        Self { wire: Wire::new(stream) }
+        Self { wire: Wire::new(stream), patience: DEADLINE }
     }
 
     /// Like [`RawClient::connect`], where nobody may be listening.
     pub(crate) async fn try_connect(address: SocketAddr) -> Option<Self> {
         let stream = soon("a connection or its refusal", TcpStream::connect(address)).await.ok()?;
         stream.set_nodelay(true).ok()?;
-        Some(Self { wire: Wire::new(stream) })
+        Some(Self { wire: Wire::new(stream), patience: DEADLINE })
+    }
+
+    /// Waits so long for the head of a response, from a gateway that is kept from giving one.
+    pub(crate) fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Writes; a peer that has closed already is not an error here, its answer is what counts.
@@ -231,7 +239,7 @@ impl RawClient {
 
     /// The next status line and headers, informational ones included; `None` when the peer closed instead.
     pub(crate) async fn any_head(&mut self) -> Option<(u16, Headers)> {
-        let head = soon("a response's head", self.wire.head()).await.ok().flatten()?;
+        let head = within(self.patience, "a response's head", self.wire.head()).await.ok().flatten()?;
         let status = head.start.split(' ').nth(1).and_then(|code| code.parse().ok());
         Some((status.unwrap_or_else(|| panic!("not a status line: {:?}", head.start)), head.headers))
     }

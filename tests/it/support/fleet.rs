@@ -199,7 +199,7 @@ impl Client {
     async fn status(&mut self, body: &Value) -> Option<u16> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => RawClient::try_connect(self.gateway).await?,
+            None => RawClient::try_connect(self.gateway).await?.patient(PATIENCE),
         };
         connection.send(Call::new(self.gateway, "POST", "/v1/chat/completions").key(KEY).json(body).bytes()).await;
         let response = connection.response().await.filter(|response| response.complete)?;
@@ -292,5 +292,8 @@ impl Shared {
     }
 }
 
+/// A gateway that a test has stopped answers once it goes on, which may be a whole failover later. Longer than any test waits
+/// for what it wants to see, so that it is that wait which fails.
+const PATIENCE: Duration = Duration::from_secs(90);
 /// A client that is refused tries again after this long: busy, not mad.
 const REFUSED_PACE: Duration = Duration::from_millis(10);

@@ -241,6 +241,9 @@ impl Record {
     }
 }
 
+/// A busy machine's disk is no store that is away: the wait for it is as long as the tests' own.
+const PATIENT: &str = "{ budget_wait: 10s }";
+
 /// A running gateway. Dropped, it is killed; its log is shown when the test failed.
 #[derive(Debug)]
 pub(crate) struct Gateway {
@@ -257,8 +260,7 @@ impl Gateway {
     pub(crate) fn bare() -> Setup {
         let setup = Setup::new(None).top("data_dir", "data").top("records", "none");
         let setup = setup.top("unpriced", "{ charge: { input: 1 USD/1M, output: 1 USD/1M } }");
-        // A busy machine's disk is no store that is away: the wait for it is as long as the tests' own.
-        let setup = setup.top("ledger", "{ budget_wait: 10s }");
+        let setup = setup.top("ledger", PATIENT);
         setup.top("server", LISTENERS).top("routing", "{ attempts: 1, eject: off }")
     }
 
@@ -289,7 +291,10 @@ impl Gateway {
     fn contract(name: &str, upstream: &Upstream) -> Setup {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/contract/{name}.yaml"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let setup = Self::yaml(text).env("PORT", "0").env("ADMIN_PORT", "0").env("UPSTREAM", &upstream.url());
+        let setup = Self::yaml(format!("{text}\nledger: {PATIENT}\n"))
+            .env("PORT", "0")
+            .env("ADMIN_PORT", "0")
+            .env("UPSTREAM", &upstream.url());
         setup.env("UPSTREAM_KEY", PROVIDER_KEY).env("CLIENT_KEY", KEY)
     }
 

@@ -55,7 +55,12 @@ pub(crate) async fn eventually<T: std::fmt::Debug, F: Future<Output = T>>(
 
 /// `future`, within [`DEADLINE`].
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("waited {DEADLINE:?} in vain: {what}"))
+    within(DEADLINE, what, future).await
+}
+
+/// `future`, within `deadline`.
+pub(crate) async fn within<T>(deadline: Duration, what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(deadline, future).await.unwrap_or_else(|_| panic!("waited {deadline:?} in vain: {what}"))
 }
 
 /// Hex SHA-256, for comparing bodies too long to print.

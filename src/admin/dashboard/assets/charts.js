@@ -1,4 +1,4 @@
-// Draws the charts from the table that holds their figures, so both always say the same.
+// Draws each chart from the table that holds its figures, so both always say the same.
 (() => {
   const locale = document.documentElement.lang;
   const number = (options) => new Intl.NumberFormat(locale, options);
@@ -16,8 +16,8 @@
   };
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-  const points = () => {
-    const table = document.getElementById('points');
+  const points = (id) => {
+    const table = document.getElementById(id);
     if (!table) return null;
     const names = [...table.tHead.rows[0].cells].map((cell) => cell.dataset.name);
     const columns = Object.fromEntries(names.map((name) => [name, []]));
@@ -28,12 +28,15 @@
     return { columns, head, width: Number(table.dataset.width) };
   };
 
+  // Days are those of UTC, wherever somebody looks from.
+  const is_daily = (width) => width >= 86_400;
   const when = (seconds, width) => {
-    const options = width < 60 ? { timeStyle: 'medium' } : width < 86_400 ? { dateStyle: 'medium', timeStyle: 'short' } : { dateStyle: 'medium' };
+    const options = width < 60 ? { timeStyle: 'medium' } : is_daily(width) ? { dateStyle: 'medium', timeZone: 'UTC' } : { dateStyle: 'medium', timeStyle: 'short' };
     return new Intl.DateTimeFormat(locale, { ...options, hour12: false }).format(seconds * 1000);
   };
   const tick = (splits, span, width) => splits.map((seconds) => {
-    const options = span > 2 * 86_400 ? { day: 'numeric', month: 'short' }
+    const options = is_daily(width) ? { day: 'numeric', month: 'short', timeZone: 'UTC' }
+      : span > 2 * 86_400 ? { day: 'numeric', month: 'short' }
       : { hour: '2-digit', minute: '2-digit', ...(width < 60 && span < 300 ? { second: '2-digit' } : {}) };
     return new Intl.DateTimeFormat(locale, { ...options, hour12: false }).format(seconds * 1000);
   });
@@ -85,15 +88,16 @@
     const plot = new uPlot({
       width: holder.clientWidth,
       height: holder.clientHeight,
-      padding: [8, 16, 0, 0],
-      cursor: { drag: { setScale: false }, y: false, points: { show: !stacked, size: 6 }, sync: { key: 'time' } },
+      padding: [8, is_daily(data.width) ? 28 : 16, 0, 0],
+      cursor: { drag: { setScale: false }, y: false, points: { show: !stacked, size: 6 }, sync: { key: holder.dataset.points ?? 'time' } },
+      ...(is_daily(data.width) ? { tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), 'Etc/UTC') } : {}),
       legend: { show: false },
       scales: {
-        x: { range: () => [xs[0], xs.at(-1) + (stacked ? data.width : data.width / 2)] },
+        x: { range: () => [xs[0], xs.at(-1) + (stacked ? data.width : is_daily(data.width) ? 0 : data.width / 2)] },
         y: { range: (_, __, max) => [0, !max ? 1 : uPlot.rangeNum(0, max, { min: { pad: 0, soft: 0, mode: 1 }, max: { pad: 0.12, soft: 0, mode: 1 } })[1]] },
       },
       axes: [
-        { ...axis, size: 22, gap: 4, grid: { show: false }, space: 70, values: (_, splits) => tick(splits, span, data.width) },
+        { ...axis, size: 22, gap: 4, grid: { show: false }, space: 70, incrs: is_daily(data.width) ? [1, 2, 7, 14, 28, 91].map((days) => days * 86_400) : undefined, values: (_, splits) => tick(splits, span, data.width) },
         { ...axis, size: 54, gap: 6, space: 30, incrs: unit.whole ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6, 1e7, 2e7, 5e7, 1e8, 5e8, 1e9] : undefined,
           values: (_, splits) => splits.map((value) => value === 0 ? '0' : unit.tick(value)) },
       ],
@@ -113,10 +117,16 @@
 
   let plots = [];
   const draw_all = () => {
-    const data = points();
     for (const plot of plots) plot.destroy();
     for (const tip of document.querySelectorAll('.chart .tip')) tip.remove();
-    plots = data && data.columns.time.length ? [...document.querySelectorAll('[data-series]')].map((holder) => draw(holder, data)) : [];
+    plots = [];
+    for (const holder of document.querySelectorAll('[data-series]')) {
+      const data = points(holder.dataset.points ?? 'points');
+      const has_points = Boolean(data?.columns.time.length);
+      // One that waits for its first figures takes no room.
+      if (holder.dataset.points) holder.hidden = !has_points;
+      if (has_points) plots.push(draw(holder, data));
+    }
   };
   let resizing;
   addEventListener('resize', () => { clearTimeout(resizing); resizing = setTimeout(draw_all, 120); });
