@@ -35,6 +35,9 @@ use crate::{
     },
 };
 
+/// Why a reply was broken off that was under way at its call's deadline.
+const OVERDUE: &str = "the call's total time is over";
+
 /// The body of every reply to a client.
 #[derive(Debug)]
 pub struct ReplyBody {
@@ -218,7 +221,11 @@ impl Watched {
             }
             match self.source.poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
-                    if let Some(frame) = self.pass(frame) {
+                    self.last_chunk = Instant::now();
+                    if self.last_chunk >= self.watching.times.deadline {
+                        // Where the client is slower than the source, no alarm rings: nobody waits for the source.
+                        self.broke(OVERDUE);
+                    } else if let Some(frame) = self.pass(frame) {
                         return Poll::Ready(Some(Ok(frame)));
                     }
                 }
@@ -241,9 +248,8 @@ impl Watched {
     fn pass(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
         let chunk = match frame.into_data() {
             Ok(chunk) => chunk,
-            Err(other) => return other.into_trailers().ok().map(forwarded_trailers),
+            Err(other) => return self.pass_trailers(other),
         };
-        self.last_chunk = Instant::now();
         self.look_at(&chunk);
         let Some(filter) = &mut self.watching.filter else {
             if self.source.is_end_stream() {
@@ -256,6 +262,12 @@ impl Watched {
             self.ready.push_back(passed);
         }
         None
+    }
+
+    /// Trailers are the end: hyper asks for nothing after them. They give way to bytes that were held back.
+    fn pass_trailers(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+        self.source_ended();
+        frame.into_trailers().ok().map(forwarded_trailers).filter(|_| self.ready.is_empty())
     }
 
     fn look_at(&mut self, chunk: &Bytes) {
@@ -334,7 +346,7 @@ impl Watched {
         while alarm.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             if now >= times.deadline {
-                return Poll::Ready("the call's total time is over");
+                return Poll::Ready(OVERDUE);
             }
             let next = times.next(self.last_chunk);
             if now >= next {

@@ -114,4 +114,22 @@ mod tests {
         assert_eq!((&second, &third), (&first, &first));
         over.cancel();
     }
+    #[test]
+    fn a_panic_on_a_core_gives_its_seat_back_and_hurts_nobody_else_there() {
+        let over = CancellationToken::new();
+        let cores = Cores([start(0, over.clone()).unwrap()].into());
+        let (panics, stays) = (cores.seat(), cores.seat());
+        let waiting = stays.handle().spawn(async { tokio::task::yield_now().await });
+        let handle = panics.handle().clone();
+        let panicked = handle.spawn(async move {
+            let _seat = panics;
+            panic!("a call that goes wrong on purpose");
+        });
+        let here = Builder::new_current_thread().build().unwrap();
+        assert!(here.block_on(panicked).unwrap_err().is_panic());
+        here.block_on(waiting).unwrap();
+        assert_eq!(here.block_on(handle.spawn(async { 1 })).unwrap(), 1);
+        assert_eq!(cores.0[0].connections.load(Ordering::Relaxed), 1);
+        over.cancel();
+    }
 }

@@ -43,6 +43,9 @@ const HEAD_BYTES_MAX: usize = 256 * 1024;
 const EXTENSION_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of a trailer section.
 const TRAILER_BYTES_MAX: usize = 16 * 1024;
+/// Time for a client to take something of what is written to it: nginx's `send_timeout`. While a client takes nothing, hyper asks for
+/// no more of the reply, so that no other time limit is looked at.
+const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 /// Empty lines before a request line, which RFC 9112 §2.2 wants skipped.
 const EMPTY_LINES_MAX: u8 = 4;
 /// Hex digits of a chunk size: what fits 64 bits.
@@ -542,6 +545,10 @@ pub struct Guarded<S> {
     head_limit: Duration,
     /// Runs while a head is cut in the middle and nothing more comes.
     head_alarm: Option<Pin<Box<Sleep>>>,
+    /// Time for the client to take something of what is written to it.
+    stall_limit: Duration,
+    /// Runs while it takes nothing.
+    stall_alarm: Option<Pin<Box<Sleep>>>,
     /// What came after a request to switch protocols: for the tunnel, or for nobody.
     held: Vec<u8>,
 }
@@ -567,6 +574,8 @@ impl<S> Guarded<S> {
             end: End::Open,
             head_limit,
             head_alarm: None,
+            stall_limit: WRITE_STALL_MAX,
+            stall_alarm: None,
             held: Vec::new(),
         };
         (guarded, handle)
@@ -580,6 +589,17 @@ impl<S> Guarded<S> {
         }
         let limit = self.head_limit;
         self.head_alarm.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx)
+    }
+
+    /// What a write came to, unless it has come to nothing for too long.
+    fn poll_stall<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stall_alarm = None;
+            return written;
+        }
+        let limit = self.stall_limit;
+        ready!(self.stall_alarm.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client took nothing of its reply")))
     }
 
     fn stop(&mut self, violation: Violation) {
@@ -673,11 +693,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.poll_stall(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.poll_stall(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -693,7 +715,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.poll_stall(cx, written)
     }
 }
 
@@ -1059,5 +1082,22 @@ mod tests {
         client.read_to_string(&mut reply).await.unwrap();
         assert!(reply.starts_with("HTTP/1.1 400"), "{reply}");
         assert_eq!(handle.violation(), Some(Violation::BareLf));
+    }
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
+        let (mut client, server) = duplex(8);
+        let (mut guarded, _) = Guarded::new(server, HEAD_LIMIT);
+        guarded.stall_limit = Duration::from_millis(400);
+        let writing = tokio::spawn(async move { (guarded.write_all(&[0; 32]).await, guarded) });
+        for _ in 0..3 {
+            sleep(Duration::from_millis(200)).await;
+            client.read_exact(&mut [0; 8]).await.unwrap();
+        }
+        let (written, mut guarded) = writing.await.unwrap();
+        written.unwrap();
+
+        let begun = tokio::time::Instant::now();
+        assert_eq!(guarded.write_all(&[0; 1]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= Duration::from_millis(400), "{:?}", begun.elapsed());
     }
 }

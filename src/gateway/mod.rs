@@ -3,6 +3,7 @@
 pub mod alarms;
 pub mod cores;
 pub mod framing;
+mod impatience;
 mod quiet;
 pub mod referee;
 pub mod registrar;

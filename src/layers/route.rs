@@ -288,10 +288,10 @@ impl Route {
         let Some(eject) = eject else { return };
         let failed = match result {
             Ok(replied) => routing::counts_against_health(replied.head.status),
-            Err(NoReply::Failed(error)) => error.kind != SendErrorKind::RequestBody,
-            Err(NoReply::Late(_, Limit::Provider)) => true,
-            // Nothing of this is the provider's doing: a client must not take it out of rotation for others.
+            // Nothing of this is the provider's doing: a client must neither take it out of rotation for others nor bring it back.
+            Err(NoReply::Failed(error)) if error.kind == SendErrorKind::RequestBody => return,
             Err(NoReply::Late(_, Limit::Call) | NoReply::OutOfTime | NoReply::Unsendable) => return,
+            Err(NoReply::Failed(_) | NoReply::Late(_, Limit::Provider)) => true,
         };
         let provider = &target.provider.name;
         let now = Instant::now().into_std();

@@ -18,12 +18,13 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Uri, Version, header, uri::Scheme};
+use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use hyper::rt;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -35,7 +36,10 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use rustls::RootCertStore;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
 use tower::Service;
 
 use crate::{
@@ -64,6 +68,9 @@ const H2_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const TCP_KEEP_ALIVE: Duration = Duration::from_secs(60);
 const TCP_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const TCP_KEEP_ALIVE_RETRIES: u32 = 4;
+
+/// Longest silence of a client whose body is passed on as it comes; as where one is read first.
+pub const UPLOAD_IDLE: Duration = Duration::from_secs(30);
 
 /// A request's body on its way upstream. Build it with [`full`], [`empty`] or [`boxed`].
 pub type UpstreamBody = UnsyncBoxBody<Bytes, BodyError>;
@@ -97,13 +104,49 @@ pub fn empty() -> UpstreamBody {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// A streamed body, such as a client's [`Incoming`].
+/// A streamed body, such as a client's [`hyper::body::Incoming`]. It breaks off where nothing comes for [`UPLOAD_IDLE`].
 pub fn boxed<B>(body: B) -> UpstreamBody
 where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: StdError + Send + Sync + 'static,
 {
-    body.map_err(BodyError::new).boxed_unsync()
+    Upload { body, limit: UPLOAD_IDLE, alarm: None }.boxed_unsync()
+}
+
+/// A streamed body and the patience with it.
+struct Upload<B> {
+    body: B,
+    limit: Duration,
+    /// Runs while the body makes the upstream wait.
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> http_body::Body for Upload<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: StdError + Send + Sync + 'static,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
+            this.alarm = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::new)));
+        }
+        let limit = this.limit;
+        ready!(this.alarm.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx));
+        Poll::Ready(Some(Err(BodyError::new("nothing more came"))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 // === errors ===
@@ -346,12 +389,14 @@ async fn exchange(pools: &Pools, mut request: Request<UpstreamBody>) -> Result<R
     if let Some(watch) = response.extensions().get::<Arc<Watch>>() {
         watch.answered();
     }
-    if let Err(violation) = check_head(&response) {
-        if let Some(connected) = connection.connection_metadata().as_ref() {
-            connected.poison();
-        }
-        return Err(SendError::new(SendErrorKind::Protocol, violation));
+    let checked = check_head(&response);
+    // To a server of HTTP/1.0 hyper would send no body at all the next time, where its length is not known.
+    if (checked.is_err() || response.version() < Version::HTTP_11)
+        && let Some(connected) = connection.connection_metadata().as_ref()
+    {
+        connected.poison();
     }
+    checked.map_err(|violation| SendError::new(SendErrorKind::Protocol, violation))?;
     Ok(response.map(BodyExt::boxed_unsync))
 }
 
@@ -942,6 +987,42 @@ mod tests {
         let request = Request::post(provider.base_url.clone()).body(boxed(Broken)).unwrap();
         let error = client().send(&provider, request).await.unwrap_err();
         assert_eq!(error.kind, SendErrorKind::RequestBody, "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_falls_silent_breaks_off() {
+        const LIMIT: Duration = Duration::from_millis(300);
+        let (chunks, body) = mpsc::channel::<Bytes>(1);
+        let mut body = Upload { body: Channelled(body), limit: LIMIT, alarm: None };
+        let begun = tokio::time::Instant::now();
+        let slow = tokio::spawn(async move {
+            while begun.elapsed() < LIMIT * 2 {
+                sleep(LIMIT / 6).await;
+                chunks.send(Bytes::from_static(b"x")).await.unwrap();
+            }
+            chunks
+        });
+        while begun.elapsed() < LIMIT * 2 {
+            assert!(body.frame().await.unwrap().is_ok(), "{:?}", begun.elapsed());
+        }
+        let _silent = slow.await.unwrap();
+        let error = loop {
+            if let Err(error) = body.frame().await.unwrap() {
+                break error;
+            }
+        };
+        assert_eq!(error.source().unwrap().to_string(), "nothing more came");
+    }
+
+    struct Channelled(mpsc::Receiver<Bytes>);
+
+    impl http_body::Body for Channelled {
+        type Data = Bytes;
+        type Error = io::Error;
+
+        fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+            self.0.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
+        }
     }
 
     // --- TLS

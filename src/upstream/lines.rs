@@ -72,6 +72,8 @@ struct Line {
     bell: Arc<Bell>,
     /// Rings the bell.
     waker: Waker,
+    /// Its server speaks HTTP/1.0: hyper would send such a server no body at all where its length is not known.
+    outdated: bool,
     /// [`Origin::sweeps`] when it was put down.
     kept_at: u64,
 }
@@ -125,7 +127,13 @@ impl Lines {
                 Ok(response) => return answer(line, response, origin),
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) if reused => request = unsent,
-                    _ => return Err(client::classify_exchange(failed.into_error(), &line.watch)),
+                    _ => {
+                        let error = client::classify_exchange(failed.into_error(), &line.watch);
+                        if error.is_stale() {
+                            origin.forget(line.kept_at);
+                        }
+                        return Err(error);
+                    }
                 },
             }
         }
@@ -174,8 +182,13 @@ async fn sweep(lines: Weak<Lines>) {
 }
 
 /// The reply to hand on, unless two readers could see two of them in it: then nothing more is read from its connection.
-fn answer(line: Box<Line>, response: Response<Incoming>, origin: Arc<Origin>) -> Result<Response<Received>, SendError> {
+fn answer(
+    mut line: Box<Line>,
+    response: Response<Incoming>,
+    origin: Arc<Origin>,
+) -> Result<Response<Received>, SendError> {
     line.watch.answered();
+    line.outdated = response.version() < Version::HTTP_11;
     client::check_head(&response).map_err(|violation| SendError::new(SendErrorKind::Protocol, violation))?;
     Ok(response.map(|body| {
         let mut driven = Driven { body, line: Some(line), origin };
@@ -227,9 +240,20 @@ impl Origin {
         // A task that ended would keep its memory.
         drop(line.bell.task.take());
         let mut idle = self.idle();
-        if idle.len() < IDLE_MAX {
-            idle.push((Handle::current().id(), line));
-        }
+        // The oldest gives way: else those of one core could leave no room for another's.
+        let oldest = (idle.len() >= IDLE_MAX).then(|| idle.remove(0));
+        idle.push((Handle::current().id(), line));
+        drop(idle);
+        drop(oldest);
+    }
+
+    /// Closes what was put down no later than a connection that turned out to be dead: what befell that one befell them too, and
+    /// a second try is not to meet them.
+    fn forget(&self, kept_at: u64) {
+        let mut idle = self.idle();
+        let closed: Vec<Kept> = idle.extract_if(.., |(_, line)| line.kept_at <= kept_at).collect();
+        drop(idle);
+        drop(closed);
     }
 
     fn sweep(&self) {
@@ -254,7 +278,7 @@ impl Line {
     fn new(send: SendRequest<UpstreamBody>, connection: Connection<Io, UpstreamBody>, watch: Arc<Watch>) -> Line {
         let bell = Arc::new(Bell { state: AtomicU8::new(RUNG), task: AtomicWaker::new() });
         let waker = Waker::from(bell.clone());
-        Line { send, connection: Some(connection), watch, bell, waker, kept_at: 0 }
+        Line { send, connection: Some(connection), watch, bell, waker, outdated: false, kept_at: 0 }
     }
 
     /// The reply's head. Dropped before, the connection closes with its line.
@@ -303,7 +327,7 @@ impl Line {
         if self.bell.state.load(Ordering::Acquire) == RUNG {
             self.settle();
         }
-        self.connection.is_some() && self.send.is_ready()
+        self.connection.is_some() && self.send.is_ready() && !self.outdated
     }
 
     /// Drives it until it has nothing to do. Rings wake nobody from then on.
@@ -354,8 +378,9 @@ impl Body for Driven {
         let polled = line.poll_beside(cx, |cx| Pin::new(&mut *body).poll_frame(cx));
         match &polled {
             Poll::Ready(Some(Err(_))) => this.line = None,
-            Poll::Ready(_) if this.body.is_end_stream() => this.put_down(),
             Poll::Ready(None) => this.put_down(),
+            // Whoever reads need not ask once more.
+            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() || this.body.is_end_stream() => this.put_down(),
             _ => {}
         }
         polled
@@ -496,5 +521,32 @@ mod tests {
         }
         origin.sweep();
         assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+    }
+    #[tokio::test]
+    async fn a_full_pool_takes_the_newest_connection_and_closes_the_oldest() {
+        let (listener, url) = listen().await;
+        let client = client();
+        let mut streams = Vec::new();
+        let mut replies = Vec::new();
+        for _ in 0..=IDLE_MAX {
+            let serve = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                read_head(&mut stream).await;
+                stream.write_all(OK).await.unwrap();
+                stream
+            };
+            let (stream, response) = tokio::join!(serve, client.send_anywhere(get(&url)));
+            streams.push(stream);
+            replies.push(response.unwrap());
+        }
+        for reply in replies {
+            assert_eq!(whole(reply).await, "ok");
+        }
+        assert_eq!(streams[0].read(&mut [0; 1]).await.unwrap(), 0);
+        let newest = streams.last_mut().unwrap();
+        let next = tokio::spawn(async move { client.send_anywhere(get(&url)).await.map(drop) });
+        read_head(newest).await;
+        newest.write_all(OK).await.unwrap();
+        next.await.unwrap().unwrap();
     }
 }

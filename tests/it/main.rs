@@ -14,6 +14,7 @@ mod charges;
 mod cli;
 mod config;
 mod config_store;
+mod connections;
 mod costs;
 mod docs;
 mod drain;
