@@ -31,7 +31,7 @@ const WARM_UP: Duration = Duration::from_millis(200);
 pub(crate) enum Pace {
     /// The next one when the last one is answered.
     Closed,
-    /// So many a second in all on average, whatever the answers do.
+    /// So many a second in all, whatever the answers do.
     Rate(f64),
 }
 

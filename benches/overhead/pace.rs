@@ -1,4 +1,4 @@
-//! When calls are due: an open load, as many independent clients make it.
+//! When calls are due: at a fixed rate, whatever their answers do.
 
 use std::{
     os::fd::OwnedFd,
@@ -18,20 +18,18 @@ const DUES_MAX: usize = 100_000;
 /// A connection's calls, each by the moment from which it counts.
 pub(crate) type Dues = mpsc::Receiver<Instant>;
 
-/// Tells connections in turns when to call, `rate` times a second on average, at moments that know nothing of each other (a
-/// Poisson process).
+/// Tells connections in turns when to call, one call after the other at even distances.
 ///
 /// It has a timer of its own: tokio's go by the millisecond, in which a busy gateway gets twenty calls, and twenty calls that
 /// come at once measure the load generator.
 pub(crate) struct Pacer {
     timer: AsyncFd<OwnedFd>,
-    rate: f64,
+    interval: Duration,
     connections: Vec<mpsc::Sender<Instant>>,
-    random: u64,
 }
 
 impl Pacer {
-    /// A pacer, and what it will tell each connection.
+    /// A pacer of `rate` calls a second, and what it will tell each connection.
     pub(crate) fn new(rate: f64, connections: usize) -> anyhow::Result<(Pacer, Vec<Dues>)> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
@@ -41,16 +39,17 @@ impl Pacer {
         )]
         let timer = AsyncFd::new(timer)?;
         let (connections, dues) = (0..connections).map(|_| mpsc::channel(DUES_MAX)).unzip();
-        Ok((Pacer { timer, rate, connections, random: 0x9E37_79B9_7F4A_7C15 }, dues))
+        let interval = Duration::from_secs_f64(1.0 / rate.max(1.0));
+        Ok((Pacer { timer, interval, connections }, dues))
     }
 
     /// Goes on until `ends`; connections then see the end of their calls.
     ///
     /// A call counts from when it was told, not from when it was due: that the load generator was late is no fault of its subject.
-    pub(crate) async fn run(mut self, ends: Instant) -> anyhow::Result<()> {
+    pub(crate) async fn run(self, ends: Instant) -> anyhow::Result<()> {
         let mut due = Instant::now();
         for turn in (0..self.connections.len()).cycle() {
-            due += self.gap();
+            due += self.interval;
             if due >= ends {
                 break;
             }
@@ -78,15 +77,5 @@ impl Pacer {
                 return Ok(());
             }
         }
-    }
-
-    /// Exponentially distributed, from xorshift64*, the same in each run.
-    fn gap(&mut self) -> Duration {
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        let bits = self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11;
-        let share = (bits + 1) as f64 / (1_u64 << 53) as f64;
-        Duration::from_secs_f64(-share.ln() / self.rate)
     }
 }

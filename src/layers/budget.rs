@@ -41,11 +41,12 @@ impl Step for ReserveBudget {
     type Next = Admitted;
 
     async fn handle<S: Inner<Admitted>>(&'static self, opened: Opened, mut inner: S) -> Answer {
-        let Opened { quoted, record } = opened;
+        let Opened { quoted, mut record } = opened;
         let began = Instant::now();
         let (reservation, clamped) = match self.admit(&quoted).await {
             Ok(admitted) => admitted,
             Err(error) => {
+                record.facts().waited = began.elapsed();
                 let downgrade = downgrade(&quoted, &error);
                 return Err(Failure { downgrade, ..Failure::recorded(error, record) });
             }

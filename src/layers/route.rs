@@ -5,6 +5,7 @@
 //! spliced from two replies.
 
 use std::{
+    error::Error,
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, SystemTime},
@@ -777,7 +778,11 @@ fn unreachable(target: &Target, error: &SendError) -> GatewayError {
         SendErrorKind::RequestBody => return GatewayError::RequestTimeout("the client stopped sending it"),
     };
     // Addresses and certificates are for the operator's log, not for the client.
-    tracing::warn!(target.name = %named(target), error = %error, "an upstream attempt failed: {reason}");
+    let mut cause: &dyn Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    tracing::warn!(target.name = %named(target), error = %error, %cause, "an upstream attempt failed: {reason}");
     GatewayError::UpstreamUnreachable { target: named(target), reason }
 }
 

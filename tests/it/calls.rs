@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tollgate::{
     record::{CallRow, Outcome, UsageSource},
     store::records::{
@@ -84,6 +84,20 @@ async fn each_attempt_stands_in_the_row_with_its_result() {
     assert_eq!(went, [("gone/a", None, "unreachable"), ("broken/b", Some(503), "error"), ("spare/c", Some(200), "ok")]);
     assert!(row.attempt_list.is_sorted_by_key(|attempt| attempt.start_us));
     assert_eq!((&*row.provider, row.attempts), ("spare", 3));
+}
+
+#[tokio::test]
+async fn the_log_says_why_a_provider_could_not_be_reached() {
+    let gateway = Gateway::bare().provider_at("gone", &closed_port().await).key("dev", KEY, r#", models: ["*"]"#);
+    let gateway = gateway.run().await;
+
+    gateway.hello("gone/a").send().await.expect(502);
+
+    let failure =
+        |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("an upstream attempt failed"));
+    let lines = eventually("the line", DEADLINE, async || gateway.log_lines(), |lines| lines.iter().any(failure)).await;
+    let cause = &lines.iter().find(|line| failure(line)).unwrap()["cause"];
+    assert!(cause.as_str().is_some_and(|cause| cause.contains("Connection refused")), "{cause}");
 }
 
 #[tokio::test]
