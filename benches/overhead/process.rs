@@ -23,6 +23,8 @@ pub(crate) struct Process {
 pub(crate) struct Memory {
     /// Resident now.
     pub(crate) resident_kib: u64,
+    /// Of that, what is no page of a file: of the program, above all, which the system shares between processes and can drop.
+    pub(crate) own_kib: u64,
     /// The most that was resident.
     pub(crate) peak_kib: u64,
 }
@@ -71,6 +73,7 @@ impl Process {
                 Ok(line.split_whitespace().nth(1).context("a value")?.parse()?)
             };
             memory.resident_kib += field("VmRSS:")?;
+            memory.own_kib += field("RssAnon:")?;
             memory.peak_kib += field("VmHWM:")?;
         }
         Ok(memory)

@@ -24,7 +24,7 @@ pub(crate) enum Measured {
 }
 
 /// The figures: what they are called, and their unit.
-const FIGURES: [(&str, &str); 13] = [
+const FIGURES: [(&str, &str); 14] = [
     ("calls", "/s"),
     ("cpu_per_call", "µs"),
     ("p50_saturated", "µs"),
@@ -35,6 +35,7 @@ const FIGURES: [(&str, &str); 13] = [
     ("added_p99_half_load", "µs"),
     ("cpu_per_chunk", "µs"),
     ("rss_idle", "MiB"),
+    ("own_idle", "MiB"),
     ("rss_loaded", "MiB"),
     ("rss_peak", "MiB"),
     ("start_to_ready", "ms"),
@@ -101,6 +102,7 @@ impl Report {
     /// Adds the memory before the first call.
     pub(crate) fn idle_rss(&mut self, subject: &'static str, memory: Memory) {
         self.push("rss_idle", subject, memory.resident_kib as f64 / 1024.0);
+        self.push("own_idle", subject, memory.own_kib as f64 / 1024.0);
     }
 
     /// Adds the memory after the last call.
