@@ -137,6 +137,7 @@ def test_the_build_context_holds_all_that_cargo_asks_for(tmp_path):
         if source.is_dir():
             shutil.copytree(source, tmp_path / entry)
         elif source.exists():
+            (tmp_path / entry).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, tmp_path / entry)
     succeeds("cargo", "metadata", "--no-deps", "--offline", "--format-version=1", cwd=tmp_path)
     for path in (tmp_path / "src").rglob("*.rs"):
