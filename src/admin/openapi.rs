@@ -3,6 +3,8 @@
 //! What is served is the committed file. To put the description together takes memory and time that a gateway has no use for, so
 //! that only the test does.
 
+use std::convert::Infallible;
+
 use axum::{
     Router,
     extract::Request,
@@ -10,7 +12,6 @@ use axum::{
     routing::{MethodRouter, Route, get},
 };
 use http::header;
-use std::convert::Infallible;
 use tower::{Layer, Service};
 
 use super::Admin;

@@ -18,6 +18,7 @@ use crate::{
     layers::{Inner, Step},
     policy::keys::Caller,
     recorder,
+    upstream::client::UPLOAD_IDLE,
     wire::{
         coding::{DecodeError, Decoder},
         endpoint::Endpoint,
@@ -25,8 +26,6 @@ use crate::{
     },
 };
 
-/// Longest silence of a client that is sending its body.
-const BODY_IDLE: Duration = Duration::from_secs(30);
 /// From then on a body must have come at [`BODY_BYTES_PER_SECOND_MIN`] on average.
 const BODY_GRACE: Duration = Duration::from_secs(10);
 const BODY_BYTES_PER_SECOND_MIN: u64 = 1024;
@@ -131,7 +130,7 @@ async fn collect(mut body: Incoming, limit_bytes: usize, deadline: Instant) -> R
 /// Until when the next piece of a body must be here.
 fn latest(began: Instant, received: u64) -> Instant {
     let paid_until = began + BODY_GRACE + Duration::from_secs(received / BODY_BYTES_PER_SECOND_MIN);
-    paid_until.min(Instant::now() + BODY_IDLE)
+    paid_until.min(Instant::now() + UPLOAD_IDLE)
 }
 
 async fn next_chunk(body: &mut Incoming, deadline: Instant) -> Result<Option<Bytes>, GatewayError> {

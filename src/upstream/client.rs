@@ -69,7 +69,7 @@ const TCP_KEEP_ALIVE: Duration = Duration::from_secs(60);
 const TCP_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const TCP_KEEP_ALIVE_RETRIES: u32 = 4;
 
-/// Longest silence of a client whose body is passed on as it comes; as where one is read first.
+/// Longest silence of a client that is sending its body, whether that is passed on as it comes or read first.
 pub const UPLOAD_IDLE: Duration = Duration::from_secs(30);
 
 /// A request's body on its way upstream. Build it with [`full`], [`empty`] or [`boxed`].
